@@ -1,0 +1,1 @@
+"""The REST service: thin translations over one core."""

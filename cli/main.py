@@ -1,0 +1,5 @@
+"""Entry point of the command `sandbox`."""
+
+
+def run() -> None:
+    """Run the command line."""

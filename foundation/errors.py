@@ -1,0 +1,251 @@
+"""The one error tree: each error has a code, a sentence that says what to do, an HTTP status and an exit code.
+
+    TaskyardError                        500  1   internal_error
+    ├── InvalidManifest                  400  1   invalid_manifest
+    ├── InvalidParameter                 400  1   invalid_parameter
+    ├── UnsupportedMediaType             415  1   unsupported_media_type
+    ├── PayloadTooLarge                  413  1   payload_too_large
+    ├── NotFound                         404  2
+    │   ├── TaskNotFound                          task_not_found
+    │   ├── ArtifactNotFound                      artifact_not_found
+    │   ├── MachineNotFound                       machine_not_found
+    │   └── ImageNotFound                         image_not_found
+    ├── Conflict                         409  3
+    │   ├── DuplicateTaskId                       duplicate_task_id
+    │   ├── TaskAlreadyTerminal                   task_already_terminal
+    │   └── SessionClosed                         session_closed
+    ├── RepositoryError                  422  1
+    │   ├── RepositoryNotFound                    repository_not_found
+    │   ├── RepositoryDenied                      repository_denied
+    │   ├── RepositoryUnreachable                 repository_unreachable
+    │   ├── RepositoryNotAllowed                  repository_not_allowed
+    │   └── RefNotFound                           ref_not_found
+    ├── SecretUnavailable                422  1   secret_unavailable
+    ├── MachineError                     500  1   machine_error
+    │   ├── MachineLost                           machine_lost
+    │   ├── GuestUnreachable                      guest_unreachable
+    │   └── ImageBuildFailed                      image_build_failed
+    ├── InsufficientResources            507  1   insufficient_resources
+    ├── ServiceUnavailable               503  5   service_unavailable
+    │   ├── EngineUnavailable                     engine_unavailable
+    │   └── BucketUnavailable                     bucket_unavailable
+    └── HostNotReady                     503  1   host_not_ready
+
+Exit codes follow the published client: 1 anything else, 2 not found, 3 conflict, 4 not authorised, 5 timed out or
+not reachable (Task Orchestration contract, section 4.3).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class TaskyardError(Exception):
+    """Root of all errors a user can meet.
+
+    ``message`` is a sentence that says what was wrong and what to do. ``details`` holds JSON-ready facts.
+    ``retryable`` says whether doing the same again can help; the workflow's retry policies read it.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    http_status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+
+class InvalidManifest(TaskyardError):
+    """The manifest was refused; ``details["errors"]`` lists every fault as ``{"field", "message", "validation"}``."""
+
+    code = "invalid_manifest"
+    http_status = 400
+
+
+class InvalidParameter(TaskyardError):
+    """A query parameter, option or setting has a value that is not allowed."""
+
+    code = "invalid_parameter"
+    http_status = 400
+
+
+class UnsupportedMediaType(TaskyardError):
+    """The body's content type is none that the endpoint reads."""
+
+    code = "unsupported_media_type"
+    http_status = 415
+
+
+class PayloadTooLarge(TaskyardError):
+    """The body is larger than the endpoint takes."""
+
+    code = "payload_too_large"
+    http_status = 413
+
+
+class NotFound(TaskyardError):
+    """What was named does not exist."""
+
+    code = "not_found"
+    http_status = 404
+    exit_code = 2
+
+
+class TaskNotFound(NotFound):
+    """No task run has this id."""
+
+    code = "task_not_found"
+
+
+class ArtifactNotFound(NotFound):
+    """The task run has no artifact of this name."""
+
+    code = "artifact_not_found"
+
+
+class MachineNotFound(NotFound):
+    """No machine of this id is on this host."""
+
+    code = "machine_not_found"
+
+
+class ImageNotFound(NotFound):
+    """The guest image is not built on this host, or the profile does not exist."""
+
+    code = "image_not_found"
+
+
+class Conflict(TaskyardError):
+    """The request does not fit the state of what it names."""
+
+    code = "conflict"
+    http_status = 409
+    exit_code = 3
+
+
+class DuplicateTaskId(Conflict):
+    """A task run with this id was already submitted."""
+
+    code = "duplicate_task_id"
+
+
+class TaskAlreadyTerminal(Conflict):
+    """The task run has already ended."""
+
+    code = "task_already_terminal"
+
+
+class SessionClosed(Conflict):
+    """The agent's session takes no further messages."""
+
+    code = "session_closed"
+
+
+class RepositoryError(TaskyardError):
+    """The repository could not be staged."""
+
+    code = "repository_error"
+    http_status = 422
+
+
+class RepositoryNotFound(RepositoryError):
+    """The server answered, and has no such repository."""
+
+    code = "repository_not_found"
+
+
+class RepositoryDenied(RepositoryError):
+    """The server wants credentials that the run does not have."""
+
+    code = "repository_denied"
+
+
+class RepositoryUnreachable(RepositoryError):
+    """The repository's server did not answer."""
+
+    code = "repository_unreachable"
+    retryable = True
+
+
+class RepositoryNotAllowed(RepositoryError):
+    """The repository's transport is not one that this installation allows."""
+
+    code = "repository_not_allowed"
+
+
+class RefNotFound(RepositoryError):
+    """The repository has no such branch or commit, or no such subpath in it."""
+
+    code = "ref_not_found"
+
+
+class SecretUnavailable(TaskyardError):
+    """A secret reference cannot be resolved on the host."""
+
+    code = "secret_unavailable"
+    http_status = 422
+
+
+class MachineError(TaskyardError):
+    """The machine could not be made, started or entered."""
+
+    code = "machine_error"
+    retryable = True
+
+
+class MachineLost(MachineError):
+    """The machine's process has ended."""
+
+    code = "machine_lost"
+    retryable = False
+
+
+class GuestUnreachable(MachineError):
+    """The machine runs, but its guest does not answer; it may yet."""
+
+    code = "guest_unreachable"
+
+
+class ImageBuildFailed(MachineError):
+    """The guest image could not be built."""
+
+    code = "image_build_failed"
+    retryable = False
+
+
+class InsufficientResources(TaskyardError):
+    """No host can ever give what the manifest asks for; ``details`` has requested and available figures."""
+
+    code = "insufficient_resources"
+    http_status = 507
+
+
+class ServiceUnavailable(TaskyardError):
+    """A service that the answer needs cannot be reached now."""
+
+    code = "service_unavailable"
+    http_status = 503
+    exit_code = 5
+    retryable = True
+
+
+class EngineUnavailable(ServiceUnavailable):
+    """Temporal cannot be reached."""
+
+    code = "engine_unavailable"
+
+
+class BucketUnavailable(ServiceUnavailable):
+    """The bucket cannot be reached."""
+
+    code = "bucket_unavailable"
+
+
+class HostNotReady(TaskyardError):
+    """Something that the command needs is missing on this host (``sandbox doctor`` says what)."""
+
+    code = "host_not_ready"
+    http_status = 503

@@ -1,0 +1,178 @@
+"""Settings of every process, read from the environment with the prefix TASKYARD_."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import socket
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from foundation.errors import HostNotReady
+
+# A unix socket's address holds 108 bytes; the longest name below the socket directory takes 40 of them.
+_SOCKET_DIR_MAX = 66
+
+
+def _default_home() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "taskyard"
+
+
+class Settings(BaseSettings):
+    """What an operator can set. ``sandbox config`` prints all of it with the values in force."""
+
+    model_config = SettingsConfigDict(env_prefix="TASKYARD_", extra="ignore", populate_by_name=True)
+
+    home: Path = Field(default_factory=_default_home, description="Directory of all state on this host")
+    image_dir: Path | None = Field(None, description="Directory of guest images; default: images/ below home")
+    log_format: Literal["text", "json"] = Field("text", description="Format of the processes' own logs")
+
+    api_host: str = Field("127.0.0.1", description="Address the REST API listens on")
+    api_port: int = Field(8122, ge=1, le=65535, description="Port the REST API listens on")
+
+    temporal_address: str | None = Field(
+        None, description="host:port of a Temporal cluster; default: the embedded dev server"
+    )
+    temporal_namespace: str = Field("default", description="Temporal namespace")
+    temporal_tls: bool = Field(False, description="Use TLS towards Temporal")
+    temporal_api_key: SecretStr | None = Field(None, description="API key for Temporal Cloud")
+    temporal_port: int = Field(7233, ge=1, le=65535, description="Port of the embedded Temporal dev server")
+    temporal_ui_port: int = Field(8233, ge=1, le=65535, description="Port of the embedded Temporal web UI")
+    task_queue: str = Field("taskyard", description="Temporal task queue that every worker polls")
+
+    s3_endpoint: str | None = Field(None, description="host:port of an S3 service; default: the embedded server")
+    s3_secure: bool = Field(False, description="Use TLS towards the S3 service")
+    s3_access_key: str | None = Field(None, description="S3 access key; default: made at first start")
+    s3_secret_key: SecretStr | None = Field(None, description="S3 secret key; default: made at first start")
+    s3_region: str = Field("us-east-1", description="S3 region")
+    s3_bucket: str = Field("taskyard", description="Bucket of logs, artifacts and final records")
+    s3_port: int = Field(8333, ge=1, le=65535, description="Port of the embedded S3 server")
+
+    host_name: str = Field(default_factory=socket.gethostname, description="Name of this VM host")
+    cpu_overcommit: float = Field(4.0, ge=1, description="Virtual CPUs handed out for each real one")
+    memory_reserve: str = Field("1G", description="Memory of this host that machines may not use")
+    acceleration: Literal["auto", "kvm", "tcg"] = Field(
+        "auto", description="auto boots a tiny guest once to see whether KVM really works"
+    )
+    image_mirror: str | None = Field(None, description="Debian mirror for image builds; default: the host's own")
+    allow_file_repositories: bool = Field(False, description="Allow file:// repositories of this host")
+    secret_file_roots: list[Path] = Field(
+        default_factory=lambda: [Path("/run/secrets")],
+        description="Directories below which secrets of source 'file' may lie; secrets/ below home always may",
+    )
+    secret_env_names: list[str] = Field(
+        default_factory=lambda: ["*"],
+        description="Glob patterns of environment variables that secrets of source 'env' may name; "
+        "TASKYARD_* and ANTHROPIC_* never may",
+    )
+    preserve_for: str = Field("24h", description="How long a preserved machine is kept before it is torn down")
+
+    anthropic_api_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("TASKYARD_ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY"),
+        description="Key of the model provider; it never enters a machine. Not set: the scripted model answers",
+    )
+    anthropic_base_url: str = Field(
+        "https://api.anthropic.com",
+        validation_alias=AliasChoices("TASKYARD_ANTHROPIC_BASE_URL", "ANTHROPIC_BASE_URL"),
+        description="Base URL of the model API behind the gateway",
+    )
+    scenario: Path | None = Field(
+        None, description="Scenario file (or directory of them) of the scripted model; default: the built-in ones"
+    )
+
+    # Paths below home: the one place that names them.
+
+    @property
+    def images(self) -> Path:
+        return self.image_dir or self.home / "images"
+
+    @property
+    def machines(self) -> Path:
+        return self.home / "machines"
+
+    @property
+    def mirrors(self) -> Path:
+        return self.home / "mirrors"
+
+    @property
+    def staging(self) -> Path:
+        return self.home / "staging"
+
+    @property
+    def gateway(self) -> Path:
+        return self.home / "gateway"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @cached_property
+    def sockets(self) -> Path:
+        """Directory of unix sockets; outside home when home's path is too long for a socket address."""
+        inside = self.home / "run"
+        if len(os.fsencode(inside)) <= _SOCKET_DIR_MAX:
+            return inside
+        digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"taskyard-{os.getuid()}-{digest}"
+
+    # Addresses in force.
+
+    @property
+    def embedded_temporal(self) -> bool:
+        return self.temporal_address is None
+
+    @property
+    def embedded_bucket(self) -> bool:
+        return self.s3_endpoint is None
+
+    @property
+    def temporal_target(self) -> str:
+        return self.temporal_address or f"127.0.0.1:{self.temporal_port}"
+
+    @property
+    def s3_target(self) -> str:
+        return self.s3_endpoint or f"127.0.0.1:{self.s3_port}"
+
+    @property
+    def model_is_scripted(self) -> bool:
+        return self.anthropic_api_key is None
+
+    def s3_credentials(self) -> tuple[str, str]:
+        """Access key and secret key: the ones set, else the embedded server's own, made at first use.
+
+        Raises HostNotReady when an S3 service is set without its keys.
+        """
+        if self.s3_access_key and self.s3_secret_key:
+            return self.s3_access_key, self.s3_secret_key.get_secret_value()
+        if not self.embedded_bucket:
+            raise HostNotReady(
+                "TASKYARD_S3_ENDPOINT is set without keys; set TASKYARD_S3_ACCESS_KEY and TASKYARD_S3_SECRET_KEY too"
+            )
+        return self._embedded_credentials()
+
+    def _embedded_credentials(self) -> tuple[str, str]:
+        path = self.home / "credentials.json"
+        self.home.mkdir(parents=True, exist_ok=True)
+        made = {"access_key": "taskyard-" + secrets.token_hex(6), "secret_key": secrets.token_urlsafe(30)}
+        # Written beside and linked into place: of two processes that start at once, both read the same keys.
+        draft = path.with_name(f".credentials.{os.getpid()}.{secrets.token_hex(4)}")
+        if not path.exists():
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(made, file)
+            try:
+                os.link(draft, path)
+            except FileExistsError:
+                pass
+            finally:
+                draft.unlink()
+        stored = json.loads(path.read_text())
+        return stored["access_key"], stored["secret_key"]

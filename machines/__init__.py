@@ -1,0 +1,1 @@
+"""What a virtual machine is: image, process, disks, SSH, capacity. Knows nothing of tasks."""

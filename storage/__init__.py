@@ -1,0 +1,1 @@
+"""The bucket: its layout, the run log, artifacts and final records."""

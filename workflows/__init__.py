@@ -1,0 +1,1 @@
+"""The durable logic and its contracts. Deterministic: nothing in here does I/O."""

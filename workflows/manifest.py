@@ -1,0 +1,318 @@
+"""The task manifest: its shape, defaults and rules (Task Orchestration contract, section 1)."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from foundation.errors import InvalidManifest
+from foundation.units import parse_duration, parse_size
+
+_TASK_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+_ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_SCP_URL = re.compile(r"^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!//).+$")
+_COMMIT = re.compile(r"^[0-9a-fA-F]{7,64}$")
+_LABEL_KEY = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")
+
+
+def _check_size(text: str) -> str:
+    parse_size(text)
+    return text
+
+
+def _check_duration(text: str) -> str:
+    parse_duration(text)
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+Size = Annotated[str, AfterValidator(_check_size)]
+Duration = Annotated[str, AfterValidator(_check_duration)]
+Text = Annotated[str, AfterValidator(_not_blank)]
+
+
+class NetworkMode(StrEnum):
+    """What the guest can reach beside the model gateway."""
+
+    ISOLATED = "isolated"
+    OUTBOUND = "outbound"
+    FULL = "full"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Metadata(_Part):
+    """Name, id and labels of the run. Without an id the server makes one."""
+
+    id: str | None = Field(None, description="Unique id; made by the server when absent")
+    name: Text = Field(description="Shown in lists")
+    labels: dict[str, str] = Field(default={}, description="Filterable key-value pairs")
+
+    @field_validator("id", mode="before")
+    @classmethod
+    def _blank_is_absent(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("id")
+    @classmethod
+    def _safe_id(cls, value: str | None) -> str | None:
+        if value is not None and not _TASK_ID.match(value):
+            raise ValueError(
+                "may hold letters, digits, '.', '_' and '-', starts with a letter or digit, 63 characters at most"
+            )
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _label_keys(cls, value: dict[str, str]) -> dict[str, str]:
+        for key in value:
+            if not _LABEL_KEY.match(key):
+                raise ValueError(f"label key '{key}' may hold letters, digits, '.', '_', '-' and '/', 63 at most")
+        return value
+
+
+class Repository(_Part):
+    """Where the work is. The machine never needs the network to get it."""
+
+    url: Text = Field(description="https, http, ssh or scp-like URL; file by setting")
+    branch: Text = Field(description="Branch to check out")
+    commit: str | None = Field(None, description="Commit to check out instead of the branch's tip")
+    subpath: str | None = Field(None, description="Directory in the repository in which the agent starts")
+
+    @field_validator("url")
+    @classmethod
+    def _transport(cls, value: str) -> str:
+        if value.startswith(("https://", "http://", "ssh://", "file://")) or _SCP_URL.match(value):
+            if re.match(r"^https?://[^/@]*:[^/@]*@", value):
+                raise ValueError("must not hold a password; name the credentials in the host's git configuration")
+            return value
+        raise ValueError("must start with https://, http://, ssh:// or be of the form user@host:path")
+
+    @field_validator("branch")
+    @classmethod
+    def _plain_ref(cls, value: str) -> str:
+        if value.startswith("-") or re.search(r"[\s~^:?*\[\\]|\.\.|@\{|//|\.lock$|/$|\.$", value):
+            raise ValueError(f"'{value}' is not a branch name")
+        return value
+
+    @field_validator("commit")
+    @classmethod
+    def _hex_commit(cls, value: str | None) -> str | None:
+        if value is not None and not _COMMIT.match(value):
+            raise ValueError("must be a commit id of 7 to 64 hexadecimal digits")
+        return value
+
+    @field_validator("subpath")
+    @classmethod
+    def _inside(cls, value: str | None) -> str | None:
+        if value is not None and (value.startswith("/") or ".." in value.split("/")):
+            raise ValueError("must be a relative path inside the repository")
+        return value or None
+
+
+class Claude(_Part):
+    """How Claude Code is run."""
+
+    prompt: Text = Field(description="What the agent is to do")
+    headless: bool = Field(True, description="End the session after the result when no message is waiting")
+    skip_permissions: bool = Field(True, description="Let the agent use its tools without asking")
+    output_format: Literal["stream-json"] = Field(
+        "stream-json", description="Format of the run log's stdout; the agent's own event stream"
+    )
+    model: Text = Field("claude-sonnet-4-5-20250929", description="Model name passed to Claude Code")
+    allowed_tools: list[Text] = Field(default=[], description="Tools the agent may use; empty means all")
+    mcp_config: dict[str, Any] | None = Field(None, description="MCP servers; ${NAME} names a secret of the run")
+    max_turns: int | None = Field(None, ge=1, description="Most turns the agent may take")
+
+
+class VmSpec(_Part):
+    """Shape and network of the machine."""
+
+    profile: str = Field("agentic-dev", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="Guest image profile")
+    cpus: int = Field(4, ge=1, le=256, description="Virtual CPUs")
+    memory: Size = Field("8G", description="Memory, such as 512M or 8G")
+    disk: Size = Field("40G", description="Size of the root disk and of the workspace disk, both thin")
+    network_mode: NetworkMode = Field(NetworkMode.ISOLATED, description="isolated, outbound or full")
+    allowed_hosts: list[Text] = Field(default=[], description="Host names that outbound mode lets through")
+
+    @field_validator("memory")
+    @classmethod
+    def _enough_to_boot(cls, value: str) -> str:
+        if parse_size(value) < 512 * 2**20:
+            raise ValueError(f"'{value}' is too little for a guest to start; give at least 512M")
+        return value
+
+    @field_validator("disk")
+    @classmethod
+    def _enough_for_image(cls, value: str) -> str:
+        if parse_size(value) < 4 * 2**30:
+            raise ValueError(f"'{value}' is too little for the guest image; give at least 4G")
+        return value
+
+
+class SecretReference(_Part):
+    """A secret by reference: resolved on the VM host, never written to history."""
+
+    name: str = Field(description="Environment variable of the agent that holds the value")
+    source: Literal["env", "file"] = Field(description="env: the worker's environment; file: a file of the VM host")
+    key: Text = Field(description="Variable name or absolute path")
+
+    @field_validator("name")
+    @classmethod
+    def _env_name(cls, value: str) -> str:
+        if not _ENV_NAME.match(value):
+            raise ValueError(f"'{value}' is not a name for an environment variable")
+        return value
+
+    @model_validator(mode="after")
+    def _absolute_file(self) -> SecretReference:
+        if self.source == "file" and not self.key.startswith("/"):
+            raise ValueError("key must be an absolute path when source is file")
+        return self
+
+
+class Lifecycle(_Part):
+    """Time limits and what happens at the end."""
+
+    timeout: Duration = Field("24h", description="Longest run of the agent")
+    failure_action: Literal["destroy", "preserve"] = Field("destroy", description="What becomes of a failed machine")
+    artifact_patterns: list[Text] = Field(default=[], description="Globs relative to the workspace")
+    stage_timeout: Duration = Field("15m", description="Longest clone")
+    provision_timeout: Duration = Field("10m", description="Longest machine start")
+    hang_timeout: Duration = Field("30m", description="Longest time without output of the agent")
+
+    @field_validator("artifact_patterns")
+    @classmethod
+    def _relative(cls, value: list[str]) -> list[str]:
+        for pattern in value:
+            if pattern.startswith("/") or ".." in pattern.split("/"):
+                raise ValueError(f"pattern '{pattern}' must stay inside the workspace")
+        return value
+
+    def seconds(self, field: str) -> timedelta:
+        """The named duration as a timedelta."""
+        return timedelta(seconds=parse_duration(getattr(self, field)))
+
+
+class Manifest(_Part):
+    """A task as its author writes it."""
+
+    version: Literal["1"] = "1"
+    kind: Literal["Task"] = "Task"
+    metadata: Metadata
+    repository: Repository
+    claude: Claude
+    vm: VmSpec = Field(default_factory=VmSpec)
+    secrets: list[SecretReference] = []
+    lifecycle: Lifecycle = Field(default_factory=Lifecycle)
+
+    @field_validator("secrets")
+    @classmethod
+    def _unique_names(cls, value: list[SecretReference]) -> list[SecretReference]:
+        seen: set[str] = set()
+        for secret in value:
+            if secret.name in seen:
+                raise ValueError(f"secret '{secret.name}' is given twice")
+            seen.add(secret.name)
+        return value
+
+
+def parse_yaml(text: str | bytes) -> Manifest:
+    """A manifest from YAML text. Raises InvalidManifest with every fault."""
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise _unreadable("YAML", error) from error
+    return parse(data)
+
+
+def parse_json(text: str | bytes) -> Manifest:
+    """A manifest from JSON text. Raises InvalidManifest with every fault."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable("JSON", error) from error
+    return parse(data)
+
+
+def parse(data: Any) -> Manifest:
+    """A manifest from parsed data. Raises InvalidManifest whose details list every fault with its field."""
+    if not isinstance(data, dict):
+        raise InvalidManifest(
+            "The manifest is not a mapping; start it with 'version: \"1\"' and 'kind: Task'.",
+            errors=[{"field": "", "message": "must be a mapping", "validation": "type"}],
+        )
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        faults = [_fault(item) for item in error.errors(include_url=False)]
+    raise InvalidManifest(
+        "; ".join(f"{fault['field']}: {fault['message']}" if fault["field"] else fault["message"] for fault in faults),
+        field=faults[0]["field"],
+        validation=faults[0]["validation"],
+        errors=faults,
+    )
+
+
+def _unreadable(kind: str, error: Exception) -> InvalidManifest:
+    message = f"The manifest is not readable as {kind}: {error}"
+    return InvalidManifest(message, errors=[{"field": "", "message": message, "validation": "syntax"}])
+
+
+def _fault(item: Any) -> dict[str, str]:
+    """One pydantic error as ``{field, message, validation}``; the field is written as in the manifest."""
+    field = ""
+    for part in item["loc"]:
+        field += f"[{part}]" if isinstance(part, int) else f"{'.' if field else ''}{part}"
+    if item["type"] == "missing":
+        return {"field": field, "message": "is required", "validation": "required"}
+    if item["type"] == "extra_forbidden":
+        return {"field": field, "message": _unknown_field(item["loc"]), "validation": "unknown"}
+    message = item["msg"].removeprefix("Value error, ")
+    if field == "version" and item["type"] == "literal_error":
+        message = 'must be the string "1" (with quotes in YAML)'
+    return {"field": field, "message": message[:1].lower() + message[1:], "validation": item["type"]}
+
+
+def _unknown_field(location: tuple[str | int, ...]) -> str:
+    known = _fields_at(location[:-1])
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"known fields here: {', '.join(known)}"
+    return f"is not a field of a manifest; {hint}"
+
+
+def _fields_at(location: tuple[str | int, ...]) -> list[str]:
+    model: type[BaseModel] = Manifest
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        arguments = getattr(annotation, "__args__", ())
+        model = next(
+            candidate
+            for candidate in (annotation, *arguments)
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel)
+        )
+    return list(model.model_fields)

@@ -1,0 +1,285 @@
+"""Models in and out of the workflow: submission, signals, queries and the steps' requests and results.
+
+The names and payloads of the signals ``cancel`` and ``user_message`` and of the query ``status`` are public API:
+other systems use them directly (docs/signals.md).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from workflows.manifest import Claude, Manifest, Repository, SecretReference, VmSpec
+from workflows.states import Cause, TaskState
+
+
+class Message(BaseModel):
+    """Base of all messages: unknown fields are kept out, so that old and new processes understand one another."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+# --- what goes into the workflow
+
+
+class TaskSubmission(Message):
+    """Argument of ``TaskWorkflow``."""
+
+    task_id: str
+    manifest: Manifest
+
+
+class CancelRequest(Message):
+    """Payload of the signal ``cancel``. ``force`` kills the agent without its grace period."""
+
+    reason: str = "User requested cancellation"
+    force: bool = False
+
+
+class UserMessage(Message):
+    """Payload of the signal ``user_message``: a further turn for the running agent.
+
+    ``id`` makes the delivery idempotent; without one, each signal is a message of its own.
+    """
+
+    text: str = Field(min_length=1)
+    id: str | None = None
+
+
+# --- what comes out of it
+
+
+class AgentProgress(Message):
+    """Live figures of the agent, derived from its stream-json output."""
+
+    output_bytes: int = 0
+    tool_calls: int = 0
+    current_tool: str | None = None
+    last_activity_at: datetime | None = None
+
+
+class TokenUsage(Message):
+    """Tokens that the model gateway counted for the run."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+
+
+class Transition(Message):
+    """One change of state."""
+
+    state: TaskState
+    at: datetime
+
+
+class TaskStatus(Message):
+    """Answer of the query ``status``, and (as JSON) the memo and the final record of a run.
+
+    ``error`` is a sentence and ``cause`` its class; both are null while nothing went wrong. ``ssh_command`` is set
+    while a preserved machine can be entered.
+    """
+
+    id: str
+    name: str
+    labels: dict[str, str] = {}
+    state: TaskState = TaskState.PENDING
+    state_message: str | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    state_changed_at: datetime
+    vm_name: str | None = None
+    vm_ip: str | None = None
+    host: str | None = None
+    exit_code: int | None = None
+    cause: Cause | None = None
+    error: str | None = None
+    ssh_command: str | None = None
+    base_commit: str | None = None
+    result: str | None = None
+    usage: TokenUsage | None = None
+    progress: AgentProgress = Field(default_factory=AgentProgress)
+    transitions: list[Transition] = []
+    undelivered_messages: list[str] = []
+    manifest: Manifest | None = None
+
+
+# --- the steps: one request and one result each
+
+
+class ReserveRequest(Message):
+    """Ask the hosts for room. ``machine_id`` is the run's own, so asking twice reserves once."""
+
+    task_id: str
+    workflow_id: str
+    run_id: str
+    machine_id: str
+    vm: VmSpec
+    deadline: datetime
+
+
+class Lease(Message):
+    """Room reserved on one host: later steps run on ``task_queue``, which only that host polls."""
+
+    machine_id: str
+    host: str
+    task_queue: str
+
+
+class StageRequest(Message):
+    """Make the workspace image of a repository; ``disk`` is the manifest's size of it."""
+
+    task_id: str
+    machine_id: str
+    repository: Repository
+    disk: str
+
+
+class StageResult(Message):
+    """``workspace_image`` is a path on the host. Sizes in bytes."""
+
+    base_commit: str
+    workspace_image: str
+    files: int = 0
+    size_bytes: int = 0
+
+
+class ProvisionRequest(Message):
+    """Make the reserved machine run, with the workspace attached."""
+
+    task_id: str
+    machine_id: str
+    vm: VmSpec
+    workspace_image: str
+
+
+class ProvisionResult(Message):
+    """The running machine; ``image`` is the guest image's digest."""
+
+    vm_name: str
+    vm_ip: str
+    acceleration: str
+    image: str
+    boot_seconds: float
+
+
+class SecretsRequest(Message):
+    """Resolve the references on the host and write the values into the guest's tmpfs."""
+
+    machine_id: str
+    task_id: str
+    secrets: list[SecretReference]
+
+
+class SecretsResult(Message):
+    """Names only; values never leave the step."""
+
+    names: list[str] = []
+
+
+class AgentRequest(Message):
+    """Start (once) and follow the agent. ``secret_names`` become its environment."""
+
+    task_id: str
+    machine_id: str
+    claude: Claude
+    subpath: str | None = None
+    secrets: list[SecretReference] = []
+    run_timeout: timedelta
+    hang_timeout: timedelta
+
+
+class AgentResult(Message):
+    """How the agent ended. ``cause`` is null when it succeeded: a result that is no error, and exit code 0."""
+
+    exit_code: int | None = None
+    cause: Cause | None = None
+    error: str | None = None
+    result: str | None = None
+    session_id: str | None = None
+    num_turns: int | None = None
+    total_cost_usd: float | None = None
+    usage: TokenUsage | None = None
+    progress: AgentProgress = Field(default_factory=AgentProgress)
+
+
+class StopAgentRequest(Message):
+    """Stop the agent: TERM, 30 s of grace, KILL; with ``force`` KILL at once."""
+
+    machine_id: str
+    force: bool = False
+
+
+class DeliverRequest(Message):
+    """Hand a user message to the agent, once for each ``message_id``."""
+
+    task_id: str
+    machine_id: str
+    message_id: str
+    text: str
+
+
+class CollectRequest(Message):
+    """Collect artifacts from the workspace disk, whether the guest lives or not.
+
+    ``status`` becomes metadata.json; ``secrets`` are redacted from what is stored.
+    """
+
+    task_id: str
+    machine_id: str
+    repository: Repository
+    base_commit: str
+    patterns: list[str]
+    secrets: list[SecretReference] = []
+    agent: AgentResult | None = None
+    status: TaskStatus
+
+
+class Artifact(Message):
+    """One stored artifact. ``name`` is unique in the run; ``path`` is relative to the workspace; sha256 in hex."""
+
+    name: str
+    path: str
+    size_bytes: int
+    content_type: str
+    sha256: str
+    created_at: datetime
+    redacted: bool = False
+
+
+class CollectResult(Message):
+    """What was stored."""
+
+    artifacts: list[Artifact] = []
+
+
+class ReleaseRequest(Message):
+    """End of the machine: torn down, or kept until ``preserve_for`` has passed."""
+
+    task_id: str
+    machine_id: str
+    preserve: bool = False
+
+
+class ReleaseResult(Message):
+    """Set when the machine was preserved."""
+
+    ssh_command: str | None = None
+    preserved_until: datetime | None = None
+
+
+class LogEventRequest(Message):
+    """One event for the run log, written by the workflow's host."""
+
+    task_id: str
+    event: dict[str, Any]
+
+
+class FinishRequest(Message):
+    """Write the final record and close the run log."""
+
+    status: TaskStatus

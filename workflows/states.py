@@ -1,0 +1,63 @@
+"""States of a task run and the closed list of causes that end one."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class TaskState(StrEnum):
+    """Where a task run stands (Task Orchestration contract, section 5.1)."""
+
+    PENDING = "pending"
+    STAGING = "staging"
+    PROVISIONING = "provisioning"
+    READY = "ready"
+    RUNNING = "running"
+    COMPLETING = "completing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    FAILED_PRESERVED = "failed_preserved"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """True when the run has ended and nothing about it changes any more."""
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.FAILED_PRESERVED, TaskState.CANCELLED})
+
+STATE_MESSAGES: dict[TaskState, str] = {
+    TaskState.PENDING: "Waiting for room on a host",
+    TaskState.STAGING: "Cloning repository and preparing workspace",
+    TaskState.PROVISIONING: "Creating VM",
+    TaskState.READY: "VM ready, starting execution",
+    TaskState.RUNNING: "Claude Code executing",
+    TaskState.COMPLETING: "Collecting artifacts",
+    TaskState.COMPLETED: "Task completed successfully",
+    TaskState.FAILED: "Task failed",
+    TaskState.FAILED_PRESERVED: "Task failed, VM preserved for debugging",
+    TaskState.CANCELLED: "Task cancelled",
+}
+
+
+class Cause(StrEnum):
+    """Why a run that did not complete ended: exactly one for each."""
+
+    AGENT_ERROR = "agent_error"  # Claude Code ended with a result that is an error
+    AGENT_EXIT = "agent_exit"  # Claude Code exited with a code other than 0
+    AGENT_NO_RESULT = "agent_no_result"  # Claude Code exited with 0, but reported no result
+    AGENT_START = "agent_start"  # Claude Code could not be started in the guest
+    RUN_TIMEOUT = "run_timeout"  # lifecycle.timeout passed
+    NO_OUTPUT_TIMEOUT = "no_output_timeout"  # lifecycle.hang_timeout passed without output
+    REPOSITORY = "repository"  # the repository, branch or commit cannot be staged
+    STAGE_TIMEOUT = "stage_timeout"  # lifecycle.stage_timeout passed
+    PROVISION = "provision"  # the machine could not be made or entered
+    PROVISION_TIMEOUT = "provision_timeout"  # lifecycle.provision_timeout passed
+    RESOURCES = "insufficient_resources"  # no host can give what the manifest asks for
+    SECRET = "secret"  # a secret reference cannot be resolved  # noqa: S105 -- a cause, not a credential
+    MACHINE_LOST = "machine_lost"  # the machine's process ended under the run
+    HOST_LOST = "host_lost"  # the host's worker did not come back in time
+    COLLECT = "collect"  # the artifacts could not be collected
+    CANCELLED = "cancelled"  # somebody cancelled the run
+    INTERNAL = "internal_error"  # a fault of Taskyard
