@@ -7,7 +7,6 @@ other systems use them directly (docs/signals.md).
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,7 +24,7 @@ class Message(BaseModel):
 
 
 class TaskSubmission(Message):
-    """Argument of ``TaskWorkflow``."""
+    """Argument of ``TaskWorkflow``; its task id is the workflow id without the prefix ``task-``."""
 
     task_id: str
     manifest: Manifest
@@ -46,6 +45,12 @@ class UserMessage(Message):
 
     text: str = Field(min_length=1)
     id: str | None = None
+
+
+class TurnEnded(Message):
+    """Payload of the signal ``turn_ended``, sent by the follower: the agent has answered and waits for input."""
+
+    results: int
 
 
 # --- what comes out of it
@@ -189,7 +194,6 @@ class AgentRequest(Message):
     claude: Claude
     subpath: str | None = None
     secrets: list[SecretReference] = []
-    run_timeout: timedelta
     hang_timeout: timedelta
 
 
@@ -272,11 +276,10 @@ class ReleaseResult(Message):
     preserved_until: datetime | None = None
 
 
-class LogEventRequest(Message):
-    """One event for the run log, written by the workflow's host."""
+class CloseRequest(Message):
+    """Close the agent's session: it ends after what it was already given."""
 
-    task_id: str
-    event: dict[str, Any]
+    machine_id: str
 
 
 class FinishRequest(Message):

@@ -15,12 +15,12 @@ from temporalio.common import RetryPolicy
 from workflows.messages import (
     AgentRequest,
     AgentResult,
+    CloseRequest,
     CollectRequest,
     CollectResult,
     DeliverRequest,
     FinishRequest,
     Lease,
-    LogEventRequest,
     Message,
     ProvisionRequest,
     ProvisionResult,
@@ -139,8 +139,8 @@ RELEASE = Step(
     _BEAT,
     HOST_PATIENCE,
 )
-LOG_EVENT: Step[LogEventRequest, None] = Step(
-    "log_event", LogEventRequest, None, Queue.SHARED, timedelta(seconds=30), _retry(1, 10, 0)
+CLOSE: Step[CloseRequest, None] = Step(
+    "close_session", CloseRequest, None, Queue.HOST, timedelta(minutes=1), _retry(1, 10, 5), _BEAT, HOST_PATIENCE
 )
 FINISH: Step[FinishRequest, None] = Step(
     "finish_run", FinishRequest, None, Queue.SHARED, timedelta(minutes=1), _retry(1, 30, 0)
