@@ -1,0 +1,149 @@
+"""Runs a host program on data a guest may have forged, confined by bubblewrap: no network, only the files named."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from foundation.errors import HostNotReady, MachineError
+
+# The owner that the confined program sees on every file of ours, and the owner of all files in a workspace disk.
+GUEST_UID = 1000
+
+_POLL_SECONDS = 0.5
+_GIB = 2**30
+
+
+class ConfinedTimeout(MachineError):
+    """The confined program did not end within its time limit."""
+
+    code = "machine_error"
+    retryable = False
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """What a confined program may see and use.
+
+    ``readable`` and ``writable`` map paths inside to paths of the host. ``seconds`` limits its run, ``file_bytes`` each
+    file that it writes, ``memory_bytes`` its address space.
+    """
+
+    readable: Mapping[str, Path] = field(default_factory=dict)
+    writable: Mapping[str, Path] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 600
+    file_bytes: int = 64 * _GIB
+    memory_bytes: int = 4 * _GIB
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        input: bytes = b"",  # noqa: A002 -- the name subprocess gives it
+        stdout: IO[bytes] | None = None,
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run the command to its end. Output is captured, or goes to ``stdout`` when given.
+
+        Raises ConfinedTimeout; MachineError with the program's last words when ``check`` and the exit code is not 0;
+        HostNotReady when bubblewrap is missing or may not make its namespaces.
+        """
+        process = self._start(command, stdout)
+        try:
+            output, errors = wait_for(process, input, self.seconds)
+        except TimeoutError:
+            raise ConfinedTimeout(f"{command[0]} did not end within {self.seconds:.0f} s and was stopped.") from None
+        finally:
+            end_group(process)
+        if process.returncode and errors.startswith(b"bwrap:"):
+            raise HostNotReady(
+                f"bubblewrap cannot confine {command[0]} on this host: {_last_line(errors)}. "
+                "Allow unprivileged user namespaces, and let the user of the worker own the directory of its state."
+            )
+        if check and process.returncode:
+            raise MachineError(
+                f"{command[0]} failed with exit code {process.returncode}: {_last_line(errors) or _last_line(output)}"
+            )
+        return subprocess.CompletedProcess(list(command), process.returncode, output, errors)
+
+    def _start(self, command: Sequence[str], stdout: IO[bytes] | None) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                [*self._prefix(), *command],
+                stdin=subprocess.PIPE,
+                stdout=stdout or subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except FileNotFoundError:
+            raise HostNotReady(
+                "bubblewrap (bwrap) is not installed; install it, 'sandbox doctor' names the package."
+            ) from None
+
+    def _prefix(self) -> list[str]:
+        arguments = ["bwrap", "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--clearenv"]
+        arguments += ["--uid", str(GUEST_UID), "--gid", str(GUEST_UID), "--hostname", "confined"]
+        arguments += ["--setenv", "PATH", "/usr/sbin:/usr/bin", "--setenv", "LC_ALL", "C"]
+        for name, value in self.environment.items():
+            arguments += ["--setenv", name, value]
+        arguments += _system_binds()
+        for inside, outside in self.readable.items():
+            arguments += ["--ro-bind", str(outside), inside]
+        for inside, outside in self.writable.items():
+            arguments += ["--bind", str(outside), inside]
+        limits = [f"--fsize={self.file_bytes}", f"--as={self.memory_bytes}", "--core=0", "--nofile=1024"]
+        return [*arguments, "--chdir", "/", "--", "prlimit", *limits, "--"]
+
+
+def wait_for(
+    process: subprocess.Popen[bytes], data: bytes, seconds: float, beat: Callable[[], None] = lambda: None
+) -> tuple[bytes, bytes]:
+    """Feed and drain a process until it ends; (stdout, stderr). Raises TimeoutError after ``seconds``.
+
+    Waits in short turns, so that a cancellation raised in this thread is not held up; ``beat`` is called on each.
+    """
+    deadline = time.monotonic() + seconds
+    pending: bytes | None = data
+    while True:
+        try:
+            output, errors = process.communicate(pending, timeout=_POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            pending = None
+            beat()
+            if time.monotonic() > deadline:
+                raise TimeoutError from None
+        else:
+            return output or b"", errors or b""
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of a process and its group (it leads a session of its own), and reap it."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ValueError):
+        process.communicate()
+
+
+def _system_binds() -> list[str]:
+    arguments = ["--ro-bind", "/usr", "/usr", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108 -- a path inside
+    for name in ("bin", "sbin", "lib", "lib64"):
+        path = Path("/", name)
+        if path.is_symlink():
+            arguments += ["--symlink", str(path.readlink()), str(path)]
+        elif path.exists():
+            arguments += ["--ro-bind", str(path), str(path)]
+    return arguments
+
+
+def _last_line(text: bytes) -> str:
+    lines = text.decode("utf-8", "replace").strip().splitlines()
+    return lines[-1] if lines else ""
