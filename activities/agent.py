@@ -1,0 +1,205 @@
+"""The agent's steps: run it (start once, follow to the end), stop it, speak to it, close its session."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Protocol
+
+from machines.host import MachineHost
+from storage.bucket import Bucket
+from storage.redaction import Redactor
+from storage.runlog import RunLogWriter, read_entries
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+
+from activities.agent_output import AgentOutput
+from activities.agent_session import MCP_CONFIG, AgentSession, Launch
+from activities.failures import boundary
+from activities.follower import Follower
+from activities.heartbeat import beating
+from activities.secrets import resolve_all
+from foundation.errors import GuestUnreachable
+from foundation.settings import Settings
+from foundation.units import format_seconds
+from workflows import steps
+from workflows.messages import (
+    AgentProgress,
+    AgentRequest,
+    AgentResult,
+    CloseRequest,
+    DeliverRequest,
+    StopAgentRequest,
+    TokenUsage,
+    TurnEnded,
+)
+from workflows.states import Cause
+
+GATEWAY_URL = "http://10.0.2.100"
+WORKSPACE = "/workspace"
+
+_HEARTBEAT_SECONDS = 1.0
+_SIGNAL_SECONDS = 10.0
+
+
+class RunGateway(Protocol):
+    """What the steps need of the model gateway."""
+
+    def token(self, machine_id: str) -> str:
+        """The run's token, worth nothing elsewhere."""
+
+    def usage(self, machine_id: str) -> dict[str, int]:
+        """Tokens counted so far."""
+
+
+class Agent:
+    """Steps that run Claude Code in the guest of a lease.
+
+    ``client`` and ``loop`` let the follower's thread signal its workflow.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        host: MachineHost,
+        bucket: Bucket,
+        gateway: RunGateway,
+        client: Client,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._settings = settings
+        self._host = host
+        self._bucket = bucket
+        self._gateway = gateway
+        self._client = client
+        self._loop = loop
+
+    @activity.defn(name=steps.RUN_AGENT.name)
+    @boundary
+    def run_agent(self, request: AgentRequest) -> AgentResult:
+        """Start the agent if no attempt did, and follow it to its end."""
+        token = self._gateway.token(request.machine_id)
+        secrets = resolve_all(self._settings, request.secrets)
+        redactor = Redactor({**secrets, "GATEWAY_TOKEN": token})
+        writer = RunLogWriter(self._bucket, request.task_id, redactor)
+        output = AgentOutput()
+        follower = Follower(writer, output, request.hang_timeout, self._turn_end_teller(), _Ticker(output.progress))
+        with beating():
+            offsets = writer.resume()
+            follower.read_back(read_entries(self._bucket, request.task_id))
+            try:
+                session = AgentSession(self._host.connect(request.machine_id))
+                session.start(_launch(request, token))
+            except GuestUnreachable:
+                if follower.silent_for() < request.hang_timeout.total_seconds():
+                    raise
+                return AgentResult(
+                    cause=Cause.MACHINE_LOST,
+                    error=f"The guest has not answered for {format_seconds(follower.silent_for())}.",
+                    progress=output.progress,
+                )
+        ended = follower.follow(session, offsets)
+        usage = TokenUsage.model_validate(self._gateway.usage(request.machine_id))
+        result = output.outcome(ended.exit_code, usage)
+        if follower.hung:
+            silence = format_seconds(request.hang_timeout.total_seconds())
+            result.cause = Cause.NO_OUTPUT_TIMEOUT
+            result.error = f"The agent was stopped: it wrote nothing for {silence} (lifecycle.hang_timeout)."
+        for field in ("result", "error"):
+            if text := getattr(result, field):
+                setattr(result, field, redactor.redact(text.encode()).decode(errors="replace"))
+        return result
+
+    @activity.defn(name=steps.STOP_AGENT.name)
+    @boundary
+    def stop_agent(self, request: StopAgentRequest) -> None:
+        """TERM, 30 s of grace, KILL; with ``force`` KILL at once. The follower sees the end."""
+        with beating():
+            AgentSession(self._host.connect(request.machine_id)).stop(force=request.force)
+
+    @activity.defn(name=steps.DELIVER.name)
+    @boundary
+    def deliver_message(self, request: DeliverRequest) -> None:
+        """Hand a message to the agent, once for each id."""
+        with beating():
+            AgentSession(self._host.connect(request.machine_id)).deliver(request.message_id, request.text)
+
+    @activity.defn(name=steps.CLOSE.name)
+    @boundary
+    def close_session(self, request: CloseRequest) -> None:
+        """Close the agent's session."""
+        with beating():
+            AgentSession(self._host.connect(request.machine_id)).close()
+
+    def _turn_end_teller(self) -> Callable[[int], None]:
+        info = activity.info()
+        workflow = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
+
+        def tell(results: int) -> None:
+            signal = workflow.signal("turn_ended", TurnEnded(results=results))
+            asyncio.run_coroutine_threadsafe(signal, self._loop).result(_SIGNAL_SECONDS)
+
+        return tell
+
+
+class _Ticker:
+    """Heartbeats with the live progress, and leaves when the worker is told to stop."""
+
+    def __init__(self, progress: AgentProgress) -> None:
+        self._progress = progress
+        self._due = 0.0
+
+    def __call__(self) -> None:
+        """Called by the follower several times a second."""
+        if activity.is_worker_shutdown():
+            raise ApplicationError(
+                "The worker is stopping; the next one goes on with the run.",
+                type="worker_stopping",
+                next_retry_delay=timedelta(seconds=1),
+            )
+        if time.monotonic() >= self._due:
+            activity.heartbeat(self._progress)
+            self._due = time.monotonic() + _HEARTBEAT_SECONDS
+
+
+def _launch(request: AgentRequest, token: str) -> Launch:
+    claude = request.claude
+    command = [
+        "claude",
+        "--print",
+        "--verbose",
+        "--input-format=stream-json",
+        f"--output-format={claude.output_format}",
+        f"--model={claude.model}",
+    ]
+    if claude.skip_permissions:
+        command.append("--dangerously-skip-permissions")
+    if claude.allowed_tools:
+        command.append("--allowedTools=" + ",".join(claude.allowed_tools))
+    if claude.max_turns is not None:
+        command.append(f"--max-turns={claude.max_turns}")
+    if claude.mcp_config is not None:
+        command += [f"--mcp-config={MCP_CONFIG}", "--strict-mcp-config"]
+    return Launch(
+        command=command,
+        workdir=f"{WORKSPACE}/{request.subpath}" if request.subpath else WORKSPACE,
+        prompt=claude.prompt,
+        environment={
+            "HOME": "/home/agent",
+            "USER": "agent",
+            "LOGNAME": "agent",
+            "SHELL": "/bin/bash",
+            "LANG": "C.UTF-8",
+            "PATH": "/home/agent/.local/bin:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
+            "ANTHROPIC_BASE_URL": GATEWAY_URL,
+            "ANTHROPIC_AUTH_TOKEN": token,
+            # The guest reaches nothing but the gateway: what would only time out is switched off.
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "DISABLE_AUTOUPDATER": "1",
+            "IS_SANDBOX": "1",
+        },
+        mcp_config=claude.mcp_config,
+    )

@@ -1,0 +1,25 @@
+"""Events that the steps themselves write into the run log: changes of state, progress, who the model is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from storage.bucket import Bucket
+from storage.runlog import append_event, read_entries
+from temporalio import activity
+
+
+def announce(bucket: Bucket, task_id: str, kind: str, message: str, **facts: Any) -> None:
+    """One event ``{type, message, ...}``. A later attempt of a step does not say again what an earlier one said."""
+    event = {"type": kind, "message": message, **facts}
+    if activity.info().attempt > 1 and any(
+        entry.stream == "event" and json.loads(entry.data) == event for entry in read_entries(bucket, task_id)
+    ):
+        return
+    append_event(bucket, task_id, event)
+
+
+def announce_state(bucket: Bucket, task_id: str, state: str, message: str) -> None:
+    """The run has entered ``state``."""
+    announce(bucket, task_id, "state_change", message, state=state)

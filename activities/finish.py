@@ -1,0 +1,29 @@
+"""The end of a run: its last event, the sealed log and the final record."""
+
+from __future__ import annotations
+
+from storage.bucket import Bucket
+from storage.records import write_record
+from storage.runlog import seal
+from temporalio import activity
+
+from activities.announcements import announce_state
+from activities.failures import boundary
+from workflows import steps
+from workflows.messages import FinishRequest
+
+
+class Finish:
+    """The step that makes a run readable for good, with or without Temporal."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+
+    @activity.defn(name=steps.FINISH.name)
+    @boundary
+    def finish_run(self, request: FinishRequest) -> None:
+        """Write the final record, then close the log: who sees the log's end finds the record."""
+        status = request.status
+        write_record(self._bucket, status.id, status.model_dump(mode="json"))
+        announce_state(self._bucket, status.id, status.state, status.state_message or "")
+        seal(self._bucket, status.id)

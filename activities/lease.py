@@ -1,0 +1,97 @@
+"""The lease of a host: reserve room for a machine, and at the end release it or keep the machine for a while."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from machines.host import MachineHost, Reservation
+from storage.bucket import Bucket
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from activities.announcements import announce
+from activities.failures import boundary
+from activities.heartbeat import beating
+from foundation.settings import Settings
+from foundation.units import parse_duration, parse_size
+from machines.ledger import NoRoom
+from workflows import steps
+from workflows.messages import Lease, ReleaseRequest, ReleaseResult, ReserveRequest
+
+_NEXT_LOOK = timedelta(seconds=3)
+
+
+def host_queue(settings: Settings) -> str:
+    """The task queue that only this host's worker polls."""
+    return f"{settings.task_queue}-host-{settings.host_name}"
+
+
+class Leases:
+    """Steps that take and give back a host's room."""
+
+    def __init__(self, settings: Settings, host: MachineHost, bucket: Bucket) -> None:
+        self._settings = settings
+        self._host = host
+        self._bucket = bucket
+
+    @activity.defn(name=steps.RESERVE.name)
+    @boundary
+    def reserve_host(self, request: ReserveRequest) -> Lease:
+        """Reserve room on this host, or fail with the time of the next look, so that waiting costs no history."""
+        try:
+            self._host.reserve(
+                Reservation(
+                    machine_id=request.machine_id,
+                    owner_workflow=request.workflow_id,
+                    owner_run=request.run_id,
+                    cpus=request.vm.cpus,
+                    memory_bytes=parse_size(request.vm.memory),
+                    disk_bytes=parse_size(request.vm.disk),
+                    deadline=request.deadline,
+                )
+            )
+        except NoRoom as full:
+            raise ApplicationError(full.message, type=full.code, next_retry_delay=_NEXT_LOOK) from full
+        if self._settings.model_is_scripted:
+            announce(
+                self._bucket,
+                request.task_id,
+                "model",
+                "The model is scripted: answers come from a scenario file, not from a real model. "
+                "Set ANTHROPIC_API_KEY for the real one.",
+                scripted=True,
+            )
+        else:
+            announce(
+                self._bucket,
+                request.task_id,
+                "model",
+                f"Model API: {self._settings.anthropic_base_url}",
+                scripted=False,
+            )
+        announce(
+            self._bucket, request.task_id, "lease", f"Host: {self._settings.host_name}", machine=request.machine_id
+        )
+        return Lease(
+            machine_id=request.machine_id, host=self._settings.host_name, task_queue=host_queue(self._settings)
+        )
+
+    @activity.defn(name=steps.RELEASE.name)
+    @boundary
+    def release_machine(self, request: ReleaseRequest) -> ReleaseResult:
+        """Tear the machine down, or keep a living one until the settings' ``preserve_for`` has passed."""
+        with beating():
+            if request.preserve and self._host.is_alive(request.machine_id):
+                until = datetime.now(UTC) + timedelta(seconds=parse_duration(self._settings.preserve_for))
+                self._host.preserve(request.machine_id, until)
+                command = self._host.ssh_command(request.machine_id)
+                announce(
+                    self._bucket,
+                    request.task_id,
+                    "preserved",
+                    f"The machine is kept until {until:%Y-%m-%d %H:%M} UTC; enter it with: {command}",
+                )
+                return ReleaseResult(ssh_command=command, preserved_until=until)
+            self._host.destroy(request.machine_id)
+            announce(self._bucket, request.task_id, "teardown", "The machine is torn down.")
+            return ReleaseResult()

@@ -1,0 +1,59 @@
+"""The machine of a lease: started, entered, and given its workspace."""
+
+from __future__ import annotations
+
+import time
+
+from machines.host import MachineHost
+from machines.image import find_image
+from storage.bucket import Bucket
+from temporalio import activity
+
+from activities.announcements import announce, announce_state
+from activities.failures import boundary
+from activities.heartbeat import beating
+from foundation.settings import Settings
+from foundation.units import format_seconds
+from workflows import steps
+from workflows.messages import ProvisionRequest, ProvisionResult
+from workflows.states import STATE_MESSAGES, TaskState
+
+# Every guest has this address on its own user-mode network; none is reachable from outside its host.
+GUEST_ADDRESS = "10.0.2.15"
+
+
+class Machines:
+    """Steps that make a machine run."""
+
+    def __init__(self, settings: Settings, host: MachineHost, bucket: Bucket) -> None:
+        self._settings = settings
+        self._host = host
+        self._bucket = bucket
+
+    @activity.defn(name=steps.PROVISION.name)
+    @boundary
+    def provision_machine(self, request: ProvisionRequest) -> ProvisionResult:
+        """Start the machine unless it runs, and mount the workspace unless it is mounted."""
+        task_id = request.task_id
+        with beating():
+            announce_state(self._bucket, task_id, TaskState.PROVISIONING, STATE_MESSAGES[TaskState.PROVISIONING])
+            image = find_image(self._settings, request.vm.profile)
+            begun = time.monotonic()
+            record = self._host.ensure_running(
+                request.machine_id, image, lambda line: announce(self._bucket, task_id, "progress", line)
+            )
+            self._host.attach_workspace(request.machine_id, request.workspace_image)
+            announce_state(
+                self._bucket,
+                task_id,
+                TaskState.READY,
+                f"Machine {request.machine_id} is ready after {format_seconds(time.monotonic() - begun)} "
+                f"({record.acceleration}).",
+            )
+            return ProvisionResult(
+                vm_name=request.machine_id,
+                vm_ip=GUEST_ADDRESS,
+                acceleration=record.acceleration or "unknown",
+                image=image.digest,
+                boot_seconds=record.boot_seconds or 0.0,
+            )

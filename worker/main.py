@@ -1,0 +1,139 @@
+"""The worker process of a VM host: polls the shared and the host's own queue, serves the gateway, sweeps."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from datetime import timedelta
+
+import structlog
+from activities.artifacts import Artifacts
+from activities.repository import Repositories
+from activities.secrets import Secrets
+from machines.host import MachineHost
+from storage.bucket import Bucket
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from activities.agent import Agent
+from activities.finish import Finish
+from activities.lease import Leases, host_queue
+from activities.machine import Machines
+from foundation.engine import connect_engine
+from foundation.errors import BucketUnavailable
+from foundation.settings import Settings
+from worker.gateway import Gateway
+from worker.sweeper import sweep_forever
+from workflows.task_workflow import TaskWorkflow
+
+# A following step blocks a thread for the whole run: one for each run, and some for the short steps beside them.
+_STEP_THREADS = 64
+_GRACE = timedelta(seconds=10)
+_RETRY_SECONDS = 1.0
+_RETRY_SECONDS_MOST = 10.0
+
+log = structlog.get_logger("worker")
+
+
+async def run(settings: Settings) -> None:
+    """Work until SIGTERM or SIGINT. Machines are left alone at the end: the next worker goes on with their runs."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with AsyncExitStack() as stack:
+        bucket = await _bucket(settings, stopping)
+        client = await _client(settings, stopping)
+        if bucket is None or client is None:
+            return
+        host = MachineHost(settings)
+        gateway = Gateway(settings)
+        await gateway.start()
+        stack.push_async_callback(gateway.stop)
+        threads = stack.enter_context(ThreadPoolExecutor(_STEP_THREADS, thread_name_prefix="step"))
+        for worker in _workers(settings, client, host, bucket, gateway, threads):
+            await stack.enter_async_context(worker)
+        sweeper = asyncio.create_task(sweep_forever(host, client))
+        stack.callback(sweeper.cancel)
+        log.info("ready", host=settings.host_name, queue=host_queue(settings), temporal=settings.temporal_target)
+        if settings.model_is_scripted:
+            log.warning("the model is scripted: no ANTHROPIC_API_KEY is set")
+        await stopping.wait()
+        log.info("stopping; running machines are left to the next worker")
+
+
+def _workers(
+    settings: Settings, client: Client, host: MachineHost, bucket: Bucket, gateway: Gateway, threads: ThreadPoolExecutor
+) -> list[Worker]:
+    """One worker for each queue: what any host can do, and what only the host of the lease can."""
+    leases = Leases(settings, host, bucket)
+    agent = Agent(settings, host, bucket, gateway, client, asyncio.get_running_loop())
+    common = {
+        "activity_executor": threads,
+        "graceful_shutdown_timeout": _GRACE,
+        # Live progress and cancellation ride on heartbeats, so they may not be held back for long.
+        "max_heartbeat_throttle_interval": timedelta(seconds=2),
+        "default_heartbeat_throttle_interval": timedelta(seconds=2),
+    }
+    shared = Worker(
+        client,
+        task_queue=settings.task_queue,
+        workflows=[TaskWorkflow],
+        activities=[leases.reserve_host, Finish(bucket).finish_run],
+        **common,
+    )
+    own = Worker(
+        client,
+        task_queue=host_queue(settings),
+        activities=[
+            Repositories(settings, bucket).stage_repository,
+            Machines(settings, host, bucket).provision_machine,
+            Secrets(settings, host).inject_secrets,
+            agent.run_agent,
+            agent.stop_agent,
+            agent.deliver_message,
+            agent.close_session,
+            Artifacts(settings, host, bucket).collect_artifacts,
+            leases.release_machine,
+        ],
+        max_concurrent_activities=_STEP_THREADS,
+        **common,
+    )
+    return [shared, own]
+
+
+async def _bucket(settings: Settings, stopping: asyncio.Event) -> Bucket | None:
+    """The bucket, made if it is not there; waits for an S3 service that does not answer yet."""
+    bucket = Bucket(settings)
+    delay = _RETRY_SECONDS
+    while not stopping.is_set():
+        try:
+            await asyncio.to_thread(bucket.ensure)
+        except BucketUnavailable as error:
+            log.warning("waiting for the bucket", error=error.message)
+            delay = await _pause(stopping, delay)
+        else:
+            return bucket
+    return None
+
+
+async def _client(settings: Settings, stopping: asyncio.Event) -> Client | None:
+    delay = _RETRY_SECONDS
+    while not stopping.is_set():
+        try:
+            return await connect_engine(settings)
+        except RuntimeError as error:
+            log.warning("waiting for Temporal", address=settings.temporal_target, error=str(error))
+            delay = await _pause(stopping, delay)
+    return None
+
+
+async def _pause(stopping: asyncio.Event, seconds: float) -> float:
+    """Wait, or stop waiting when the worker is to stop. Returns the next wait's length."""
+    try:
+        await asyncio.wait_for(stopping.wait(), seconds)
+    except TimeoutError:
+        return min(seconds * 2, _RETRY_SECONDS_MOST)
+    return 0.0

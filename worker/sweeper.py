@@ -1,0 +1,53 @@
+"""Takes the machines of runs that are over, and lets the host repair what does not match its own records."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from machines.host import MachineHost
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.service import RPCError, RPCStatusCode
+
+from foundation.errors import TaskyardError
+
+SWEEP_SECONDS = 60.0
+
+log = structlog.get_logger("sweeper")
+
+
+async def sweep_forever(host: MachineHost, client: Client) -> None:
+    """Sweep at once and then once a minute, until cancelled. A sweep that fails is logged and tried again."""
+    while True:
+        try:
+            await sweep(host, client)
+        except (TaskyardError, RPCError, OSError) as error:
+            log.warning("the sweep could not be finished", error=str(error))
+        await asyncio.sleep(SWEEP_SECONDS)
+
+
+async def sweep(host: MachineHost, client: Client) -> list[str]:
+    """One sweep. Returns a line for each thing that was taken away.
+
+    A machine goes when the run that owns it has ended without keeping it. A run that cannot be asked about is taken
+    to live: unreachable is not dead.
+    """
+    taken: list[str] = []
+    for record in await asyncio.to_thread(host.records):
+        if record.state != "preserved" and await _owner_is_over(client, record.owner_workflow, record.owner_run):
+            await asyncio.to_thread(host.destroy, record.id)
+            taken.append(f"{record.id}: its run {record.owner_workflow} has ended")
+    taken += await asyncio.to_thread(host.sweep)
+    for line in taken:
+        log.info("swept", what=line)
+    return taken
+
+
+async def _owner_is_over(client: Client, workflow_id: str, run_id: str) -> bool:
+    try:
+        description = await client.get_workflow_handle(workflow_id, run_id=run_id).describe()
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return True
+        raise
+    return description.status is not WorkflowExecutionStatus.RUNNING
