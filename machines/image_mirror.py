@@ -1,0 +1,59 @@
+"""Where a guest image's packages come from: the Debian mirrors, proxies and certificates this host itself uses."""
+
+from __future__ import annotations
+
+import subprocess
+
+from foundation.settings import Settings
+
+_PUBLIC_MIRROR = "http://deb.debian.org/debian"
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_TARGET_FORMAT = "$(ORIGIN)|$(RELEASE)|$(COMPONENT)|$(REPO_URI)"
+# How to reach a mirror. The rest of the host's apt configuration is about the host.
+_TRANSPORT_OPTIONS = ("Acquire::http", "Acquire::https", "Acquire::Check-Valid-Until", "Acquire::Check-Date")
+_TRANSPORT_OPTIONS += ("Acquire::Retries", "Acquire::ForceIPv4", "Acquire::ForceIPv6")
+
+
+def mirror_lines(settings: Settings, release: str) -> list[str]:
+    """The apt sources of a release, security suite included: the set mirror, else the host's own, else the public ones."""
+    if settings.image_mirror:
+        return _lines_of(settings.image_mirror, release)
+    return host_lines(_ask("apt-get", "indextargets", "--format", _TARGET_FORMAT, "Created-By: Packages"), release) or (
+        _lines_of(_PUBLIC_MIRROR, release)
+    )
+
+
+def host_lines(targets: str, release: str) -> list[str]:
+    """The one-line sources of Debian's own suites of a release among apt's index targets (``origin|suite|component|uri``)."""
+    suites = (release, f"{release}-updates", f"{release}-security")
+    found: dict[str, None] = {}
+    for target in targets.splitlines():
+        origin, suite, component, uri = target.split("|", 3)
+        # The origin is known only once the host has fetched the suite's lists.
+        if suite in suites and component == "main" and origin in {"Debian", ""}:
+            found.setdefault(f"deb {uri} {suite} {component}")
+    # Without the release itself the rest is of no use: the host runs another one.
+    return list(found) if any(line.split()[2] == release for line in found) else []
+
+
+def apt_options() -> list[str]:
+    """The host's apt settings that say how mirrors are reached, as ``--aptopt`` takes them."""
+    options = []
+    for line in _ask("apt-config", "dump").splitlines():
+        name, _, value = line.partition(" ")
+        if name.startswith(_TRANSPORT_OPTIONS) and value not in {'"";', '""'}:
+            options.append(line.rstrip(";"))
+    return options
+
+
+def _lines_of(mirror: str, release: str) -> list[str]:
+    """A mirror's sources; one that ends in /debian has its security suite beside it, as Debian lays mirrors out."""
+    base = mirror.rstrip("/")
+    lines = [f"deb {base} {release} main", f"deb {base} {release}-updates main"]
+    if base.endswith("/debian"):
+        lines.append(f"deb {base}-security {release}-security main")
+    return lines
+
+
+def _ask(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
