@@ -1,0 +1,120 @@
+"""Secrets: references resolved on the VM host, values written to the guest's memory and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from temporalio import activity
+
+from activities.failures import boundary
+from activities.heartbeat import beating
+from foundation.errors import SecretUnavailable
+from foundation.settings import Settings
+from machines.host import MachineHost
+from workflows import steps
+from workflows.manifest import SecretReference
+from workflows.messages import SecretsRequest, SecretsResult
+
+# In the guest, on tmpfs: NUL-separated NAME=value pairs, readable by root, who starts the agent with them.
+ENVIRONMENT_FILE = "/run/taskyard/environment"
+
+MAX_BYTES = 64 * 1024
+# Settings and credentials of Taskyard and of the model provider are never a task's.
+_NEVER = ("TASKYARD_", "ANTHROPIC_")
+
+
+class Secrets:
+    """The step that hands a run its secrets."""
+
+    def __init__(self, settings: Settings, host: MachineHost) -> None:
+        self._settings = settings
+        self._host = host
+
+    @activity.defn(name=steps.SECRETS.name)
+    @boundary
+    def inject_secrets(self, request: SecretsRequest) -> SecretsResult:
+        """Resolve the references and write the values into the guest, replacing what an earlier call wrote."""
+        values = resolve_all(self._settings, request.secrets)
+        with beating():
+            shell = self._host.connect(request.machine_id)
+            shell.run(f"mkdir -p {os.path.dirname(ENVIRONMENT_FILE)}")  # noqa: PTH120 -- a path of the guest
+            shell.write(ENVIRONMENT_FILE, environment_block(values), mode=0o600)
+        return SecretsResult(names=list(values))
+
+
+def resolve_all(settings: Settings, references: Iterable[SecretReference]) -> dict[str, str]:
+    """Values of the references by name. Raises SecretUnavailable, whose sentence never holds a value."""
+    return {reference.name: _resolve(settings, reference) for reference in references}
+
+
+def environment_block(values: Mapping[str, str]) -> bytes:
+    """The pairs as the guest reads them."""
+    return b"".join(f"{name}={value}".encode() + b"\0" for name, value in values.items())
+
+
+def _resolve(settings: Settings, reference: SecretReference) -> str:
+    value = _from_file(settings, reference) if reference.source == "file" else _from_environment(settings, reference)
+    if not value:
+        raise _unavailable(reference, "is empty; give it a value")
+    if "\0" in value:
+        raise _unavailable(reference, "holds a NUL byte, which no environment variable can hold")
+    return value
+
+
+def _from_environment(settings: Settings, reference: SecretReference) -> str:
+    key = reference.key
+    if key.upper().startswith(_NEVER):
+        raise _unavailable(reference, "is not for tasks: TASKYARD_* and ANTHROPIC_* never are; name another variable")
+    if not any(fnmatchcase(key, pattern) for pattern in settings.secret_env_names):
+        raise _unavailable(reference, "is not allowed; TASKYARD_SECRET_ENV_NAMES names the variables that are")
+    value = os.environ.get(key)
+    if value is None:
+        raise _unavailable(reference, f"is not set in the environment of the worker on {settings.host_name}")
+    if len(os.fsencode(value)) > MAX_BYTES:
+        raise _unavailable(reference, f"is larger than {MAX_BYTES // 1024} KiB")
+    try:
+        return os.fsencode(value).decode()
+    except UnicodeDecodeError:
+        # Without a cause, which would hold the value.
+        raise _unavailable(reference, "is not UTF-8 text") from None
+
+
+def _from_file(settings: Settings, reference: SecretReference) -> str:
+    home = settings.home.resolve()
+    own = home / "secrets"
+    roots = [own, *(root.resolve() for root in settings.secret_file_roots)]
+    path = Path(os.path.realpath(reference.key))
+    inside = any(path.is_relative_to(root) for root in roots)
+    if not inside or (path.is_relative_to(home) and not path.is_relative_to(own)):
+        allowed = ", ".join(str(root) for root in roots)
+        raise _unavailable(reference, f"is not allowed; secret files lie below one of: {allowed}")
+    try:
+        # Neither a link put there since, nor a pipe that would hold the step up.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unavailable(reference, f"cannot be read on {settings.host_name}: {error.strerror}") from None
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _unavailable(reference, "is no regular file")
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise _unavailable(reference, f"is larger than {MAX_BYTES // 1024} KiB")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise _unavailable(reference, "is not UTF-8 text") from None
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\r\n") else text.removesuffix("\n")
+
+
+def _unavailable(reference: SecretReference, reason: str) -> SecretUnavailable:
+    kind = "the file" if reference.source == "file" else "the environment variable"
+    return SecretUnavailable(
+        f"Secret {reference.name}: {kind} {reference.key} {reason}.",
+        name=reference.name,
+        source=reference.source,
+        key=reference.key,
+    )
