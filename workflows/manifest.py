@@ -27,6 +27,7 @@ _TASK_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _SCP_URL = re.compile(r"^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!//).+$")
 _COMMIT = re.compile(r"^[0-9a-fA-F]{7,64}$")
+_MAX_NODES = 100_000
 _LABEL_KEY = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")
 
 
@@ -241,20 +242,30 @@ class Manifest(_Part):
 
 def parse_yaml(text: str | bytes) -> Manifest:
     """A manifest from YAML text. Raises InvalidManifest with every fault."""
-    try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise _unreadable("YAML", error) from error
-    return parse(data)
+    return parse(load_yaml(text))
 
 
 def parse_json(text: str | bytes) -> Manifest:
     """A manifest from JSON text. Raises InvalidManifest with every fault."""
+    return parse(load_json(text))
+
+
+def load_yaml(text: str | bytes) -> Any:
+    """The data in YAML text. Raises InvalidManifest when it is not YAML, or grows beyond measure by its aliases."""
     try:
-        data = json.loads(text)
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise _unreadable("YAML", error) from error
+    _check_expansion(data)
+    return data
+
+
+def load_json(text: str | bytes) -> Any:
+    """The data in JSON text. Raises InvalidManifest when it is not JSON."""
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _unreadable("JSON", error) from error
-    return parse(data)
 
 
 def parse(data: Any) -> Manifest:
@@ -274,6 +285,21 @@ def parse(data: Any) -> Manifest:
         validation=faults[0]["validation"],
         errors=faults,
     )
+
+
+def _check_expansion(data: Any) -> None:
+    """Refuse YAML whose aliases stand for more than anybody writes by hand: written out, it would fill the memory."""
+    pending, seen = [data], 0
+    while pending:
+        part = pending.pop()
+        seen += 1 + (len(part) // 100 if isinstance(part, str) else 0)
+        if seen > _MAX_NODES:
+            message = "The manifest is too large once its YAML aliases are written out; write it without them."
+            raise InvalidManifest(message, errors=[{"field": "", "message": message, "validation": "too_large"}])
+        if isinstance(part, dict):
+            pending.extend(part.values())
+        elif isinstance(part, list):
+            pending.extend(part)
 
 
 def _unreadable(kind: str, error: Exception) -> InvalidManifest:

@@ -1,0 +1,47 @@
+"""The REST service put together: one application over one core, one router for each dialect."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from api import errors, health, tasks
+from api.core import Core
+from api.engine import Engine
+from api.followers import Followers
+from api.metrics import Metrics, RequestTimes
+from api.submission import MAX_BODY_BYTES
+from foundation.settings import Settings
+from storage.bucket import Bucket
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. It starts whether or not Temporal and the bucket are there, and says 503 while they are not."""
+    bucket = Bucket(settings)
+    core = Core(Engine(settings), bucket)
+    followers = Followers(bucket, core.has_ended)
+    metrics = Metrics(lambda: followers.count)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await followers.close()
+
+    app = FastAPI(
+        title="Taskyard",
+        version=health.VERSION,
+        summary="Runs coding-agent tasks to the end, each in a throw-away virtual machine",
+        lifespan=lifespan,
+        max_body_size=MAX_BODY_BYTES,
+    )
+    app.state.core = core
+    app.state.bucket = bucket
+    app.state.followers = followers
+    app.state.metrics = metrics
+    app.add_middleware(RequestTimes, metrics=metrics)
+    errors.install(app)
+    app.include_router(tasks.router)
+    app.include_router(health.router)
+    return app

@@ -1,0 +1,319 @@
+"""The one core behind every dialect: submit, look at, list, cancel and talk to task runs, and read what they left."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowQueryFailedError
+from temporalio.common import WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from api import listing, snapshot
+from api.engine import RPC_LIMIT, Engine, is_unknown
+from api.submission import accept
+from foundation.errors import (
+    ArtifactNotFound,
+    DuplicateTaskId,
+    EngineUnavailable,
+    PayloadTooLarge,
+    SessionClosed,
+    TaskAlreadyTerminal,
+    TaskNotFound,
+)
+from storage import artifacts, records
+from storage.bucket import Bucket
+from workflows.manifest import Manifest
+from workflows.messages import Artifact, CancelRequest, TaskStatus, TaskSubmission, UserMessage
+from workflows.states import TaskState
+from workflows.task_workflow import STATUS_MEMO
+
+# A live worker answers a query in some 30 ms; beyond this the memo answers instead.
+_QUERY_LIMIT = timedelta(seconds=1)
+_SUMMARY_BYTES = 200
+_DETAILS_CHARS = 2000
+_BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
+_OWN_ID_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """A run as it stands. ``live`` is false when no worker answered and the last recorded status is shown."""
+
+    status: TaskStatus
+    live: bool
+
+
+class Core:
+    """What can be done with task runs. Every method raises errors of the one tree, never Temporal's or S3's own."""
+
+    def __init__(self, engine: Engine, bucket: Bucket) -> None:
+        self._engine = engine
+        self._bucket = bucket
+
+    async def submit(self, data: Any) -> TaskStatus:
+        """Start a run of the manifest in parsed data and give its first status.
+
+        Raises InvalidManifest before anything starts, DuplicateTaskId when the id is taken: Temporal decides that.
+        """
+        manifest = accept(data)
+        if manifest.metadata.id is not None:
+            return await self._start(manifest.metadata.id, manifest)
+        for _ in range(_OWN_ID_ATTEMPTS - 1):
+            try:
+                return await self._start(new_task_id(), manifest)
+            except DuplicateTaskId:
+                continue
+        return await self._start(new_task_id(), manifest)
+
+    async def status(self, task_id: str, *, definition: bool = False) -> TaskView:
+        """The run as it stands; with ``definition`` its manifest is always there.
+
+        A running workflow is asked itself; when no worker answers, and for one that has ended, its record in Temporal
+        tells; after Temporal has forgotten the run, the final record in the bucket does. Raises TaskNotFound.
+        """
+        described = await self._describe(task_id)
+        if described is None:
+            return TaskView(await self._final_record(task_id), live=True)
+        running = described.status is WorkflowExecutionStatus.RUNNING
+        status = await self._query(task_id) if running else None
+        live = status is not None or not running
+        if status is None:
+            # The run may have ended while it was asked.
+            described = await self._describe(task_id) if running else described
+            if described is None:
+                return TaskView(await self._final_record(task_id), live=True)
+            status = await snapshot.status_of(described)
+            if definition:
+                status.manifest = await self._submitted_manifest(task_id)
+        else:
+            created_at = described.typed_search_attributes.get(snapshot.CREATED_KEY, status.created_at)
+            status = status.model_copy(update={"created_at": created_at})
+        if status.state is TaskState.RUNNING:
+            status.progress = await snapshot.live_progress(described) or status.progress
+        return TaskView(status, live)
+
+    async def find(self, query: listing.TaskQuery) -> listing.Page:
+        """A page of the runs that Temporal still knows."""
+        client = await self._engine.client()
+        with self._engine.failures():
+            return await listing.find(client, query)
+
+    async def count(self, *states: TaskState) -> int:
+        """How many runs are in these states now."""
+        query = listing.visibility_query(listing.TaskQuery(states=frozenset(states)))
+        client = await self._engine.client()
+        with self._engine.failures():
+            return (await client.count_workflows(query, rpc_timeout=RPC_LIMIT)).count
+
+    async def cancel(self, task_id: str, request: CancelRequest) -> TaskStatus:
+        """Ask the run to end, and give its status from before. Raises TaskNotFound, TaskAlreadyTerminal.
+
+        The run stops its agent, collects its artifacts and tears its machine down; it is cancelled when it has.
+        """
+        before = await self._active(task_id)
+        if not await self._signal(task_id, "cancel", request):
+            raise _already_terminal((await self.status(task_id)).status)
+        return before
+
+    async def send_message(self, task_id: str, message: UserMessage) -> TaskStatus:
+        """Hand the agent a further message. Raises TaskNotFound, SessionClosed when the run takes no more."""
+        status = await self._active(task_id)
+        if status.state is TaskState.COMPLETING or not await self._signal(task_id, "user_message", message):
+            raise SessionClosed(f"Task '{task_id}' takes no more messages; its agent has finished.")
+        return status
+
+    async def close_session(self, task_id: str) -> TaskStatus:
+        """Let a ``headless: false`` session end after its last answer. Raises TaskNotFound, TaskAlreadyTerminal."""
+        status = await self._active(task_id)
+        if not await self._signal(task_id, "close"):
+            raise _already_terminal((await self.status(task_id)).status)
+        return status
+
+    async def artifacts(self, task_id: str) -> list[Artifact]:
+        """What the run has left so far. Raises TaskNotFound."""
+        found = await asyncio.to_thread(artifacts.index, self._bucket, task_id)
+        if not found:
+            await self.status(task_id)
+        return [Artifact.model_validate(item, from_attributes=True) for item in found]
+
+    async def artifact(self, task_id: str, name: str) -> Artifact:
+        """One artifact, by its name or its path in the workspace. Raises TaskNotFound, ArtifactNotFound."""
+        found = await self.artifacts(task_id)
+        for candidate in found:
+            if candidate.name == name:
+                return candidate
+        for candidate in found:
+            if candidate.path == name:
+                return candidate
+        raise ArtifactNotFound(
+            f"Task '{task_id}' has no artifact '{name}'; 'sandbox task artifacts {task_id}' lists those it has."
+        )
+
+    def read_artifact(self, task_id: str, name: str, offset: int, length: int) -> Iterator[bytes]:
+        """Bytes of a stored artifact in pieces; blocks, so it is read in a thread."""
+        return artifacts.open_stream(self._bucket, task_id, name, offset, length)
+
+    async def has_ended(self, task_id: str) -> bool:
+        """Whether the run is over and its log complete: its workflow has closed, or Temporal has forgotten it."""
+        described = await self._describe(task_id)
+        return described is None or described.status is not WorkflowExecutionStatus.RUNNING
+
+    async def check_engine(self) -> int:
+        """How many workers poll the task queue. Raises EngineUnavailable."""
+        client = await self._engine.client()
+        return await count_workers(self._engine, client)
+
+    # --- how
+
+    async def _start(self, task_id: str, manifest: Manifest) -> TaskStatus:
+        manifest = manifest.model_copy(update={"metadata": manifest.metadata.model_copy(update={"id": task_id})})
+        status = snapshot.initial_status(task_id, manifest, datetime.now(UTC))
+        client = await self._engine.client()
+        try:
+            with self._engine.failures():
+                await client.start_workflow(
+                    snapshot.WORKFLOW_TYPE,
+                    TaskSubmission(task_id=task_id, manifest=manifest),
+                    id=snapshot.workflow_id(task_id),
+                    task_queue=self._engine.task_queue,
+                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                    memo={STATUS_MEMO: status.model_dump(mode="json")},
+                    search_attributes=snapshot.search_attributes(status),
+                    static_summary=_one_line(f"{status.name}: {manifest.repository.url}", _SUMMARY_BYTES),
+                    static_details=_details(manifest),
+                    rpc_timeout=RPC_LIMIT,
+                )
+        except WorkflowAlreadyStartedError as error:
+            raise await self._duplicate(task_id) from error
+        except RPCError as error:
+            if error.status is RPCStatusCode.INVALID_ARGUMENT:
+                raise PayloadTooLarge(f"Temporal refused the manifest: {error.message}.") from error
+            raise
+        return status
+
+    async def _duplicate(self, task_id: str) -> DuplicateTaskId:
+        try:
+            existing = (await self.status(task_id)).status
+        except TaskNotFound:
+            return DuplicateTaskId(f"Task '{task_id}' was already submitted.", existing_task={"id": task_id})
+        facts = {
+            "id": task_id,
+            "state": existing.state.value,
+            "created_at": existing.created_at.isoformat().replace("+00:00", "Z"),
+        }
+        return DuplicateTaskId(
+            f"Task '{task_id}' was already submitted and is {existing.state}; "
+            "give another metadata.id, or none to have one made.",
+            existing_task=facts,
+        )
+
+    async def _active(self, task_id: str) -> TaskStatus:
+        status = (await self.status(task_id)).status
+        if status.state.terminal:
+            raise _already_terminal(status)
+        return status
+
+    async def _signal(self, task_id: str, name: str, *payload: CancelRequest | UserMessage) -> bool:
+        """Signal the run; false when it has ended meanwhile."""
+        client = await self._engine.client()
+        handle = client.get_workflow_handle(snapshot.workflow_id(task_id))
+        try:
+            with self._engine.failures():
+                await handle.signal(name, args=payload, rpc_timeout=RPC_LIMIT)
+        except RPCError as error:
+            if is_unknown(error):
+                return False
+            raise
+        return True
+
+    async def _describe(self, task_id: str) -> WorkflowExecutionDescription | None:
+        client = await self._engine.client()
+        handle = client.get_workflow_handle(snapshot.workflow_id(task_id))
+        try:
+            with self._engine.failures():
+                described = await handle.describe(rpc_timeout=RPC_LIMIT)
+        except RPCError as error:
+            # Ids that Temporal itself refuses, such as overlong ones, name no run either.
+            if is_unknown(error) or error.status is RPCStatusCode.INVALID_ARGUMENT:
+                return None
+            raise
+        return described if described.workflow_type == snapshot.WORKFLOW_TYPE else None
+
+    async def _query(self, task_id: str) -> TaskStatus | None:
+        client = await self._engine.client()
+        handle = client.get_workflow_handle(snapshot.workflow_id(task_id))
+        try:
+            with self._engine.failures():
+                answer: TaskStatus = await handle.query("status", result_type=TaskStatus, rpc_timeout=_QUERY_LIMIT)
+        except (EngineUnavailable, RPCError, WorkflowQueryFailedError):
+            return None
+        return answer
+
+    async def _submitted_manifest(self, task_id: str) -> Manifest | None:
+        """The manifest from the first event of the run's history, which needs no worker."""
+        client = await self._engine.client()
+        handle = client.get_workflow_handle(snapshot.workflow_id(task_id))
+        with self._engine.failures():
+            async for event in handle.fetch_history_events(page_size=1, rpc_timeout=RPC_LIMIT):
+                given = event.workflow_execution_started_event_attributes.input.payloads
+                decoded = await client.data_converter.decode(given, type_hints=[TaskSubmission])
+                submission = decoded[0] if decoded else None
+                return submission.manifest if isinstance(submission, TaskSubmission) else None
+        return None
+
+    async def _final_record(self, task_id: str) -> TaskStatus:
+        record = await asyncio.to_thread(records.read_record, self._bucket, task_id)
+        if record is None:
+            raise TaskNotFound(f"No task '{task_id}'; 'sandbox task list' shows those there are.")
+        return TaskStatus.model_validate(record)
+
+
+def new_task_id() -> str:
+    """An id that sorts by its time of making: seconds in base 32, then 25 random bits."""
+    return _base32(int(time.time()), 7) + "-" + _base32(secrets.randbits(25), 5)
+
+
+async def count_workers(engine: Engine, client: Client) -> int:
+    """How many workers have polled the shared task queue in the last minutes. Raises EngineUnavailable."""
+    from temporalio.api.enums.v1 import TaskQueueType  # noqa: PLC0415
+    from temporalio.api.taskqueue.v1 import TaskQueue  # noqa: PLC0415
+    from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest  # noqa: PLC0415
+
+    request = DescribeTaskQueueRequest(
+        namespace=client.namespace,
+        task_queue=TaskQueue(name=engine.task_queue),
+        task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+    )
+    with engine.failures():
+        answer = await client.workflow_service.describe_task_queue(request, timeout=RPC_LIMIT)
+    return len({poller.identity for poller in answer.pollers})
+
+
+def _base32(number: int, digits: int) -> str:
+    return "".join(_BASE32[(number >> (5 * place)) & 31] for place in reversed(range(digits)))
+
+
+def _already_terminal(status: TaskStatus) -> TaskAlreadyTerminal:
+    return TaskAlreadyTerminal(f"Task '{status.id}' has already ended: {status.state}.", task_state=status.state.value)
+
+
+def _one_line(text: str, most_bytes: int) -> str:
+    return " ".join(text.split()).encode()[:most_bytes].decode(errors="ignore")
+
+
+def _details(manifest: Manifest) -> str:
+    """What the Temporal UI shows of the run's task, in Markdown. Beginnings only: history is no place for long text."""
+    repository = manifest.repository
+    prompt = manifest.claude.prompt.strip()
+    shortened = prompt[:_DETAILS_CHARS] + (" …" if len(prompt) > _DETAILS_CHARS else "")
+    quoted = "\n".join(f"> {line}" for line in shortened.splitlines())
+    where = f"{repository.url} `{repository.commit or repository.branch}`"
+    machine = f"{manifest.vm.profile}, {manifest.vm.cpus} CPUs, {manifest.vm.memory}, {manifest.vm.network_mode}"
+    return f"- Repository: {where}\n- Machine: {machine}\n- Model: {manifest.claude.model}\n\n{quoted}"

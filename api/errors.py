@@ -1,0 +1,138 @@
+"""Every failure as one JSON body, ``{error, message, details}``, with the status of the error's class."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from foundation.errors import InvalidParameter, ServiceUnavailable, TaskyardError
+
+_log = structlog.get_logger()
+
+# Facts that the contract's readers look for beside `error`, not below `details` (sections 2.1 and 2.4).
+_ALSO_ON_TOP = ("existing_task", "task_state")
+
+_RETRY_AFTER_SECONDS = 2
+
+_CODES = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+    422: "invalid_body",
+    500: "internal_error",
+}
+
+
+class ErrorBody(BaseModel):
+    """What every refused request is answered with."""
+
+    error: str = Field(description="Code of the error", examples=["task_not_found"])
+    message: str = Field(description="What was wrong and what to do", examples=["No task 'task-001'."])
+    details: dict[str, Any] | None = Field(None, description="Facts about it")
+
+
+def responses(*errors: type[TaskyardError]) -> dict[int | str, dict[str, Any]]:
+    """The error answers of an endpoint, for its OpenAPI description."""
+    described: dict[int | str, dict[str, Any]] = {}
+    possible: list[type[TaskyardError]] = [*errors, ServiceUnavailable]
+    for error in possible:
+        known = described.get(error.http_status)
+        text = (error.__doc__ or "").split("\n")[0].split("; ")[0].rstrip(".")
+        described[error.http_status] = {
+            "model": ErrorBody,
+            "description": f"{known['description']}; {text}" if known else text,
+        }
+    return described
+
+
+def refuse_with(**fields: Any) -> Any:
+    """A dependency that adds fields to every error body of its route, where the contract's readers want them."""
+
+    async def remember(request: Request) -> None:
+        request.state.refusal = fields
+
+    return remember
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception of the application in the one shape."""
+    app.add_exception_handler(TaskyardError, _known)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+async def _known(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, TaskyardError):
+        raise TypeError(f"not an error of Taskyard: {error!r}")
+    if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.warning("request failed", path=request.url.path, code=error.code, message=error.message)
+    return _answer(request, error.http_status, error.code, error.message, error.details)
+
+
+async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, RequestValidationError):
+        raise TypeError(f"not a validation error: {error!r}")
+    faults = [
+        {
+            "field": ".".join(str(part) for part in item["loc"][1:]) or str(item["loc"][0]),
+            "message": item["msg"].removeprefix("Value error, "),
+            "validation": item["type"],
+        }
+        for item in error.errors()
+    ]
+    message = "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
+    if any(item["loc"][0] == "body" for item in error.errors()):
+        return _answer(request, 422, _CODES[422], message, {"errors": faults})
+    return _answer(request, InvalidParameter.http_status, InvalidParameter.code, message, {"errors": faults})
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        raise TypeError(f"not an HTTP error: {error!r}")
+    status = error.status_code
+    code = _CODES.get(status, HTTPStatus(status).phrase.lower().replace(" ", "_"))
+    headers = dict(error.headers or {})
+    if status == HTTPStatus.NOT_FOUND:
+        message = f"There is nothing at {request.url.path}; /docs lists what there is."
+    elif status == HTTPStatus.METHOD_NOT_ALLOWED:
+        message = f"{request.method} does not work on {request.url.path}; allowed: {headers.get('allow', '')}."
+    elif status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        message = "The body is too large; 2 MiB are taken at most."
+    else:
+        message = str(error.detail)
+    return _answer(request, status, code, message, {}, headers)
+
+
+async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+    _log.error("unforeseen failure", path=request.url.path, exc_info=error)
+    message = "Taskyard failed at this; the server's log has the cause."
+    return _answer(request, 500, _CODES[500], message, {})
+
+
+def _answer(
+    request: Request,
+    status: int,
+    code: str,
+    message: str,
+    details: dict[str, Any],
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    body: dict[str, Any] = {"error": code, "message": message}
+    if details:
+        body["details"] = details
+    body |= {key: details[key] for key in _ALSO_ON_TOP if key in details}
+    body |= getattr(request.state, "refusal", {})
+    headers = headers or {}
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(_RETRY_AFTER_SECONDS)
+    return JSONResponse(body, status_code=status, headers=headers)

@@ -1,0 +1,322 @@
+"""The Task Orchestration dialect: /api/v1/tasks (contract, section 2)."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field, ValidationError
+
+from api import errors, listing, logs, views
+from api.core import Core
+from api.ranges import NotSatisfiable, parse_range
+from api.submission import read_body
+from foundation.errors import (
+    ArtifactNotFound,
+    DuplicateTaskId,
+    InvalidManifest,
+    InvalidParameter,
+    PayloadTooLarge,
+    SessionClosed,
+    TaskAlreadyTerminal,
+    TaskNotFound,
+    UnsupportedMediaType,
+)
+from workflows.messages import CancelRequest, UserMessage
+
+router = APIRouter(prefix=views.BASE, tags=["tasks"])
+
+_MANIFEST_EXAMPLE = """\
+version: "1"
+kind: Task
+metadata:
+  name: "My Task"
+repository:
+  url: "https://github.com/org/repo.git"
+  branch: "main"
+claude:
+  prompt: "Your instructions here"
+"""
+_MANIFEST_OBJECT = {
+    "version": "1",
+    "kind": "Task",
+    "metadata": {"name": "My Task"},
+    "repository": {"url": "https://github.com/org/repo.git", "branch": "main"},
+    "claude": {"prompt": "Your instructions here"},
+}
+_MANIFEST_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "A manifest as YAML or JSON, or an envelope with manifest_yaml or manifest",
+        "content": {
+            "application/yaml": {"schema": {"type": "string"}, "example": _MANIFEST_EXAMPLE},
+            "application/json": {
+                "schema": {"type": "object"},
+                "examples": {
+                    "manifest": {"value": _MANIFEST_OBJECT},
+                    "envelope": {"value": {"manifest_yaml": _MANIFEST_EXAMPLE}},
+                },
+            },
+        },
+    }
+}
+_CANCEL_BODY = {
+    "requestBody": {
+        "required": False,
+        "content": {
+            "application/json": {
+                "schema": CancelRequest.model_json_schema(),
+                "example": {"reason": "No longer needed", "force": False},
+            }
+        },
+    }
+}
+
+
+class SentMessage(BaseModel):
+    """A further turn for the running agent; with an id, sending it again changes nothing."""
+
+    text: str = Field(min_length=1, examples=["Please also update the changelog."])
+    id: str | None = Field(None, max_length=200)
+
+
+def _core(request: Request) -> Core:
+    core: Core = request.app.state.core
+    return core
+
+
+CoreOf = Annotated[Core, Depends(_core)]
+
+
+@router.post(
+    "",
+    status_code=202,
+    summary="Submit a task",
+    openapi_extra=_MANIFEST_BODY,
+    responses=errors.responses(InvalidManifest, DuplicateTaskId, PayloadTooLarge, UnsupportedMediaType),
+    dependencies=[Depends(errors.refuse_with(accepted=False, task_id=""))],
+)
+async def submit(request: Request, core: CoreOf) -> views.SubmitReply:
+    """Start a run of a manifest. Its id is ``metadata.id``, or made by the server when there is none."""
+    data = read_body(request.headers.get("content-type", ""), await request.body())
+    status = await core.submit(data)
+    request.app.state.metrics.submitted.inc()
+    return views.submitted(status)
+
+
+@router.get("", summary="List tasks", responses=errors.responses(InvalidParameter))
+async def list_tasks(
+    request: Request,
+    core: CoreOf,
+    state: Annotated[str | None, Query(description="Comma-separated states", examples=["running,completing"])] = None,
+    limit: Annotated[int, Query(ge=1, le=listing.MAX_LIMIT)] = listing.DEFAULT_LIMIT,
+    offset: Annotated[int, Query(ge=0)] = 0,
+    sort: Annotated[listing.Sort, Query()] = "created_at",
+    order: Annotated[listing.Order, Query()] = "desc",
+) -> views.TaskList:
+    """Runs, newest first. ``label.KEY=VALUE`` filters by a label and may be given several times."""
+    query = listing.TaskQuery(
+        states=listing.parse_states(state), labels=_labels(request), limit=limit, offset=offset, sort=sort, order=order
+    )
+    page = await core.find(query)
+    return views.TaskList(
+        tasks=[views.summary(status) for status in page.tasks],
+        total_count=page.total,
+        limit=limit,
+        offset=offset,
+        has_more=offset + len(page.tasks) < page.total,
+    )
+
+
+@router.get("/{task_id}", summary="Get a task", responses=errors.responses(TaskNotFound))
+async def get_task(task_id: str, core: CoreOf) -> views.TaskDetail:
+    """One run as it stands, with its live progress and its manifest without secrets."""
+    return views.detail(await core.status(task_id, definition=True))
+
+
+@router.delete(
+    "/{task_id}",
+    summary="Cancel a task",
+    openapi_extra=_CANCEL_BODY,
+    responses=errors.responses(TaskNotFound, TaskAlreadyTerminal, InvalidParameter),
+    dependencies=[Depends(errors.refuse_with(success=False))],
+)
+async def cancel_task(
+    task_id: str,
+    request: Request,
+    core: CoreOf,
+    reason: Annotated[str | None, Query(description="Why; the body's reason wins")] = None,
+    force: Annotated[bool | None, Query(description="Kill the agent without its grace period")] = None,
+) -> views.CancelReply:
+    """Ask a run to end: its agent is stopped, its artifacts are collected, its machine is torn down."""
+    before = await core.cancel(task_id, _cancel_request(await request.body(), reason, force))
+    return views.CancelReply(
+        task_id=task_id,
+        previous_state=before.state,
+        message="Cancellation requested; the task is cancelled once its agent has stopped and its artifacts are stored",
+        cancelled_at=datetime.now(UTC),
+    )
+
+
+@router.post(
+    "/{task_id}/messages",
+    status_code=202,
+    summary="Send the agent a message",
+    responses=errors.responses(TaskNotFound, TaskAlreadyTerminal, SessionClosed),
+)
+async def send_message(task_id: str, message: SentMessage, core: CoreOf) -> views.MessageReply:
+    """Hand the running agent a further turn. A message sent before the agent runs waits for it."""
+    await core.send_message(task_id, UserMessage(text=message.text, id=message.id))
+    return views.MessageReply(task_id=task_id, message_id=message.id)
+
+
+@router.post(
+    "/{task_id}/close",
+    status_code=202,
+    summary="Close the agent's session",
+    responses=errors.responses(TaskNotFound, TaskAlreadyTerminal),
+)
+async def close_session(task_id: str, core: CoreOf) -> views.MessageReply:
+    """End a session that was opened with ``headless: false`` after its last answer; the run then completes."""
+    await core.close_session(task_id)
+    return views.MessageReply(task_id=task_id)
+
+
+@router.get(
+    "/{task_id}/logs",
+    summary="Read or follow the log",
+    response_class=StreamingResponse,
+    responses=errors.responses(TaskNotFound, InvalidParameter)
+    | {
+        200: {
+            "description": "The log, in the form that Accept asks for; followed: server-sent events unless it asks",
+            "content": {
+                "text/plain": {"example": '[2026-01-29T10:30:00.000Z] [STDOUT] {"type":"result"}\n'},
+                "application/x-ndjson": {"example": '{"id":1,"timestamp":"…","stream":"stdout","data":"…"}\n'},
+                "text/event-stream": {"example": "event: stdout\ndata: …\nid: 1\n\n"},
+            },
+        }
+    },
+)
+async def read_logs(  # noqa: PLR0917 -- all are named by their query or header
+    task_id: str,
+    request: Request,
+    core: CoreOf,
+    follow: Annotated[bool, Query(description="Stay until the run has ended")] = False,
+    stream: Annotated[logs.Stream, Query()] = "all",
+    since: Annotated[str | None, Query(description="ISO-8601 time")] = None,
+    tail: Annotated[int, Query(ge=0, description="Only the last entries; 0: all")] = 0,
+    accept: Annotated[str, Header()] = "",
+    last_event_id: Annotated[str, Header(description="Go on after this entry")] = "",
+) -> StreamingResponse:
+    """The run's log: Claude Code's stream-json on stdout, its stderr, and Taskyard's own events."""
+    state = request.app.state
+    query = logs.LogQuery(
+        stream=stream,
+        since=logs.parse_since(since),
+        tail=tail,
+        after_id=int(last_event_id) if last_event_id.isdecimal() else 0,
+        follow=follow,
+    )
+    await core.status(task_id)
+    writing = logs.negotiate(accept, follow=follow)
+    return StreamingResponse(
+        logs.written(query, writing, task_id, core, state.bucket, state.followers),
+        media_type=writing.media_type,
+        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+    )
+
+
+@router.get("/{task_id}/artifacts", summary="List artifacts", responses=errors.responses(TaskNotFound))
+async def list_artifacts(task_id: str, core: CoreOf) -> views.ArtifactList:
+    """What the run has left so far; the patch, the list of untracked files and metadata.json are always among it."""
+    return views.artifact_list(task_id, await core.artifacts(task_id))
+
+
+@router.get(
+    "/{task_id}/artifacts/{name:path}",
+    summary="Download an artifact",
+    response_class=StreamingResponse,
+    responses=errors.responses(TaskNotFound, ArtifactNotFound)
+    | {
+        200: {"description": "The bytes", "content": {"application/octet-stream": {}}},
+        206: {"description": "The range asked for", "content": {"application/octet-stream": {}}},
+        416: {"description": "The range begins beyond the end"},
+    },
+)
+async def download_artifact(
+    task_id: str,
+    name: str,
+    core: CoreOf,
+    range_header: Annotated[str | None, Header(alias="Range")] = None,
+) -> Response:
+    """One artifact, by its name or its path in the workspace, whole or in part."""
+    artifact = await core.artifact(task_id, name)
+    size = artifact.size_bytes
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": _disposition(artifact.name),
+        "ETag": f'"{artifact.sha256}"',
+        "X-Checksum-SHA256": artifact.sha256,
+        # What an agent wrote is never to be taken for a page of this server.
+        "X-Content-Type-Options": "nosniff",
+    }
+    try:
+        part = parse_range(range_header, size)
+    except NotSatisfiable:
+        return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
+    offset, length = part or (0, size)
+    headers["Content-Length"] = str(length)
+    if part is not None:
+        headers["Content-Range"] = f"bytes {offset}-{offset + length - 1}/{size}"
+    return StreamingResponse(
+        core.read_artifact(task_id, artifact.name, offset, length) if length else iter(()),
+        status_code=200 if part is None else 206,
+        media_type=artifact.content_type,
+        headers=headers,
+    )
+
+
+def _labels(request: Request) -> dict[str, str]:
+    prefix = "label."
+    labels: dict[str, str] = {}
+    for key, value in request.query_params.multi_items():
+        if key.startswith(prefix):
+            name = key.removeprefix(prefix)
+            if labels.setdefault(name, value) != value:
+                raise InvalidParameter(f"label.{name} is asked to be two values at once.", field=key)
+    return labels
+
+
+def _cancel_request(body: bytes, reason: str | None, force: bool | None) -> CancelRequest:
+    """Reason and force from the body, whatever its type says, else from the query (contract, section 2.4)."""
+    given: dict[str, Any] = {}
+    if reason:
+        given["reason"] = reason
+    if force is not None:
+        given["force"] = force
+    if body.strip():
+        try:
+            data = json.loads(body)
+        except ValueError as error:
+            raise InvalidParameter('The body is not JSON; send {"reason": "…"} or nothing.', field="body") from error
+        if not isinstance(data, dict):
+            raise InvalidParameter('The body is not an object; send {"reason": "…"} or nothing.', field="body")
+        given |= {key: value for key, value in data.items() if value is not None}
+    try:
+        return CancelRequest.model_validate(given)
+    except ValidationError as error:
+        faults = "; ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors())
+        raise InvalidParameter(f"The cancellation was not understood: {faults}.") from error
+
+
+def _disposition(name: str) -> str:
+    basename = name.rsplit("/", 1)[-1]
+    plain = "".join(
+        letter if letter.isascii() and letter.isprintable() and letter not in '"\\' else "_" for letter in basename
+    )
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(basename, safe='')}"

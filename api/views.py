@@ -1,0 +1,180 @@
+"""What the Task Orchestration dialect answers: supersets of the contract's replies (sections 2.1 to 2.7)."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import BaseModel, Field
+
+from api.core import TaskView
+from workflows.manifest import Manifest
+from workflows.messages import AgentProgress, Artifact, TaskStatus, TokenUsage, Transition
+from workflows.states import Cause, TaskState
+
+BASE = "/api/v1/tasks"
+
+REDACTED = "[redacted]"
+_REFERENCE = re.compile(r"^\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}$")
+
+
+class Links(BaseModel):
+    """Where the parts of a run are."""
+
+    self: str
+    logs: str
+    artifacts: str
+
+
+class SubmitReply(BaseModel):
+    """A run was accepted."""
+
+    task_id: str = Field(examples=["1ssrg4b-k3f9q"])
+    accepted: bool = True
+    state: TaskState = TaskState.PENDING
+    message: str = "Task accepted and queued for execution"
+    created_at: datetime
+    links: Links
+
+
+class TaskSummary(BaseModel):
+    """A run in a list; every key is always there."""
+
+    id: str = Field(examples=["task-001"])
+    name: str = Field(examples=["Fix auth bug"])
+    state: TaskState
+    labels: dict[str, str]
+    created_at: datetime
+    started_at: datetime | None
+    state_changed_at: datetime
+    state_message: str | None
+    vm_name: str | None
+    vm_ip: str | None
+    exit_code: int | None
+    error: str | None
+    cause: Cause | None = Field(description="Class of the error, null while nothing went wrong")
+    progress: AgentProgress
+
+
+class TaskDetail(TaskSummary):
+    """A run in full. ``definition`` is the manifest without its secrets."""
+
+    live: bool = Field(description="False when no worker answered and the last recorded status is shown")
+    host: str | None
+    base_commit: str | None
+    result: str | None = Field(description="The agent's closing words")
+    ssh_command: str | None = Field(description="How to enter a preserved machine")
+    usage: TokenUsage | None
+    transitions: list[Transition]
+    undelivered_messages: list[str]
+    definition: dict[str, Any] | None
+
+
+class TaskList(BaseModel):
+    """One page of runs."""
+
+    tasks: list[TaskSummary]
+    total_count: int = Field(description="Runs that the filters let through, on all pages")
+    limit: int
+    offset: int
+    has_more: bool
+
+
+class CancelReply(BaseModel):
+    """The run was told to end."""
+
+    success: bool = True
+    task_id: str
+    previous_state: TaskState
+    new_state: TaskState = TaskState.CANCELLED
+    message: str
+    cancelled_at: datetime
+
+
+class MessageReply(BaseModel):
+    """The message or the close was handed to the run."""
+
+    accepted: bool = True
+    task_id: str
+    message_id: str | None = None
+
+
+class ArtifactView(BaseModel):
+    """One stored artifact; ``path`` is relative to the workspace."""
+
+    name: str = Field(examples=["report.md"])
+    path: str = Field(examples=["report.md"])
+    size_bytes: int
+    content_type: str
+    checksum: str = Field(examples=["sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
+    created_at: datetime
+    download_url: str = Field(examples=["/api/v1/tasks/task-001/artifacts/report.md"])
+    redacted: bool = Field(description="Whether secret values were taken out of it")
+
+
+class ArtifactList(BaseModel):
+    """Everything that a run has left so far."""
+
+    task_id: str
+    artifacts: list[ArtifactView]
+    total_count: int
+    total_size_bytes: int
+
+
+def submitted(status: TaskStatus) -> SubmitReply:
+    """The reply to a submission."""
+    here = f"{BASE}/{status.id}"
+    links = Links(self=here, logs=f"{here}/logs", artifacts=f"{here}/artifacts")
+    return SubmitReply(task_id=status.id, created_at=status.created_at, links=links)
+
+
+def summary(status: TaskStatus) -> TaskSummary:
+    """A run as a row of a list."""
+    return TaskSummary.model_validate(status, from_attributes=True)
+
+
+def detail(view: TaskView) -> TaskDetail:
+    """A run in full."""
+    manifest = view.status.manifest
+    facts = view.status.model_dump() | {
+        "live": view.live,
+        "definition": definition(manifest) if manifest is not None else None,
+    }
+    return TaskDetail.model_validate(facts)
+
+
+def definition(manifest: Manifest) -> dict[str, Any]:
+    """The manifest as it may be shown: no secrets section, and literal values of MCP servers taken out."""
+    shown = manifest.model_dump(mode="json", exclude={"secrets", "version", "kind", "metadata"})
+    servers = (shown["claude"]["mcp_config"] or {}).get("mcpServers")
+    for server in servers.values() if isinstance(servers, dict) else ():
+        for part in ("env", "headers"):
+            values = server.get(part) if isinstance(server, dict) else None
+            if isinstance(values, dict):
+                server[part] = {key: _reference_only(value) for key, value in values.items()}
+    return shown
+
+
+def artifact_list(task_id: str, artifacts: list[Artifact]) -> ArtifactList:
+    """A run's artifacts."""
+    return ArtifactList(
+        task_id=task_id,
+        artifacts=[artifact_view(task_id, artifact) for artifact in artifacts],
+        total_count=len(artifacts),
+        total_size_bytes=sum(artifact.size_bytes for artifact in artifacts),
+    )
+
+
+def artifact_view(task_id: str, artifact: Artifact) -> ArtifactView:
+    """One artifact."""
+    return ArtifactView(
+        **artifact.model_dump(exclude={"sha256"}),
+        checksum=f"sha256:{artifact.sha256}",
+        download_url=f"{BASE}/{task_id}/artifacts/{quote(artifact.name)}",
+    )
+
+
+def _reference_only(value: Any) -> Any:
+    return value if isinstance(value, str) and _REFERENCE.match(value) else REDACTED
