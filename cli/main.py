@@ -1,5 +1,120 @@
-"""Entry point of the command `sandbox`."""
+"""Entry point of the command `sandbox`: the table of commands, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+# Name: where it is, and its line in the help. A module is imported when its command runs, so that each starts quickly.
+_COMMANDS = {
+    "demo": ("cli.demo:demo", "Watch one task run from submission to artifacts"),
+    "up": ("cli.stack:up", "Run the whole stack in the foreground until Ctrl-C"),
+    "task": ("cli.task:app", "Submit, follow and end task runs, fetch their artifacts"),
+    "machine": ("cli.machine:app", "List, enter and end the machines of this host"),
+    "image": ("cli.image:app", "Build and list guest images"),
+    "doctor": ("cli.doctor:doctor", "Say what is missing or slow on this host, and how to mend it"),
+    "config": ("cli.config:config", "Show all settings, their values and where these come from"),
+    "server": ("cli.processes:server", "Serve the REST API"),
+    "worker": ("cli.processes:worker", "Run the worker of this VM host"),
+    "clean": ("cli.clean:clean", "Remove all that Taskyard keeps on this host"),
+}
 
 
 def run() -> None:
-    """Run the command line."""
+    """Run the command line and exit: 0, or the code of the error (foundation/errors.py)."""
+    # The file system tools lie there, and Debian puts them into nobody's path but root's.
+    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    app()
+
+
+class _LazyCommand(TyperCommand):
+    """A command known by its help line only; the real one takes over when it is called."""
+
+    def __init__(self, name: str, target: str, summary: str) -> None:
+        super().__init__(name, help=summary)
+        self._target = target
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """The context of the real command."""
+        module_name, _, attribute = self._target.partition(":")
+        found = getattr(importlib.import_module(module_name), attribute)
+        if isinstance(found, typer.Typer):
+            command: Any = typer.main.get_group(found)
+        else:
+            single = typer.Typer(add_completion=False, rich_markup_mode=app.rich_markup_mode)
+            single.command(self.name)(found)
+            command = typer.main.get_command(single)
+        return command.make_context(info_name, args, parent=parent, **extra)
+
+
+class _Sandbox(TyperGroup):
+    """The group of all commands, in which TaskyardError becomes a sentence on stderr and an exit code."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for name, (target, summary) in _COMMANDS.items():
+            self.add_command(_LazyCommand(name, target, summary))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the arguments name."""
+        from foundation.errors import InvalidParameter, TaskyardError
+
+        try:
+            return super().invoke(ctx)
+        except TaskyardError as error:
+            failure = error
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except ValueError as error:
+            sentence = _settings_fault(error)
+            if sentence is None:
+                raise
+            failure = InvalidParameter(sentence)
+        typer.echo(f"Error: {failure.message}", err=True)
+        raise typer.Exit(failure.exit_code)
+
+
+app = typer.Typer(
+    name="sandbox",
+    cls=_Sandbox,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"sandbox {version('taskyard')}")
+        raise typer.Exit
+
+
+@app.callback()
+def sandbox(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Run coding-agent tasks to the end, each in a throw-away virtual machine, as durable workflows."""
+
+
+def _settings_fault(error: ValueError) -> str | None:
+    """A sentence on settings that were refused; None when the error is about something else."""
+    from pydantic import ValidationError
+    from pydantic_settings import SettingsError
+
+    if isinstance(error, SettingsError):
+        return f"A setting in the environment is not readable: {error}."
+    if not isinstance(error, ValidationError) or error.title != "Settings":
+        return None
+    faults = []
+    for fault in error.errors(include_url=False, include_input=False):
+        name = str(fault["loc"][0]) if fault["loc"] else "?"
+        name = name if name.isupper() else f"TASKYARD_{name.upper()}"
+        faults.append(f"{name}: {fault['msg'][:1].lower()}{fault['msg'][1:]} (it is {os.environ.get(name)!r})")
+    return "; ".join(faults)

@@ -1,0 +1,70 @@
+"""The processes' own logs: one set-up for structlog, uvicorn and temporalio, as text or as JSON lines."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Literal
+
+import structlog
+
+# Chatty at INFO about things that say nothing to an operator.
+_QUIET = ("httpx", "httpcore", "paramiko", "asyncio", "urllib3", "qemu.qmp", "uvicorn.access", "hpack")
+
+
+def configure_logs(log_format: Literal["text", "json"], process: str, level: int = logging.INFO) -> None:
+    """Send every record of this process to stderr, in one format and with the process's name.
+
+    ``structlog.get_logger()`` and the standard library's loggers (uvicorn's and temporalio's among them) end in the
+    same handler. Colours only where stderr is a terminal.
+    """
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        _named(process),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(log_format)],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    logging.captureWarnings(capture=True)
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] in {"uvicorn", "temporalio"}:
+            # Their own handlers would print every line twice.
+            logging.getLogger(name).handlers.clear()
+            logging.getLogger(name).propagate = True
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+
+
+def _renderers(log_format: Literal["text", "json"]) -> list[structlog.types.Processor]:
+    if log_format == "json":
+        # Tracebacks as text: the structured form holds local variables, and those hold secrets.
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+
+
+def _named(process: str) -> structlog.types.Processor:
+    def add_name(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+        event.setdefault("process", process)
+        return event
+
+    return add_name
