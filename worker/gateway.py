@@ -49,6 +49,10 @@ _TIMEOUT = httpx.Timeout(600, connect=15, write=60, pool=15)
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 _log = structlog.get_logger(__name__)
 
+_BROKEN_OFF = (
+    b"\n\nevent: error\n"
+    b'data: {"type":"error","error":{"type":"api_error","message":"The connection to the model API broke off."}}\n\n'
+)
 _CLIENT_GONE = 499  # nobody is left to read it
 
 T = TypeVar("T")
@@ -206,8 +210,10 @@ class Gateway:
                 yield chunk
         except httpx.HTTPError as error:
             _log.warning("model API broke off", machine=machine_id, error=type(error).__name__)
-            # The status is sent already: breaking the connection off is what tells the client to ask again.
-            raise ConnectionResetError("the model API broke off") from error
+            # The status is sent already. A stream can still tell of an error; else breaking off is what tells of it.
+            if not reader.streamed:
+                raise
+            yield _BROKEN_OFF
         finally:
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(answer.aclose())

@@ -19,7 +19,7 @@ class UsageReader:
     """Finds the usage in one answer, a JSON message or a stream of events, from its chunks."""
 
     def __init__(self, content_type: str) -> None:
-        self._streamed = content_type.startswith("text/event-stream")
+        self.streamed = content_type.startswith("text/event-stream")
         self._pending = bytearray()
         self._skipping = False
         self._found: dict[str, int] = {}
@@ -27,7 +27,7 @@ class UsageReader:
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the answer."""
         self._pending += chunk
-        if self._streamed:
+        if self.streamed:
             *lines, rest = self._pending.split(b"\n")
             self._pending = rest
             for line in lines:
@@ -39,7 +39,7 @@ class UsageReader:
 
     def usage(self) -> dict[str, int]:
         """The counts found so far. Later events repeat the earlier counts or raise them, so the last one holds."""
-        if not self._streamed and not self._skipping:
+        if not self.streamed and not self._skipping:
             self._take(_json_object(bytes(self._pending)))
         return dict(self._found)
 
