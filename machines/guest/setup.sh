@@ -14,7 +14,14 @@ rm -f /etc/ssh/ssh_host_* /etc/hostname /etc/resolv.conf /var/lib/systemd/random
 : >/etc/machine-id
 : >/etc/resolv.conf
 printf '127.0.0.1 localhost\n::1 localhost\n' >/etc/hosts
-printf '/dev/vda / ext4 rw,noatime 0 0\n' >/etc/fstab
+# The kernel's command line mounts the root; there is nothing else.
+: >/etc/fstab
+
+# What the host sends goes into these; made here so that the guest has less to do when it arrives.
+install -d -m 0700 /root/.ssh
+install -m 0600 /dev/null /root/.ssh/authorized_keys
+install -d -m 0700 -o agent -g agent /home/agent/.ssh
+install -m 0600 -o agent -g agent /dev/null /home/agent/.ssh/authorized_keys
 
 # The build's own apt settings (proxies, mirrors) are the build machine's, not the guest's.
 rm -f /etc/apt/apt.conf.d/99mmdebstrap /etc/apt/sources.list
@@ -24,22 +31,37 @@ deb http://deb.debian.org/debian $RELEASE-updates main
 deb http://deb.debian.org/debian-security $RELEASE-security main
 SOURCES
 
+# Generators look for disks, consoles and old start scripts at every boot; all of that is known here.
+mkdir -p /etc/systemd/system-generators /etc/udev/rules.d
+for generator in /usr/lib/systemd/system-generators/*; do
+    ln -s /dev/null "/etc/systemd/system-generators/$(basename "$generator")"
+done
+
+# Devices are few and known: their names, and the drivers of what is plugged in later.
+for rules in /usr/lib/udev/rules.d/*; do
+    case $(basename "$rules") in
+        50-udev-default.rules | 60-block.rules | 60-persistent-storage.rules | 80-drivers.rules | 99-systemd.rules) ;;
+        *) ln -s /dev/null "/etc/udev/rules.d/$(basename "$rules")" ;;
+    esac
+done
+rm -rf /usr/lib/udev/hwdb.d /usr/lib/udev/hwdb.bin /etc/udev/hwdb.d
+
 # Nothing that only a long-lived, many-user or metal machine needs.
 systemctl --quiet mask \
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer man-db.timer e2scrub_all.timer fstrim.timer \
-    e2scrub_reap.service systemd-tmpfiles-clean.timer \
-    getty.target getty@tty1.service getty-static.service serial-getty@ttyS0.service console-getty.service \
-    systemd-logind.service systemd-user-sessions.service systemd-update-utmp.service \
-    systemd-update-utmp-runlevel.service systemd-ask-password-wall.path systemd-ask-password-console.path \
-    systemd-firstboot.service systemd-repart.service systemd-machine-id-commit.service systemd-boot-system-token.service \
-    systemd-pcrphase.service systemd-pcrphase-sysinit.service systemd-pstore.service systemd-random-seed.service \
-    systemd-binfmt.service proc-sys-fs-binfmt_misc.automount systemd-hwdb-update.service systemd-sysusers.service \
-    systemd-journal-flush.service systemd-journal-catalog-update.service systemd-update-done.service \
-    systemd-networkd.service systemd-networkd-wait-online.service systemd-resolved.service systemd-timesyncd.service \
-    systemd-remount-fs.service systemd-initctl.socket systemd-journald-audit.socket \
-    ldconfig.service cryptsetup.target integritysetup.target veritysetup.target \
+    systemd-tmpfiles-clean.timer systemd-tmpfiles-setup.service systemd-tmpfiles-setup-dev.service \
+    systemd-sysctl.service systemd-modules-load.service systemd-sysusers.service systemd-firstboot.service \
+    systemd-machine-id-commit.service systemd-boot-system-token.service systemd-random-seed.service \
+    systemd-journal-flush.service systemd-journal-catalog-update.service systemd-journald-audit.socket \
+    systemd-hwdb-update.service systemd-update-done.service systemd-update-utmp.service \
+    systemd-update-utmp-runlevel.service systemd-binfmt.service systemd-repart.service systemd-pstore.service \
+    systemd-pcrphase.service systemd-pcrphase-sysinit.service systemd-remount-fs.service systemd-initctl.socket \
+    systemd-ask-password-wall.path systemd-ask-password-console.path systemd-logind.service \
+    systemd-user-sessions.service systemd-networkd.service systemd-resolved.service systemd-timesyncd.service \
+    getty.target getty-static.service ldconfig.service kmod-static-nodes.service e2scrub_reap.service \
+    cryptsetup.target integritysetup.target veritysetup.target proc-sys-fs-binfmt_misc.automount \
     dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount \
-    sys-fs-fuse-connections.mount kmod-static-nodes.service
+    sys-fs-fuse-connections.mount
 systemctl --quiet disable ssh.service
 systemctl --quiet set-default multi-user.target
 systemctl --quiet add-wants multi-user.target taskyard-identity.service taskyard-network.service
