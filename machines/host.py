@@ -1,0 +1,290 @@
+"""The machines of this host: reserve, start, enter, preserve, destroy. Every step may be repeated after a crash."""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from foundation.errors import MachineError, MachineLost, MachineNotFound
+from foundation.settings import Settings
+from machines import qemu
+from machines.boot import Boot
+from machines.identity import CLIENT_KEY, KNOWN_HOSTS
+from machines.image import Image
+from machines.ledger import NoRoom, admit, host_capacity
+from machines.qemu import MachinePaths, machine_paths
+from machines.records import MachineRecord, RecordStore, Reservation
+from machines.ssh import GuestAddress, GuestShell
+from machines.sweeper import sweep
+
+__all__ = ["MachineHost", "MachineRecord", "NoRoom", "Reservation"]
+
+_DESTROY_PATIENCE_SECONDS = 0.2
+
+# The disk is found by its serial: names of disks depend on the order in which they came.
+_MOUNT_WORKSPACE = """set -eu
+if ! mountpoint -q /workspace; then
+    device= tries=0
+    while [ -z "$device" ] || [ ! -b "$device" ]; do
+        for block in /sys/block/vd*; do
+            if [ "$(cat "$block/serial" 2>/dev/null)" = workspace ]; then device=/dev/${block##*/}; fi
+        done
+        tries=$((tries + 1))
+        if [ "$tries" -gt 400 ]; then echo "the workspace disk did not appear" >&2; exit 1; fi
+        sleep 0.05
+    done
+    mkdir -p /workspace
+    mount -t ext4 -o noatime "$device" /workspace
+fi
+owner=$(stat -c %u:%g /workspace)
+if [ "$owner" != 1000:1000 ]; then echo "the workspace belongs to $owner, not to the agent" >&2; exit 1; fi
+"""
+
+
+class MachineHost:
+    """The machines of one home directory on this host. Synchronous and thread-safe; other processes may do the same."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._store = RecordStore(settings)
+        self._shells: dict[str, GuestShell] = {}
+        self._shells_lock = threading.Lock()
+
+    def reserve(self, request: Reservation) -> MachineRecord:
+        """Reserve room for a machine; the record there is when it was reserved before.
+
+        Raises NoRoom when the host is full now, InsufficientResources when it would not do empty either.
+        """
+        self._store.directory(request.machine_id)  # refuses what is no machine id
+        with self._store.ledger_lock():
+            records = self._store.read_all()
+            for record in records:
+                if record.id != request.machine_id:
+                    continue
+                if record.state == "destroying":
+                    raise NoRoom(f"machine {record.id} is still being destroyed; it can be made anew when it is gone")
+                return record
+            admit(host_capacity(self._settings), records, request)
+            return self._store.write(
+                MachineRecord(
+                    id=request.machine_id,
+                    owner_workflow=request.owner_workflow,
+                    owner_run=request.owner_run,
+                    cpus=request.cpus,
+                    memory_bytes=request.memory_bytes,
+                    disk_bytes=request.disk_bytes,
+                    created_at=datetime.now(UTC),
+                    deadline=request.deadline,
+                )
+            )
+
+    def ensure_running(self, machine_id: str, image: Image, report: Callable[[str], None]) -> MachineRecord:
+        """Have the reserved machine run and answer over SSH; twice gives one machine.
+
+        A machine that was up before and whose process has ended starts again from its own disk. Raises
+        MachineNotFound, MachineLost (it is being destroyed), MachineError (with the end of the serial console).
+        """
+        with self._store.lock(machine_id):
+            record = self._store.read(machine_id)
+            if record.state == "destroying":
+                raise MachineLost(f"machine {machine_id} is being destroyed")
+            if record.booted_once and record.image_digest != image.digest:
+                raise MachineError(
+                    f"machine {machine_id} was made from image {record.image_digest}, not from {image.digest}; "
+                    "destroy it and make a new one"
+                )
+            process = self._process(record)
+            shell = self._shell(machine_id)
+            if process is not None and record.boot_seconds is not None and record.pid == process.pid:
+                shell.run("true")
+                return record
+            boot = Boot(self._settings, self._store, self._paths(machine_id), image, shell, report)
+            return boot.run(record, process)
+
+    def attach_workspace(self, machine_id: str, image_path: Path) -> None:
+        """Give the running machine the disk image, which becomes its own, and mount it at /workspace.
+
+        Raises MachineLost when the machine does not run, MachineError when there is no such image.
+        """
+        with self._store.lock(machine_id):
+            self._require_alive(machine_id)
+            paths = self._paths(machine_id)
+            if not qemu.has_workspace(paths):
+                _take_over(image_path, paths.workspace)
+                qemu.attach_workspace(paths)
+            self._shell(machine_id).run(_MOUNT_WORKSPACE, timeout=120)
+
+    def record(self, machine_id: str) -> MachineRecord:
+        """The machine's record. Raises MachineNotFound."""
+        return self._store.read(machine_id)
+
+    def records(self) -> list[MachineRecord]:
+        """The records of all machines of this host, oldest first."""
+        return self._store.read_all()
+
+    def is_alive(self, machine_id: str) -> bool:
+        """True while the machine's own QEMU process runs, whether its guest answers or not."""
+        try:
+            return self._process(self._store.read(machine_id)) is not None
+        except MachineNotFound:
+            return False
+
+    def connect(self, machine_id: str) -> GuestShell:
+        """The way into the guest, one for each machine and process. Raises MachineLost, GuestUnreachable."""
+        self._require_alive(machine_id)
+        shell = self._shell(machine_id)
+        shell.open()
+        return shell
+
+    def ssh_command(self, machine_id: str) -> str:
+        """The command with which a person on this host enters the machine as the user agent."""
+        return shlex.join(self.ssh_arguments(machine_id))
+
+    def ssh_arguments(self, machine_id: str) -> list[str]:
+        """The same as an argument list. Raises MachineLost when the machine does not run."""
+        record = self._require_alive(machine_id)
+        paths = self._paths(machine_id)
+        known_hosts = str(paths.directory / KNOWN_HOSTS)
+        options = {
+            # ssh splits this one at blanks by itself
+            "UserKnownHostsFile": f'"{known_hosts}"' if " " in known_hosts else known_hosts,
+            "HostKeyAlias": machine_id,
+            "StrictHostKeyChecking": "yes",
+            "IdentitiesOnly": "yes",
+        }
+        named = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+        return ["ssh", "-i", str(paths.directory / CLIENT_KEY), "-p", str(record.ssh_port), *named, "agent@127.0.0.1"]
+
+    def console(self, machine_id: str) -> Path:
+        """The file with the guest's serial console. Raises MachineNotFound."""
+        self._store.read(machine_id)
+        return self._paths(machine_id).console
+
+    def workspace(self, machine_id: str) -> Path:
+        """The machine's workspace disk image: there from ``attach_workspace`` to ``destroy``, QEMU dead or alive."""
+        return self._paths(machine_id).workspace
+
+    def preserve(self, machine_id: str, until: datetime) -> None:
+        """Keep the machine, as it is, until then; afterwards the sweeper destroys it. Raises MachineNotFound."""
+        with self._store.lock(machine_id):
+            record = self._store.read(machine_id)
+            if record.state == "destroying":
+                raise MachineLost(f"machine {machine_id} is being destroyed")
+            self._store.write(record.model_copy(update={"state": "preserved", "deadline": until}))
+
+    def kill(self, machine_id: str) -> None:
+        """End the machine's process and nothing else: its disks and its record stay."""
+        self._forget_shell(machine_id)
+        self._stop(machine_id)
+
+    def destroy(self, machine_id: str) -> None:
+        """End the machine and remove all that is of it; legal in every state, and when there is none."""
+        self._forget_shell(machine_id)
+        while True:
+            # Whoever is starting the machine holds its lock, and lets go when the process ends under it.
+            self._stop(machine_id)
+            try:
+                with self._store.lock(machine_id, patience=_DESTROY_PATIENCE_SECONDS) as held:
+                    if held:
+                        self._remove(machine_id)
+                        return
+            except MachineNotFound:
+                self._remove_traces(machine_id)
+                return
+
+    def sweep(self) -> list[str]:
+        """Repair what dead processes left, in both directions; gives a line for each thing done."""
+        return sweep(self._settings, self._store, self._destroy_unless_busy)
+
+    def _destroy_unless_busy(self, machine_id: str) -> bool:
+        try:
+            with self._store.lock(machine_id, patience=0) as held:
+                if held:
+                    self._forget_shell(machine_id)
+                    self._remove(machine_id)
+                return held
+        except MachineNotFound:
+            self._remove_traces(machine_id)
+            return True
+
+    def _remove(self, machine_id: str) -> None:
+        try:
+            record = self._store.read(machine_id)
+            self._store.write(record.model_copy(update={"state": "destroying"}))
+        except MachineNotFound:
+            pass  # a directory without a record: made by a reservation that did not get further
+        self._stop(machine_id)
+        self._remove_traces(machine_id)
+        with self._store.ledger_lock():
+            self._store.remove(machine_id)
+
+    def _remove_traces(self, machine_id: str) -> None:
+        """Remove what a machine has outside its directory."""
+        self._stop(machine_id)
+        paths = self._paths(machine_id)
+        for socket in (paths.qmp, paths.identity):
+            socket.unlink(missing_ok=True)
+        shutil.rmtree(self._settings.staging / machine_id, ignore_errors=True)
+
+    def _stop(self, machine_id: str) -> None:
+        process = qemu.find_process(self._paths(machine_id))
+        if process is not None:
+            qemu.stop(self._paths(machine_id), process)
+
+    def _process(self, record: MachineRecord) -> psutil.Process | None:
+        return qemu.find_process(self._paths(record.id), record.pid, record.process_start)
+
+    def _require_alive(self, machine_id: str) -> MachineRecord:
+        record = self._store.read(machine_id)
+        if self._process(record) is None:
+            raise MachineLost(f"the process of machine {machine_id} has ended; its serial console tells what happened")
+        return record
+
+    def _paths(self, machine_id: str) -> MachinePaths:
+        self._store.directory(machine_id)  # refuses what is no machine id
+        return machine_paths(self._settings, machine_id)
+
+    def _shell(self, machine_id: str) -> GuestShell:
+        with self._shells_lock:
+            if machine_id not in self._shells:
+                self._shells[machine_id] = GuestShell(
+                    lambda: self._address(machine_id), lambda: self.is_alive(machine_id)
+                )
+            return self._shells[machine_id]
+
+    def _forget_shell(self, machine_id: str) -> None:
+        with self._shells_lock:
+            shell = self._shells.pop(machine_id, None)
+        if shell is not None:
+            shell.close()
+
+    def _address(self, machine_id: str) -> GuestAddress:
+        record = self._store.read(machine_id)
+        if record.ssh_port is None:
+            raise MachineLost(f"machine {machine_id} is not running yet")
+        directory = self._paths(machine_id).directory
+        return GuestAddress(machine_id, record.ssh_port, directory / CLIENT_KEY, directory / KNOWN_HOSTS)
+
+
+def _take_over(image: Path, target: Path) -> None:
+    """Move the image to the machine's own place; what an interrupted earlier caller has moved is there already."""
+    try:
+        image.replace(target)
+    except FileNotFoundError:
+        if not target.exists():
+            raise MachineError(f"the workspace image {image} does not exist; stage the repository again") from None
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        draft = target.with_name(f".{target.name}.draft")
+        subprocess.run(["cp", "--sparse=always", "--", str(image), str(draft)], check=True, capture_output=True)
+        draft.replace(target)
+        image.unlink()

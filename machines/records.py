@@ -1,0 +1,227 @@
+"""Durable machine records: one JSON file for each machine, written before anything else of the machine exists."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from foundation.errors import MachineError, MachineNotFound
+from foundation.settings import Settings
+
+MACHINE_ID = re.compile(r"vm-[0-9a-f]{16}")
+RECORD_NAME = "machine.json"
+LOCK_NAME = "lock"
+_REMOVED_PREFIX = ".removed-"
+_LOCK_POLL_SECONDS = 0.05
+
+MachineState = Literal["reserved", "starting", "running", "preserved", "destroying"]
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Room asked for one machine. ``machine_id`` is ``vm-`` and 16 hex digits; ``deadline`` has a time zone."""
+
+    machine_id: str
+    owner_workflow: str
+    owner_run: str
+    cpus: int
+    memory_bytes: int
+    disk_bytes: int
+    deadline: AwareDatetime
+
+
+class MachineRecord(BaseModel):
+    """What this host knows of one machine.
+
+    ``deadline`` is when the sweeper may destroy it, whatever it does then. ``booted_once`` says that the root disk
+    holds more than the image. What follows is of the present process: ``process_start`` is in clock ticks since the
+    host's boot, ``boot_seconds`` the time from QEMU's start to the first answer over SSH, null until then.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: str
+    owner_workflow: str
+    owner_run: str
+    cpus: int
+    memory_bytes: int
+    disk_bytes: int
+    state: MachineState = "reserved"
+    created_at: AwareDatetime
+    deadline: AwareDatetime
+    image_digest: str | None = None
+    booted_once: bool = False
+    acceleration: Literal["kvm", "tcg"] | None = None
+    pid: int | None = None
+    process_start: int | None = None
+    ssh_port: int | None = None
+    boot_seconds: float | None = None
+
+
+class RecordStore:
+    """The records below ``Settings.machines``, one directory for each machine, and their locks."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._root = settings.machines.resolve()
+
+    def directory(self, machine_id: str) -> Path:
+        """Directory of all files of a machine. Raises MachineNotFound for what is no machine id."""
+        if not MACHINE_ID.fullmatch(machine_id):
+            raise MachineNotFound(f"'{machine_id}' is no machine id; `sandbox machine list` shows the machines here")
+        return self._root / machine_id
+
+    def read(self, machine_id: str) -> MachineRecord:
+        """The machine's record. Raises MachineNotFound, or MachineError when the file cannot be read."""
+        path = self.directory(machine_id) / RECORD_NAME
+        try:
+            return MachineRecord.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise MachineNotFound(
+                f"no machine {machine_id} is on this host; `sandbox machine list` shows those that are"
+            ) from None
+        except (OSError, ValidationError) as error:
+            raise MachineError(f"the machine record {path} cannot be read ({error}); look at the file") from error
+
+    def read_all(self) -> list[MachineRecord]:
+        """Every record, oldest first. Raises MachineError when one cannot be read: a partial list is no list."""
+        records = []
+        for machine_id in self.directories():
+            try:
+                records.append(self.read(machine_id))
+            except MachineNotFound:
+                continue  # being made or being removed
+        return sorted(records, key=lambda record: (record.created_at, record.id))
+
+    def directories(self) -> list[str]:
+        """Ids of the machine directories, with a record or without."""
+        try:
+            return sorted(path.name for path in self._root.iterdir() if MACHINE_ID.fullmatch(path.name))
+        except FileNotFoundError:
+            return []
+
+    def write(self, record: MachineRecord) -> MachineRecord:
+        """Write the record so that after a crash either the old or the new one is there, whole; gives it back."""
+        directory = self.directory(record.id)
+        if not directory.is_dir():
+            directory.mkdir(parents=True, mode=0o700, exist_ok=True)
+            _sync_directory(self._root)
+        draft = directory / f".{RECORD_NAME}.{secrets.token_hex(4)}"
+        with draft.open("w") as file:
+            json.dump(record.model_dump(mode="json"), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(directory / RECORD_NAME)
+        _sync_directory(directory)
+        return record
+
+    def remove(self, machine_id: str) -> None:
+        """Remove the machine's directory, its record last of all its content. Does nothing when there is none."""
+        directory = self.directory(machine_id)
+        if not directory.is_dir():
+            return
+        for path in sorted(directory.iterdir()):
+            if path.name not in {RECORD_NAME, LOCK_NAME}:
+                _remove_path(path)
+        # The record and the lock go in one step, so that nobody takes the lock of a machine that has no record.
+        aside = self._root / f"{_REMOVED_PREFIX}{machine_id}-{secrets.token_hex(4)}"
+        directory.rename(aside)
+        _sync_directory(self._root)
+        _remove_path(aside)
+
+    def remove_remains(self) -> list[str]:
+        """Remove directories without a record, which cut-short reservations and removals leave; gives their ids."""
+        # Reservations and removals hold the ledger, so none of them is under way now.
+        with self.ledger_lock():
+            for aside in self._root.glob(f"{_REMOVED_PREFIX}*"):
+                _remove_path(aside)
+            remains = [name for name in self.directories() if not (self._root / name / RECORD_NAME).exists()]
+            for machine_id in remains:
+                self.remove(machine_id)
+        return remains
+
+    @contextmanager
+    def lock(self, machine_id: str, *, patience: float | None = None) -> Iterator[bool]:
+        """Hold the machine for oneself, against other threads and processes; ends with the holder's process.
+
+        Gives False, and does not hold it, when it stayed busy for ``patience`` seconds (None: wait for ever).
+        Raises MachineNotFound when the machine has no directory.
+        """
+        path = self.directory(machine_id) / LOCK_NAME
+        end = None if patience is None else time.monotonic() + patience
+        while True:
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            except FileNotFoundError:
+                raise MachineNotFound(f"no machine {machine_id} is on this host") from None
+            try:
+                if not _flock(descriptor, end):
+                    yield False
+                    return
+                # The machine may have been removed, and even made anew, while this waited.
+                if _same_file(descriptor, path):
+                    yield True
+                    return
+            finally:
+                os.close(descriptor)
+
+    @contextmanager
+    def ledger_lock(self) -> Iterator[None]:
+        """Hold the host's ledger: only its holder makes or forgets reservations."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._root / ".ledger.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _flock(descriptor: int, end: float | None) -> bool:
+    if end is None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return True
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(_LOCK_POLL_SECONDS)
+        else:
+            return True
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(descriptor)
+    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _remove_path(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

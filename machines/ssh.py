@@ -1,0 +1,250 @@
+"""The way into a guest: one SSH connection for each machine and process, opened when needed and renewed when broken."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import selectors
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import paramiko
+
+from foundation.errors import GuestUnreachable, MachineError, MachineLost
+
+# Under emulation the handshake costs more than a second of the guest's CPU: the cheapest safe algorithms are named.
+_KEY_EXCHANGE = ("curve25519-sha256@libssh.org",)
+_HOST_KEYS = ("ssh-ed25519",)
+_CIPHERS = ("aes128-ctr",)
+_MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-256")
+_CONNECT_SECONDS = 30.0
+_KEEPALIVE_SECONDS = 15
+_CHUNK = 64 * 1024
+_STDERR_SHOWN = 2000
+_OUTPUT_MAX = 64 * 2**20
+_ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How a command in the guest ended. ``exit_code`` is -1 when a signal ended it."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+
+
+@dataclass(frozen=True)
+class GuestAddress:
+    """Where a guest's SSH is. ``known_hosts`` holds its host key under the machine's id."""
+
+    machine_id: str
+    port: int
+    client_key: Path
+    known_hosts: Path
+
+
+class GuestShell:
+    """Runs commands in one guest as root. Thread-safe; commands run beside one another over one connection.
+
+    Every method raises MachineLost when the machine's process has ended, and GuestUnreachable when the guest does
+    not answer though it runs.
+    """
+
+    def __init__(self, address: Callable[[], GuestAddress], is_alive: Callable[[], bool]) -> None:
+        self._address = address
+        self._is_alive = is_alive
+        self._lock = threading.Lock()
+        self._client: paramiko.SSHClient | None = None
+
+    def run(self, command: str, *, input: bytes | None = None, timeout: float = 60, check: bool = True) -> Completed:  # noqa: A002 -- named as subprocess.run names it
+        """Run ``command`` in a shell with ``input`` on its stdin, at most ``timeout`` seconds.
+
+        With ``check``, an exit code other than 0 raises MachineError with the command's stderr.
+        """
+        end = time.monotonic() + timeout
+        channel = self.stream(command)
+        try:
+            completed = _drain(channel, input, end)
+        except TimeoutError:
+            raise self._broken(f"a command in the guest did not end within {timeout:g} s") from None
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise self._broken(f"the connection to the guest broke ({error or type(error).__name__})") from error
+        finally:
+            channel.close()
+        if check and completed.exit_code != 0:
+            reason = completed.stderr.decode(errors="replace").strip()[-_STDERR_SHOWN:]
+            raise MachineError(
+                f"a command in the guest ended with exit code {completed.exit_code}: {reason or 'nothing on stderr'}",
+                exit_code=completed.exit_code,
+            )
+        return completed
+
+    def stream(self, command: str) -> paramiko.Channel:
+        """Start ``command`` and give its channel: read it with ``recv`` and ``recv_stderr``, end it with ``close``."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            transport = self._connected()
+            try:
+                channel = transport.open_session(timeout=_CONNECT_SECONDS)
+                channel.exec_command(command)
+            except (paramiko.SSHException, OSError, EOFError) as error:
+                # A connection that broke unnoticed shows itself only here. Nothing has run yet, so a new one may try.
+                self._discard(transport)
+                if attempt == _ATTEMPTS:
+                    raise self._broken(f"the guest does not take commands ({error})") from error
+            else:
+                return channel
+        raise AssertionError
+
+    def write(self, path: str, data: bytes, mode: int = 0o600, owner: str = "root") -> None:
+        """Write ``data`` to the absolute ``path``, at once and whole; the data never appears in arguments."""
+        target = PurePosixPath(path)
+        draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        quoted, hidden = shlex.quote(str(target)), shlex.quote(str(draft))
+        # The size is checked before the file takes its name: a connection that breaks looks like the end of the data.
+        self.run(
+            f"umask 077 && mkdir -p -- {shlex.quote(str(target.parent))} && trap 'rm -f -- {hidden}' EXIT && "
+            f'cat > {hidden} && test "$(stat -c %s -- {hidden})" = {len(data)} && '
+            f"chown -- {shlex.quote(owner)}: {hidden} && chmod {mode:o} -- {hidden} && mv -fT -- {hidden} {quoted}",
+            input=data,
+        )
+
+    def open(self) -> None:
+        """Open the connection unless it is open."""
+        self._connected()
+
+    def answers(self, limit: float) -> bool:
+        """True when the guest, known by its host key, lets the host in within ``limit`` seconds."""
+        try:
+            self._connected(limit)
+        except GuestUnreachable:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the connection; the next use opens a new one."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+                self._client = None
+
+    def _connected(self, limit: float = _CONNECT_SECONDS) -> paramiko.Transport:
+        with self._lock:
+            transport = self._client.get_transport() if self._client else None
+            if transport is None or not transport.is_active():
+                if self._client is not None:
+                    self._client.close()
+                self._client = None
+                self._client = self._open(limit)
+                transport = self._client.get_transport()
+            if transport is None:
+                raise GuestUnreachable("the guest closed the SSH connection; try again")
+            return transport
+
+    def _open(self, limit: float) -> paramiko.SSHClient:
+        if not self._is_alive():
+            raise MachineLost("the machine's process has ended; its serial console tells what happened")
+        address = self._address()
+        client = paramiko.SSHClient()
+        client.set_missing_host_key_policy(paramiko.RejectPolicy())
+        client.load_host_keys(str(address.known_hosts))
+        try:
+            connection = socket.create_connection(("127.0.0.1", address.port), timeout=limit)
+            client.connect(
+                address.machine_id,
+                username="root",
+                pkey=paramiko.Ed25519Key.from_private_key_file(str(address.client_key)),
+                sock=connection,
+                timeout=limit,
+                banner_timeout=limit,
+                auth_timeout=limit,
+                allow_agent=False,
+                look_for_keys=False,
+                transport_factory=_transport,
+            )
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            client.close()
+            raise self._broken(f"the guest does not answer over SSH ({error or type(error).__name__})") from error
+        transport = client.get_transport()
+        if transport is not None:
+            transport.set_keepalive(_KEEPALIVE_SECONDS)
+        return client
+
+    def _discard(self, transport: paramiko.Transport) -> None:
+        with self._lock:
+            if self._client is not None and self._client.get_transport() is transport:
+                self._client.close()
+                self._client = None
+
+    def _broken(self, sentence: str) -> MachineError:
+        if self._is_alive():
+            return GuestUnreachable(f"{sentence}; the machine runs, so it may answer later")
+        return MachineLost(f"{sentence}; the machine's process has ended")
+
+
+def _transport(
+    sock: Any,
+    /,
+    *,
+    disabled_algorithms: Mapping[str, Iterable[str]] | None = None,
+    **_: object,
+) -> paramiko.Transport:
+    transport = paramiko.Transport(sock, disabled_algorithms=disabled_algorithms)
+    options = transport.get_security_options()
+    options.kex = _KEY_EXCHANGE
+    options.key_types = _HOST_KEYS
+    options.ciphers = _CIPHERS
+    options.digests = _MACS
+    return transport
+
+
+def _drain(channel: paramiko.Channel, data: bytes | None, end: float) -> Completed:
+    """Feed ``data`` and read both outputs until the command ends. Raises TimeoutError at ``end``."""
+    threading.Thread(target=_feed, args=(channel, data or b""), daemon=True).start()
+    stdout, stderr = bytearray(), bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(channel, selectors.EVENT_READ)
+        while True:
+            over = channel.eof_received or channel.closed  # asked first: what came before the end is read below
+            taken = _take(channel, stdout, stderr)
+            if over and not taken:
+                break
+            if not taken and not selector.select(_left(end)):
+                raise TimeoutError
+    if not channel.status_event.wait(_left(end)):
+        raise TimeoutError
+    transport = channel.get_transport()
+    if channel.exit_status == -1 and not transport.is_active():
+        raise EOFError("the connection ended before the command")
+    return Completed(channel.exit_status, bytes(stdout), bytes(stderr))
+
+
+def _take(channel: paramiko.Channel, stdout: bytearray, stderr: bytearray) -> bool:
+    taken = False
+    if channel.recv_ready():
+        stdout += channel.recv(_CHUNK)
+        taken = True
+    if channel.recv_stderr_ready():
+        stderr += channel.recv_stderr(_CHUNK)
+        taken = True
+    # The guest belongs to the agent: nothing it sends may fill the host's memory.
+    if len(stdout) + len(stderr) > _OUTPUT_MAX:
+        raise OSError("a command's output is larger than the host takes")
+    return taken
+
+
+def _feed(channel: paramiko.Channel, data: bytes) -> None:
+    # A command that does not read all of its input closes its side; its exit code tells the rest.
+    with contextlib.suppress(OSError, paramiko.SSHException, EOFError):
+        channel.sendall(data)
+        channel.shutdown_write()
+
+
+def _left(end: float) -> float:
+    return max(0.0, end - time.monotonic())
