@@ -123,6 +123,7 @@ def bucket_part(settings: Settings) -> Part:
         address=settings.s3_target,
         prepare=prepare,
         cleanup=cleanup,
+        directory=directory,
     )
 
 

@@ -29,7 +29,8 @@ class Part:
 
     ``probe`` gets the process id and the time it was started (unix seconds); it gives None when the part is ready,
     else what is still awaited. It is asked again and again, so it must not block for more than a few seconds.
-    ``prepare`` runs before each start, ``cleanup`` after the end.
+    ``prepare`` runs before each start, ``cleanup`` after the end. ``directory`` is where the process stands; None
+    leaves it where this one is.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Part:
     grace_seconds: float = 8.0
     prepare: Callable[[], None] = lambda: None
     cleanup: Callable[[], None] = lambda: None
+    directory: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class _Child:
             self.process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", "--", *part.command],
                 env=part.environment,
+                cwd=part.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
