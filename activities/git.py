@@ -1,0 +1,222 @@
+"""Careful runs of git: no prompts, no hooks, only allowed transports, progress told, the whole process group ended."""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import signal
+import subprocess
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from foundation.errors import HostNotReady
+from foundation.settings import Settings
+
+Report = Callable[[str], None]
+
+_CONNECT_SECONDS = 10
+_STALL_SECONDS = 30
+_STALL_BYTES_PER_SECOND = 1000
+_POLL_SECONDS = 0.5
+_WORDS_KEPT = 200
+_PROGRESS = re.compile(r"^(?:remote: )?[A-Z][A-Za-z ]+: +\d+% ?\(")
+_USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
+# Of git's own variables only those by which a host configures credentials, certificates and proxies for itself.
+_KEPT = re.compile(r"^GIT_(?:ASKPASS|SSL_.*|PROXY_.*|CONFIG_(?:GLOBAL|SYSTEM|NOSYSTEM|COUNT|KEY_\d+|VALUE_\d+))$")
+_DROPPED = re.compile(r"^(?:GIT_.*|TASKYARD_.*|ANTHROPIC_.*|SSH_ASKPASS.*|DISPLAY|LC_.*|LANG|LANGUAGE)$")
+
+
+class GitFailed(Exception):
+    """Git ended with an error; ``words`` is what it said, without credentials."""
+
+    def __init__(self, command: str, exit_code: int, words: str) -> None:
+        super().__init__(f"git {command} failed with exit code {exit_code}")
+        self.exit_code = exit_code
+        self.words = words
+
+    @property
+    def last_words(self) -> str:
+        """The line that says most: the last one that git marks as fatal or an error, else the last."""
+        lines = [line for line in self.words.splitlines() if line.strip()]
+        marked = [line for line in lines if line.startswith(("fatal:", "error:", "remote: fatal:"))]
+        return (marked or lines or [str(self)])[-1].removeprefix("fatal: ").removeprefix("error: ")
+
+
+class GitStopped(Exception):
+    """Git did not end within its time and was stopped."""
+
+
+def remote_environment(settings: Settings) -> dict[str, str]:
+    """Environment for talking to servers: the host's git configuration counts, since it names the credentials.
+
+    Nothing asks a person, nothing but https, http and ssh (and file, by setting) is spoken.
+    """
+    environment = {name: value for name, value in os.environ.items() if _KEPT.match(name) or not _DROPPED.match(name)}
+    ssh = os.environ.get("GIT_SSH_COMMAND") or _configured_ssh(environment) or "ssh"
+    return environment | {
+        "GIT_ALLOW_PROTOCOL": ":".join(allowed_protocols(settings)),
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_SSH_COMMAND": f"{ssh} -o BatchMode=yes -o ConnectTimeout={_CONNECT_SECONDS} "
+        "-o ServerAliveInterval=10 -o ServerAliveCountMax=3 -o ControlPath=none",
+        "SSH_ASKPASS_REQUIRE": "never",
+        "GCM_INTERACTIVE": "never",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "LC_ALL": "C",
+    }
+
+
+def local_environment() -> dict[str, str]:
+    """Environment for work between directories of this host: no configuration, no credentials, no network."""
+    return {
+        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+        "HOME": "/nonexistent",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_ALLOW_PROTOCOL": "file",
+        "GIT_TERMINAL_PROMPT": "0",
+        "LC_ALL": "C",
+    }
+
+
+def allowed_protocols(settings: Settings) -> list[str]:
+    """Transports that repositories may use on this host."""
+    return ["https", "http", "ssh", *(["file"] if settings.allow_file_repositories else [])]
+
+
+def run_git(
+    arguments: Sequence[str],
+    environment: dict[str, str],
+    *,
+    seconds: float | None = None,
+    report: Report = lambda _: None,
+) -> str:
+    """Run git to its end and give its standard output. Lines of progress go to ``report``.
+
+    Raises GitFailed, GitStopped after ``seconds``, HostNotReady when git is missing. Whatever ends the call early (a
+    cancellation too), git and its helpers are killed.
+    """
+    command = ["git", *_guards(), *arguments]
+    with tempfile.TemporaryFile() as output, _started(command, environment, output) as process:
+        words = _listen(process, seconds, report)
+        if process.returncode:
+            raise GitFailed(arguments[0], process.returncode, without_credentials("\n".join(words)))
+        output.seek(0)
+        return output.read().decode("utf-8", "surrogateescape")
+
+
+def without_credentials(text: str) -> str:
+    """The text with the user part of each URL taken out, except the plain user of an ssh URL."""
+    return _USERINFO.sub(lambda match: match[0] if _plain_ssh_user(text, match) else "", text)
+
+
+def _plain_ssh_user(text: str, match: re.Match[str]) -> bool:
+    return text[: match.start()].endswith("ssh://") and ":" not in match[0]
+
+
+def _guards() -> list[str]:
+    """Configuration that outranks the host's and the repository's own."""
+    settings = {
+        "core.hooksPath": "/dev/null",
+        "core.fsmonitor": "false",
+        "init.templateDir": "",
+        "gc.auto": "0",
+        "maintenance.auto": "false",
+        "submodule.recurse": "false",
+        "fetch.recurseSubmodules": "false",
+        "http.lowSpeedLimit": str(_STALL_BYTES_PER_SECOND),
+        "http.lowSpeedTime": str(_STALL_SECONDS),
+        "advice.detachedHead": "false",
+        # Without reflogs, no host path or name is left in what a guest gets to see.
+        "core.logAllRefUpdates": "false",
+    }
+    return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+
+
+def _configured_ssh(environment: dict[str, str]) -> str | None:
+    command = ["git", "config", "--get", "core.sshCommand"]
+    try:
+        found = subprocess.run(command, env=environment, cwd="/", capture_output=True, check=False)
+    except FileNotFoundError:
+        raise _git_missing() from None
+    return found.stdout.decode().strip() or None
+
+
+def _git_missing() -> HostNotReady:
+    return HostNotReady("git is not installed on this host; install it ('sandbox doctor' names the package).")
+
+
+@contextmanager
+def _started(
+    command: Sequence[str], environment: dict[str, str], output: IO[bytes]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A git process that leads a session of its own, gone with its group when the block ends."""
+    try:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            cwd=Path("/"),
+        )
+    except FileNotFoundError:
+        raise _git_missing() from None
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if process.stderr:
+            process.stderr.close()
+
+
+def _listen(process: subprocess.Popen[bytes], seconds: float | None, report: Report) -> deque[str]:
+    """What git says until it ends, progress told and left out. Waits in short turns, for the sake of cancellation.
+
+    A helper that lives on (a credential cache) may hold the pipe open; so the end of git counts, not the pipe's.
+    """
+    stderr = process.stderr
+    if stderr is None:
+        return deque()
+    deadline = time.monotonic() + seconds if seconds is not None else None
+    words: deque[str] = deque(maxlen=_WORDS_KEPT)
+    rest = b""
+    os.set_blocking(stderr.fileno(), False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(stderr, selectors.EVENT_READ)
+        open_ = True
+        while True:
+            ended = process.poll() is not None
+            if open_:
+                selector.select(0 if ended else _POLL_SECONDS)
+            else:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL_SECONDS)
+            chunk = stderr.read() if open_ else None
+            if chunk == b"":
+                selector.unregister(stderr)
+                open_ = False
+            *lines, rest = re.split(rb"[\r\n]", rest + (chunk or b""))
+            for line in [*lines, rest] if ended and not chunk else lines:
+                _hear(line.decode("utf-8", "replace").rstrip(), words, report)
+            if ended and not chunk:
+                return words
+            if deadline is not None and time.monotonic() > deadline:
+                raise GitStopped
+
+
+def _hear(line: str, words: deque[str], report: Report) -> None:
+    if _PROGRESS.match(line):
+        report(re.sub(r" +", " ", line.removeprefix("remote: ")))
+    elif line:
+        words.append(line)

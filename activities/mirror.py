@@ -1,0 +1,172 @@
+"""Bare mirrors of repositories on the host: one for each URL, refreshed under a lock, re-made when damaged."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from activities.git import GitFailed, Report, local_environment, remote_environment, run_git, without_credentials
+from activities.remote import RemoteBranch, refusal
+from foundation.errors import RefNotFound, RepositoryNotFound, RepositoryUnreachable
+from foundation.settings import Settings
+from workflows.manifest import Repository
+
+_REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
+_PACKS_MOST = 30
+_LOCK_POLL_SECONDS = 0.2
+_FULL_COMMIT_LENGTHS = (40, 64)
+
+
+def mirror_path(settings: Settings, url: str) -> Path:
+    """Where the mirror of a URL lies. A directory of this name is complete."""
+    return settings.mirrors / hashlib.sha256(url.encode()).hexdigest()
+
+
+@contextmanager
+def reading(settings: Settings, url: str, report: Report = lambda _: None) -> Iterator[Path]:
+    """The mirror of a URL, which nobody re-makes while the block runs. Raises RepositoryNotFound when there is none."""
+    path = mirror_path(settings, url)
+    with _locked(path, fcntl.LOCK_SH, report):
+        if not path.is_dir():
+            raise RepositoryNotFound(f"This host has no mirror of {without_credentials(url)} any more.")
+        yield path
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The mirror of one repository of a manifest."""
+
+    settings: Settings
+    repository: Repository
+    report: Report
+
+    @contextmanager
+    def refreshed(self, branch: RemoteBranch) -> Iterator[Path]:
+        """The mirror, brought up to date, for the time of the block.
+
+        Raises the errors of ``activities.remote``. Only one process at a time brings a mirror up to date; a fetch that
+        was killed leaves the mirror as it was, a first one that was killed leaves none.
+        """
+        path = mirror_path(self.settings, self.repository.url)
+        with _locked(path, fcntl.LOCK_EX, self.report):
+            for stale in path.parent.glob(f".{path.name}.*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            if not path.is_dir() or not self._refresh(path, branch):
+                self._make(path, branch)
+            yield path
+
+    def remade(self, branch: RemoteBranch) -> None:
+        """Replace a mirror that turned out to be damaged. Called inside ``refreshed``."""
+        self._make(mirror_path(self.settings, self.repository.url), branch)
+
+    def commit(self, path: Path, branch: RemoteBranch) -> str:
+        """The full id of the commit to check out. Raises RefNotFound."""
+        # The branch may have moved between the look and the fetch; what was fetched counts.
+        wanted = self.repository.commit or f"refs/heads/{self.repository.branch}"
+        found = _resolve(path, wanted)
+        if found is None and len(wanted) in _FULL_COMMIT_LENGTHS:
+            # A commit on no branch (of a pull request, say): some servers give it when asked by its id.
+            with suppress(GitFailed):
+                self._fetch(path, wanted)
+            found = _resolve(path, wanted)
+        if found is None:
+            url = without_credentials(self.repository.url)
+            raise RefNotFound(
+                f"Repository {url} has no commit {wanted}, or more than one that starts so "
+                f"(branch {self.repository.branch} is at {branch.tip}); correct repository.commit.",
+                url=url,
+                branch=self.repository.branch,
+                commit=wanted,
+            )
+        return found
+
+    def _refresh(self, path: Path, branch: RemoteBranch) -> bool:
+        """Fetch into the existing mirror. False when the mirror, not the server, is at fault."""
+        try:
+            self._fetch(path, *_REFSPECS)
+            self._point_head(path, branch)
+            self._tidy(path)
+        except GitFailed as error:
+            told = refusal(self.repository, error)
+            if isinstance(told, RepositoryUnreachable):
+                raise told from None
+            self.report(f"The mirror is damaged and is made anew ({error.last_words})")
+            return False
+        return (
+            _resolve(path, branch.tip) is not None or _resolve(path, f"refs/heads/{self.repository.branch}") is not None
+        )
+
+    def _make(self, path: Path, branch: RemoteBranch) -> None:
+        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            run_git(["init", "--quiet", "--bare", "--", str(draft)], local_environment())
+            try:
+                self._fetch(draft, *_REFSPECS)
+            except GitFailed as error:
+                raise refusal(self.repository, error) from None
+            self._point_head(draft, branch)
+            if path.exists():
+                shutil.rmtree(path)
+            draft.rename(path)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def _fetch(self, path: Path, *refspecs: str) -> None:
+        options = ["--progress", "--force", "--no-tags", "--no-write-fetch-head"]
+        if refspecs == _REFSPECS:
+            options.append("--prune")
+        run_git(
+            ["--git-dir", str(path), "fetch", *options, "--", self.repository.url, *refspecs],
+            remote_environment(self.settings),
+            report=self.report,
+        )
+
+    def _point_head(self, path: Path, branch: RemoteBranch) -> None:
+        head = f"refs/heads/{branch.head or self.repository.branch}"
+        run_git(["--git-dir", str(path), "symbolic-ref", "HEAD", head], local_environment())
+
+    def _tidy(self, path: Path) -> None:
+        """Join many packs into one; what no branch holds any more is kept, since a run may be based on it."""
+        if len(list((path / "objects" / "pack").glob("*.pack"))) > _PACKS_MOST:
+            run_git(["--git-dir", str(path), "repack", "-a", "-d", "-q", "--keep-unreachable"], local_environment())
+
+
+def _resolve(path: Path, name: str) -> str | None:
+    """The full id of the commit that a ref or a prefix of an id names in the mirror."""
+    try:
+        found = run_git(
+            ["--git-dir", str(path), "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"],
+            local_environment(),
+        ).strip()
+    except GitFailed:
+        return None
+    # A branch may be named like a short commit id; only the commit counts.
+    return found if name.startswith("refs/") or found.startswith(name.lower()) else None
+
+
+@contextmanager
+def _locked(path: Path, how: int, report: Report) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        told = False
+        while True:
+            try:
+                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    report("Waiting for another run that fetches the same repository")
+                told = True
+                time.sleep(_LOCK_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
