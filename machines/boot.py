@@ -143,7 +143,7 @@ class _Watch:
         if not self._process.is_running() or self._process.status() == psutil.STATUS_ZOMBIE:
             raise MachineError("QEMU ended while the guest was booting")
         if now - self._begun > BOOT_LIMIT_SECONDS:
-            raise GuestUnreachable(f"the guest did not come up within {BOOT_LIMIT_SECONDS:g} s")
+            raise GuestUnreachable(f"The guest did not come up within {BOOT_LIMIT_SECONDS:g} s")
         if now - self._reported >= _REPORT_SECONDS:
             self._reported = now
             self._report(f"guest is booting ({format_seconds(now - self._begun)})")

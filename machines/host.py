@@ -70,7 +70,7 @@ class MachineHost:
                 if record.id != request.machine_id:
                     continue
                 if record.state == "destroying":
-                    raise NoRoom(f"machine {record.id} is still being destroyed; it can be made anew when it is gone")
+                    raise NoRoom(f"Machine {record.id} is still being destroyed; it can be made anew when it is gone")
                 return record
             admit(host_capacity(self._settings), records, request)
             return self._store.write(
@@ -95,10 +95,10 @@ class MachineHost:
         with self._store.lock(machine_id):
             record = self._store.read(machine_id)
             if record.state == "destroying":
-                raise MachineLost(f"machine {machine_id} is being destroyed")
+                raise MachineLost(f"Machine {machine_id} is being destroyed")
             if record.booted_once and record.image_digest != image.digest:
                 raise MachineError(
-                    f"machine {machine_id} was made from image {record.image_digest}, not from {image.digest}; "
+                    f"Machine {machine_id} was made from image {record.image_digest}, not from {image.digest}; "
                     "destroy it and make a new one"
                 )
             process = self._process(record)
@@ -177,7 +177,7 @@ class MachineHost:
         with self._store.lock(machine_id):
             record = self._store.read(machine_id)
             if record.state == "destroying":
-                raise MachineLost(f"machine {machine_id} is being destroyed")
+                raise MachineLost(f"Machine {machine_id} is being destroyed")
             self._store.write(record.model_copy(update={"state": "preserved", "deadline": until}))
 
     def kill(self, machine_id: str) -> None:
@@ -245,7 +245,7 @@ class MachineHost:
     def _require_alive(self, machine_id: str) -> MachineRecord:
         record = self._store.read(machine_id)
         if self._process(record) is None:
-            raise MachineLost(f"the process of machine {machine_id} has ended; its serial console tells what happened")
+            raise MachineLost(f"The process of machine {machine_id} has ended; its serial console tells what happened")
         return record
 
     def _paths(self, machine_id: str) -> MachinePaths:
@@ -269,7 +269,7 @@ class MachineHost:
     def _address(self, machine_id: str) -> GuestAddress:
         record = self._store.read(machine_id)
         if record.ssh_port is None:
-            raise MachineLost(f"machine {machine_id} is not running yet")
+            raise MachineLost(f"Machine {machine_id} is not running yet")
         directory = self._paths(machine_id).directory
         return GuestAddress(machine_id, record.ssh_port, directory / CLIENT_KEY, directory / KNOWN_HOSTS)
 
@@ -280,7 +280,7 @@ def _take_over(image: Path, target: Path) -> None:
         image.replace(target)
     except FileNotFoundError:
         if not target.exists():
-            raise MachineError(f"the workspace image {image} does not exist; stage the repository again") from None
+            raise MachineError(f"The workspace image {image} does not exist; stage the repository again") from None
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise

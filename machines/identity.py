@@ -88,9 +88,9 @@ def introduce(
             connection.connect(str(port))
             answer = _converse(connection, line, listening, already_known)
         except OSError as error:
-            raise MachineError(f"the connection to the guest's identity port failed ({error})") from error
+            raise MachineError(f"The connection to the guest's identity port failed ({error})") from error
     if answer not in {"ready", None}:
-        raise MachineError(f"the guest could not take on its identity: {answer or 'no reason given'}")
+        raise MachineError(f"The guest could not take on its identity: {answer or 'no reason given'}")
 
 
 def _converse(

@@ -73,7 +73,7 @@ def admit(capacity: Capacity, records: Sequence[MachineRecord], request: Reserva
         missing.append(f"{format_size(headroom)} of free disk ({format_size(capacity.disk_free_bytes)} free)")
     if missing:
         raise NoRoom(
-            f"no room for the machine now: it needs {' and '.join(missing)}; it waits until another machine ends",
+            f"No room for the machine now: it needs {' and '.join(missing)}; it waits until another machine ends",
             machine_id=request.machine_id,
             machines=len(records),
         )
@@ -97,7 +97,7 @@ def _fits_at_all(capacity: Capacity, request: Reservation) -> None:
         faults.append(f"a disk of {asked} is larger than its own of {most} (vm.disk)")
     if faults:
         raise InsufficientResources(
-            f"this host can never give what the manifest asks for: {'; '.join(faults)}; ask for less",
+            f"This host can never give what the manifest asks for: {'; '.join(faults)}; ask for less",
             requested=requested,
             available=available,
         )

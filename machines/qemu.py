@@ -109,7 +109,7 @@ def make_overlay(paths: MachinePaths, image: Image, size_bytes: int) -> None:
     ]
     made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     if made.returncode != 0:
-        raise MachineError(f"the machine's root disk could not be made: {made.stderr.strip()}")
+        raise MachineError(f"The machine's root disk could not be made: {made.stderr.strip()}")
     draft.replace(paths.overlay)
 
 

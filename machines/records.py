@@ -89,10 +89,10 @@ class RecordStore:
             return MachineRecord.model_validate_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise MachineNotFound(
-                f"no machine {machine_id} is on this host; `sandbox machine list` shows those that are"
+                f"No machine {machine_id} is on this host; `sandbox machine list` shows those that are"
             ) from None
         except (OSError, ValidationError) as error:
-            raise MachineError(f"the machine record {path} cannot be read ({error}); look at the file") from error
+            raise MachineError(f"The machine record {path} cannot be read ({error}); look at the file") from error
 
     def read_all(self) -> list[MachineRecord]:
         """Every record, oldest first. Raises MachineError when one cannot be read: a partial list is no list."""
@@ -164,7 +164,7 @@ class RecordStore:
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             except FileNotFoundError:
-                raise MachineNotFound(f"no machine {machine_id} is on this host") from None
+                raise MachineNotFound(f"No machine {machine_id} is on this host") from None
             try:
                 if not _flock(descriptor, end):
                     yield False

@@ -73,15 +73,15 @@ class GuestShell:
         try:
             completed = _drain(channel, input, end)
         except TimeoutError:
-            raise self._broken(f"a command in the guest did not end within {timeout:g} s") from None
+            raise self._broken(f"A command in the guest did not end within {timeout:g} s") from None
         except (paramiko.SSHException, OSError, EOFError) as error:
-            raise self._broken(f"the connection to the guest broke ({error or type(error).__name__})") from error
+            raise self._broken(f"The connection to the guest broke ({error or type(error).__name__})") from error
         finally:
             channel.close()
         if check and completed.exit_code != 0:
             reason = completed.stderr.decode(errors="replace").strip()[-_STDERR_SHOWN:]
             raise MachineError(
-                f"a command in the guest ended with exit code {completed.exit_code}: {reason or 'nothing on stderr'}",
+                f"A command in the guest ended with exit code {completed.exit_code}: {reason or 'nothing on stderr'}",
                 exit_code=completed.exit_code,
             )
         return completed
@@ -97,7 +97,7 @@ class GuestShell:
                 # A connection that broke unnoticed shows itself only here. Nothing has run yet, so a new one may try.
                 self._discard(transport)
                 if attempt == _ATTEMPTS:
-                    raise self._broken(f"the guest does not take commands ({error})") from error
+                    raise self._broken(f"The guest does not take commands ({error})") from error
             else:
                 return channel
         raise AssertionError
@@ -144,12 +144,12 @@ class GuestShell:
                 self._client = self._open(limit)
                 transport = self._client.get_transport()
             if transport is None:
-                raise GuestUnreachable("the guest closed the SSH connection; try again")
+                raise GuestUnreachable("The guest closed the SSH connection; try again")
             return transport
 
     def _open(self, limit: float) -> paramiko.SSHClient:
         if not self._is_alive():
-            raise MachineLost("the machine's process has ended; its serial console tells what happened")
+            raise MachineLost("The machine's process has ended; its serial console tells what happened")
         address = self._address()
         client = paramiko.SSHClient()
         client.set_missing_host_key_policy(paramiko.RejectPolicy())
@@ -170,7 +170,7 @@ class GuestShell:
             )
         except (paramiko.SSHException, OSError, EOFError) as error:
             client.close()
-            raise self._broken(f"the guest does not answer over SSH ({error or type(error).__name__})") from error
+            raise self._broken(f"The guest does not answer over SSH ({error or type(error).__name__})") from error
         transport = client.get_transport()
         if transport is not None:
             transport.set_keepalive(_KEEPALIVE_SECONDS)
