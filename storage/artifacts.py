@@ -1,0 +1,192 @@
+"""Artifacts of a run in the bucket: stored while they are read, redacted on the way, listed in one index."""
+
+from __future__ import annotations
+
+import io
+import mimetypes
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
+
+from pydantic import BaseModel, TypeAdapter
+
+from foundation.errors import ArtifactNotFound, InvalidParameter, NotFound
+from storage.bucket import Bucket
+from storage.layout import artifact_index_key, artifact_key
+from storage.redaction import Redactor
+
+_BINARY = "application/octet-stream"
+# Types by ending that the platform's own tables lack or name differently from host to host.
+_TYPES = {
+    ".patch": "text/x-diff",
+    ".diff": "text/x-diff",
+    ".md": "text/markdown",
+    ".log": "text/plain",
+    ".json": "application/json",
+    ".jsonl": "application/x-ndjson",
+    ".yaml": "application/yaml",
+    ".yml": "application/yaml",
+    ".toml": "application/toml",
+}
+
+
+class StoredArtifact(BaseModel):
+    """One artifact as the index has it.
+
+    ``name`` is unique in the run, ``path`` relative to the workspace; ``size_bytes`` and ``sha256`` (hex) are those
+    of the stored content, which is not the file's own when ``redacted``.
+    """
+
+    name: str
+    path: str
+    size_bytes: int
+    content_type: str
+    sha256: str
+    created_at: datetime
+    redacted: bool = False
+
+
+_INDEX = TypeAdapter(list[StoredArtifact])
+
+
+def store(
+    bucket: Bucket,
+    task_id: str,
+    name: str,
+    content: bytes | BinaryIO,
+    *,
+    path: str | None = None,
+    redactor: Redactor | None = None,
+    content_type: str | None = None,
+) -> StoredArtifact:
+    """Store one artifact under ``name``; once more under the same name replaces it. It is listed by ``write_index``.
+
+    A file (see ``open_regular``) is read once, in parts of 8 MiB. Known secrets are replaced in content, name and path.
+    Raises BucketUnavailable, OSError.
+    """
+    redactor = redactor or Redactor({})
+    name = redactor.redact_text(readable(name))
+    kind = content_type or guess_type(name)
+    source = _Redacted(io.BytesIO(content) if isinstance(content, bytes) else content, redactor)
+    stored = bucket.put_file(artifact_key(task_id, name), cast("BinaryIO", source), content_type=kind)
+    return StoredArtifact(
+        name=name,
+        path=redactor.redact_text(readable(path)) if path is not None else name,
+        size_bytes=stored.size,
+        content_type=kind,
+        sha256=stored.sha256,
+        created_at=datetime.now(UTC),
+        redacted=source.redacted,
+    )
+
+
+def write_index(bucket: Bucket, task_id: str, artifacts: Sequence[StoredArtifact]) -> None:
+    """Replace the run's list of artifacts. Write it last: what it lists can be downloaded."""
+    bucket.put(artifact_index_key(task_id), _INDEX.dump_json(list(artifacts)), content_type="application/json")
+
+
+def index(bucket: Bucket, task_id: str) -> list[StoredArtifact]:
+    """The run's artifacts; none while nothing was collected."""
+    body = bucket.get(artifact_index_key(task_id))
+    return _INDEX.validate_json(body) if body else []
+
+
+def open_stream(bucket: Bucket, task_id: str, name: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+    """Content of an artifact from byte ``offset`` on, at most ``length`` bytes, in chunks. Raises ArtifactNotFound."""
+    try:
+        return bucket.stream(artifact_key(task_id, name), offset, length)
+    except NotFound:
+        raise ArtifactNotFound(f"Task {task_id} has no artifact '{name}'; list its artifacts first") from None
+
+
+def unique_names(paths: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """A name for each workspace path: its last part when no other has it, else the whole path.
+
+    ``taken`` are names of artifacts that come from elsewhere.
+    """
+    paths = list(dict.fromkeys(paths))
+    used = Counter(PurePosixPath(path).name for path in paths)
+    reserved = set(taken)
+    names: dict[str, str] = {}
+    for path in sorted(paths):
+        last = PurePosixPath(path).name
+        name = last if used[last] == 1 and last not in reserved else path
+        while name in reserved:
+            name = f"workspace/{name}"
+        reserved.add(name)
+        names[path] = name
+    return names
+
+
+def open_regular(root: Path, path: str) -> BinaryIO:
+    """Open the regular file ``path`` below ``root`` for reading; no part of ``path`` may be a symbolic link.
+
+    The tree comes from a guest, which may have set traps: a link out of it, a pipe that never answers, a device.
+    Raises InvalidParameter for those, FileNotFoundError when nothing is there.
+    """
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts:
+        raise InvalidParameter(f"'{readable(path)}' is no path inside the workspace")
+    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts[:-1]:
+            below = _open_beside(directory, part, path, os.O_DIRECTORY)
+            os.close(directory)
+            directory = below
+        file = _open_beside(directory, parts[-1], path, os.O_NONBLOCK)
+    finally:
+        os.close(directory)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise InvalidParameter(f"'{readable(path)}' is no regular file; only those are stored as artifacts")
+    return os.fdopen(file, "rb")
+
+
+def guess_type(name: str) -> str:
+    """Content type by the name's ending; bytes when it says nothing."""
+    ending = PurePosixPath(name).suffix.lower()
+    return _TYPES.get(ending) or mimetypes.guess_type(PurePosixPath(name).name, strict=False)[0] or _BINARY
+
+
+def readable(name: str) -> str:
+    """A file name as text that JSON can hold: bytes that are no UTF-8 become U+FFFD."""
+    return os.fsencode(name).decode(errors="replace")
+
+
+def _open_beside(directory: int, part: str, path: str, flags: int) -> int:
+    try:
+        return os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, dir_fd=directory)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InvalidParameter(
+            f"'{readable(path)}' cannot be stored: '{readable(part)}' is a link, a special file or unreadable "
+            f"({os.strerror(error.errno or 0)})"
+        ) from None
+
+
+class _Redacted:
+    """A file whose known secrets are replaced while it is read. ``redacted`` says whether one was met."""
+
+    def __init__(self, file: BinaryIO, redactor: Redactor) -> None:
+        self.redacted = False
+        self._file = file
+        self._stream = redactor.stream()
+        self._ready = bytearray()
+        self._ended = False
+
+    def read(self, count: int = -1) -> bytes:
+        wanted = count if count >= 0 else 2**62
+        while len(self._ready) < wanted and not self._ended:
+            data = self._file.read(min(wanted, 2**20))
+            self._ended = not data
+            for piece in self._stream.feed(data) if data else self._stream.finish():
+                self._ready += piece.data
+                self.redacted |= piece.replaced
+        given = bytes(self._ready[:wanted])
+        del self._ready[:wanted]
+        return given

@@ -1,0 +1,324 @@
+"""The bucket: a thin, typed face of the S3 client whose every failure is a sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import BinaryIO, Protocol, cast
+
+import urllib3
+from minio import Minio
+from minio.commonconfig import ENABLED, Filter
+from minio.deleteobjects import DeleteObject
+from minio.error import InvalidResponseError, MinioException, S3Error
+from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfig, Rule
+from urllib3.exceptions import HTTPError, MaxRetryError
+
+from foundation.errors import BucketUnavailable, HostNotReady, NotFound
+from foundation.settings import Settings
+
+_CHUNK_BYTES = 256 * 1024
+_PART_BYTES = 8 * 1024 * 1024
+_PROBE_KEY = "probes/if-none-match"
+_CONDITIONAL_TRIES = 5
+_OK = 200
+_PRECONDITION_FAILED = 412
+_CONDITIONAL_CONFLICT = 409
+
+_ABSENT = frozenset({"NoSuchKey", "NoSuchObject", "ResourceNotFound"})
+_REFUSED = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed"})
+_ALREADY_THERE = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
+
+# The transport warns of each repeated try with its URL, which is signed; the final failure is told by an error of ours.
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What the bucket says of one object: its key, its size in bytes and its content type (not in listings)."""
+
+    key: str
+    size: int
+    content_type: str | None = None
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """What was stored of a file: its size in bytes and its SHA-256 in hex."""
+
+    size: int
+    sha256: str
+
+
+class ObjectStore(Protocol):
+    """What the run log, artifacts and records ask of a bucket. All methods may raise BucketUnavailable."""
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = False, content_type: str = ...) -> bool:
+        """Store ``data``; with ``if_absent`` only when the key holds nothing yet. False: it held something."""
+
+    def get(self, key: str) -> bytes | None:
+        """Content of an object, or None when there is none."""
+
+    def list(self, prefix: str, *, start_after: str | None = None) -> Iterator[ObjectInfo]:
+        """Objects below a prefix in the order of their keys, lazily, from the first key after ``start_after``."""
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; those that do not exist are deleted already."""
+
+
+class Bucket:
+    """One bucket of one S3 service. Thread-safe. Every method but the constructor may raise BucketUnavailable."""
+
+    def __init__(self, settings: Settings) -> None:
+        access_key, secret_key = settings.s3_credentials()
+        self.name = settings.s3_bucket
+        self._target = settings.s3_target
+        self._region = settings.s3_region
+        self._embedded = settings.embedded_bucket
+        # A restart of the embedded server takes about a second: refused connections are tried again for about three.
+        self._http = urllib3.PoolManager(
+            maxsize=16,
+            timeout=urllib3.Timeout(connect=3, read=30),
+            retries=urllib3.Retry(
+                total=4, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504), raise_on_status=False
+            ),
+        )
+        try:
+            self._client = Minio(
+                endpoint=self._target,
+                access_key=access_key,
+                secret_key=secret_key,
+                secure=settings.s3_secure,
+                region=self._region,
+                http_client=self._http,
+            )
+        except ValueError as error:
+            raise HostNotReady(
+                f"TASKYARD_S3_ENDPOINT '{self._target}' is no host:port of an S3 service: {error}"
+            ) from None
+
+    def ensure(self) -> None:
+        """Make the bucket if it does not exist, and check that the service keeps conditional writes.
+
+        Raises HostNotReady when the service ignores ``If-None-Match``: two writers could then overwrite each other.
+        """
+        with self._answers():
+            if not self._client.bucket_exists(bucket_name=self.name):
+                self._make()
+        self.put(_PROBE_KEY, b"1", if_absent=True)
+        if self.put(_PROBE_KEY, b"2", if_absent=True):
+            raise HostNotReady(
+                f"The S3 service at {self._target} ignores 'If-None-Match: *', which keeps run logs whole; "
+                "use one that supports conditional writes (SeaweedFS 4, MinIO, AWS S3)"
+            )
+
+    def put(
+        self, key: str, data: bytes, *, if_absent: bool = False, content_type: str = "application/octet-stream"
+    ) -> bool:
+        """Store ``data``. With ``if_absent``, only when the key holds nothing yet, else returns False.
+
+        False can also mean that this very call stored it: the answer was lost and the try repeated. Whoever must know
+        reads the object and looks for its own mark.
+        """
+        if if_absent:
+            return self._put_if_absent(key, data, content_type)
+        with self._answers():
+            self._client.put_object(
+                bucket_name=self.name,
+                object_name=key,
+                data=io.BytesIO(data),
+                length=len(data),
+                content_type=content_type,
+            )
+        return True
+
+    def put_file(self, key: str, file: BinaryIO, *, content_type: str = "application/octet-stream") -> FileDigest:
+        """Store what ``file`` gives until its end, in parts, reading it once. Its own errors pass through."""
+        measured = _Measured(file)
+        with self._answers():
+            self._client.put_object(
+                bucket_name=self.name,
+                object_name=key,
+                data=cast("BinaryIO", measured),
+                length=-1,
+                part_size=_PART_BYTES,
+                num_parallel_uploads=1,
+                content_type=content_type,
+            )
+        return measured.digest()
+
+    def get(self, key: str) -> bytes | None:
+        """Content of an object, or None when there is none."""
+        try:
+            return b"".join(self.stream(key))
+        except NotFound:
+            return None
+
+    def stream(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Content of an object from byte ``offset`` on, at most ``length`` bytes, in chunks.
+
+        The object is opened before this returns: raises NotFound here, BucketUnavailable here or while reading.
+        """
+        if length == 0:
+            return iter(())
+        try:
+            with self._answers():
+                response = self._client.get_object(
+                    bucket_name=self.name, object_name=key, offset=offset, length=length or 0
+                )
+        except _RangeOutside:
+            return iter(())
+        return self._chunks(response)
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """Size and content type of an object, or None when there is none."""
+        try:
+            with self._answers():
+                found = self._client.stat_object(bucket_name=self.name, object_name=key)
+        except NotFound:
+            return None
+        return ObjectInfo(key, found.size or 0, found.content_type)
+
+    def list(self, prefix: str, *, start_after: str | None = None) -> Iterator[ObjectInfo]:
+        """Objects below a prefix in the order of their keys, lazily, from the first key after ``start_after``."""
+        with self._answers():
+            for found in self._client.list_objects(
+                bucket_name=self.name, prefix=prefix, recursive=True, start_after=start_after
+            ):
+                yield ObjectInfo(found.object_name, found.size or 0)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; those that do not exist are deleted already."""
+        with self._answers():
+            for error in self._client.remove_objects(
+                bucket_name=self.name, delete_object_list=(DeleteObject(name=key) for key in keys)
+            ):
+                raise BucketUnavailable(f"The bucket at {self._target} did not delete '{error.name}': {error.message}")
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Delete every object below a prefix."""
+        self.delete([found.key for found in self.list(prefix)])
+
+    def _make(self) -> None:
+        try:
+            self._client.make_bucket(bucket_name=self.name, location=self._region)
+        except S3Error as error:
+            if error.code not in _ALREADY_THERE:
+                raise
+            return
+        # An upload in parts that died with its process would stay for ever, unseen. Only a bucket made here gets the
+        # rule: setting rules replaces those that an operator gave the bucket.
+        abandoned = Rule(
+            status=ENABLED,
+            rule_filter=Filter(prefix=""),
+            rule_id="abort-abandoned-uploads",
+            abort_incomplete_multipart_upload=AbortIncompleteMultipartUpload(days_after_initiation=1),
+        )
+        self._client.set_bucket_lifecycle(bucket_name=self.name, config=LifecycleConfig([abandoned]))
+
+    def _put_if_absent(self, key: str, data: bytes, content_type: str) -> bool:
+        # The client's put_object has no way to send If-None-Match; a URL signed by it takes any further header.
+        headers = {"If-None-Match": "*", "Content-Type": content_type}
+        for attempt in range(_CONDITIONAL_TRIES):
+            with self._answers():
+                url = self._client.get_presigned_url(
+                    method="PUT", bucket_name=self.name, object_name=key, expires=timedelta(minutes=5)
+                )
+                response = self._http.request("PUT", url, body=data, headers=headers)
+            if response.status == _OK:
+                return True
+            if response.status == _PRECONDITION_FAILED:
+                return False
+            if response.status != _CONDITIONAL_CONFLICT:
+                raise self._refusal_of_put(response)
+            time.sleep(0.05 * attempt)
+        raise BucketUnavailable(
+            f"The bucket at {self._target} keeps answering that '{key}' is being written; try again"
+        )
+
+    def _chunks(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+        try:
+            with self._answers():
+                yield from response.stream(_CHUNK_BYTES)
+        finally:
+            response.close()
+            response.release_conn()
+
+    @contextmanager
+    def _answers(self) -> Iterator[None]:
+        """Turn what the client raises into the project's errors.
+
+        Transport errors are not chained: their text holds the signed URL, and a chain would carry it into the history.
+        """
+        try:
+            yield
+        except S3Error as error:
+            raise self._refusal(error.code or "", error.message or "") from None
+        except InvalidResponseError:
+            raise BucketUnavailable(
+                f"What listens at {self._target} is no S3 service; check TASKYARD_S3_ENDPOINT"
+            ) from None
+        except MaxRetryError as error:
+            raise self._unreachable(error.reason or error) from None
+        except (MinioException, HTTPError) as error:
+            raise self._unreachable(error) from None
+
+    def _refusal(self, code: str, message: str) -> Exception:
+        if code in _ABSENT:
+            return NotFound("The bucket holds no such object")
+        if code == "InvalidRange":
+            return _RangeOutside()
+        if code == "NoSuchBucket":
+            return BucketUnavailable(
+                f"The S3 service at {self._target} has no bucket '{self.name}'; "
+                "create it, or start the worker, which makes it"
+            )
+        if code in _REFUSED:
+            return BucketUnavailable(
+                f"The S3 service at {self._target} refused the keys ({code}); "
+                "check TASKYARD_S3_ACCESS_KEY and TASKYARD_S3_SECRET_KEY"
+            )
+        if code == "RequestTimeTooSkewed":
+            return BucketUnavailable(f"The clocks of this host and of {self._target} differ too much; set them")
+        return BucketUnavailable(f"The S3 service at {self._target} answered {code}: {message}")
+
+    def _refusal_of_put(self, response: urllib3.BaseHTTPResponse) -> Exception:
+        if not response.data:
+            return BucketUnavailable(f"The S3 service at {self._target} answered with status {response.status}")
+        try:
+            error = S3Error.fromxml(response)
+        except (ValueError, SyntaxError):
+            return BucketUnavailable(f"What listens at {self._target} is no S3 service; check TASKYARD_S3_ENDPOINT")
+        return self._refusal(error.code or "", error.message or "")
+
+    def _unreachable(self, error: Exception) -> BucketUnavailable:
+        cure = "start it with 'sandbox up'" if self._embedded else "check TASKYARD_S3_ENDPOINT and the network"
+        return BucketUnavailable(f"The bucket at {self._target} does not answer ({type(error).__name__}); {cure}")
+
+
+class _RangeOutside(Exception):
+    """The asked range begins behind the object's end."""
+
+
+class _Measured:
+    """A file that counts and digests what is read from it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._sha256 = hashlib.sha256()
+        self._size = 0
+
+    def read(self, count: int = -1) -> bytes:
+        data = self._file.read(count)
+        self._sha256.update(data)
+        self._size += len(data)
+        return data
+
+    def digest(self) -> FileDigest:
+        return FileDigest(self._size, self._sha256.hexdigest())

@@ -1,0 +1,156 @@
+"""Reads the run log, live or closed: every entry once, in the order of ids, with few requests.
+
+A live log is read from its segments, and as far as it goes from their merged copies; nothing of a live log is ever
+deleted. Closing it writes sealed parts, then the seal, and only then deletes the rest: a reader that misses a segment
+finds the seal.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+
+from foundation.errors import TaskyardError
+from storage.bucket import ObjectStore
+from storage.layout import Span, seal_key, segment_first_id, segment_key, segments_prefix
+from storage.segments import LogEntry, Seal, decode_entries, describe, find_seal, merged_spans
+
+# With more new segments than this, looking for merged copies of them pays.
+_BACKLOG = 32
+_TAIL_TRIES = 5
+
+
+def read_entries(store: ObjectStore, task_id: str, after_id: int = 0) -> Iterator[LogEntry]:
+    """All entries with an id above ``after_id`` that the bucket holds now; none when the run has no log."""
+    return LogReader(store, task_id, after_id).read()
+
+
+def tail(store: ObjectStore, task_id: str, count: int) -> list[LogEntry]:
+    """The last ``count`` entries (fewer when there are not so many), oldest first."""
+    for _ in range(_TAIL_TRIES):
+        entries = _tail(store, task_id, count)
+        if entries is not None:
+            return entries
+    raise damaged(task_id, 0)
+
+
+class LogReader:
+    """Reads on from where it stopped, also when a caller left ``read`` half-way or the bucket was away.
+
+    ``position`` is the last id given out; ``closed`` when no entry can follow.
+    """
+
+    def __init__(self, store: ObjectStore, task_id: str, after_id: int = 0) -> None:
+        self.position = after_id
+        self.closed = False
+        self._store = store
+        self._task_id = task_id
+        # Whether ``position`` is the last id of a segment, so that the next segment's key is known.
+        self._aligned = after_id == 0
+
+    def read(self) -> Iterator[LogEntry]:
+        """The entries behind ``position`` that the bucket holds now. Raises BucketUnavailable; read again to go on."""
+        if self.closed:
+            return
+        seal, due = self._look()
+        while due and seal is None:
+            key = due.popleft()
+            if key.first > self.position + 1:
+                # A listing that runs beside a writer can show a segment and not the one before it.
+                due.appendleft(key)
+                key = Span(segment_key(self._task_id, self.position + 1), self.position + 1, 0)
+            body = self._store.get(key.key)
+            if body is None:
+                seal = self._must_be_sealed()
+                break
+            self._aligned = False
+            yield from self._take(body)
+            self._aligned = True
+            if describe(body).closed:
+                self.closed = True
+                return
+        if seal is not None:
+            yield from self._read_sealed(seal)
+
+    def _look(self) -> tuple[Seal | None, deque[Span]]:
+        """What is to be read: a closed log by its seal, an open one by these objects."""
+        if self._aligned:
+            prefix = segments_prefix(self._task_id)
+            listing = self._store.list(prefix, start_after=segment_key(self._task_id, self.position))
+            keys = [found.key for found in islice(listing, _BACKLOG + 1)]
+            if not keys:
+                return None, deque()
+            if len(keys) <= _BACKLOG and keys[-1] != seal_key(self._task_id):
+                return None, deque(Span(key, segment_first_id(key), 0) for key in keys)
+        seal = find_seal(self._store, self._task_id)
+        return (seal, deque()) if seal else (None, deque(cover(self._store, self._task_id, self.position)))
+
+    def _read_sealed(self, seal: Seal) -> Iterator[LogEntry]:
+        for part in seal.parts:
+            if part.last > self.position:
+                body = self._store.get(part.key)
+                if body is None:
+                    raise damaged(self._task_id, self.position)
+                yield from self._take(body)
+        self.closed = True
+
+    def _take(self, body: bytes) -> Iterator[LogEntry]:
+        for entry in decode_entries(body, self.position):
+            if entry.id != self.position + 1:
+                raise damaged(self._task_id, self.position)
+            self.position = entry.id
+            yield entry
+
+    def _must_be_sealed(self) -> Seal:
+        seal = find_seal(self._store, self._task_id)
+        if seal is None:
+            raise damaged(self._task_id, self.position)
+        return seal
+
+
+def cover(store: ObjectStore, task_id: str, after_id: int) -> list[Span]:
+    """The fewest objects of an open log that hold everything behind ``after_id``, in order."""
+    merged = merged_spans(store, task_id)
+    chosen: list[Span] = []
+    position = after_id
+    while True:
+        usable = [span for span in merged if span.first <= position + 1 and span.last > position]
+        if not usable:
+            break
+        chosen.append(max(usable, key=lambda span: span.last))
+        position = chosen[-1].last
+    # Merged copies end where a segment ends, so segments can be listed from there.
+    start = position if chosen else max((span.last for span in merged if span.last <= after_id), default=0)
+    listing = store.list(segments_prefix(task_id), start_after=segment_key(task_id, start))
+    keys = [found.key for found in listing if found.key != seal_key(task_id)]
+    segments = [Span(key, segment_first_id(key), 0) for key in keys]
+    while len(segments) > 1 and segments[1].first <= position + 1:
+        del segments[0]
+    return chosen + segments
+
+
+def _tail(store: ObjectStore, task_id: str, count: int) -> list[LogEntry] | None:
+    """The last entries, or None when the log changed its shape while it was read."""
+    seal = find_seal(store, task_id)
+    keys = [part.key for part in seal.parts] if seal else [span.key for span in cover(store, task_id, 0)]
+    found: list[LogEntry] = []
+    for key in reversed(keys):
+        body = store.get(key)
+        if body is None:
+            return None
+        entries = [entry for entry in decode_entries(body, 0) if not found or entry.id < found[0].id]
+        if entries and found and entries[-1].id != found[0].id - 1:
+            return None
+        found = entries + found
+        if len(found) >= count:
+            break
+    return found[-count:] if count > 0 else []
+
+
+def damaged(task_id: str, position: int) -> TaskyardError:
+    """The error of a log whose objects were deleted or changed by somebody else."""
+    return TaskyardError(
+        f"The log of task {task_id} is damaged: what follows entry {position} is missing in the bucket; "
+        "restore the objects below its log/ prefix, or read the artifacts instead"
+    )

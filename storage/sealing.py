@@ -1,0 +1,134 @@
+"""Events from beside the writer, and the end of the run log."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from foundation.errors import Conflict
+from storage.bucket import ObjectStore
+from storage.layout import log_prefix, seal_key, sealed_part_key, segment_key
+from storage.reader import cover, damaged, read_entries
+from storage.redaction import Redactor
+from storage.segments import (
+    NDJSON,
+    ChainEnd,
+    Draft,
+    Seal,
+    SealedPart,
+    Segment,
+    chain_end,
+    decode_blocks,
+    encode_segment,
+    event_draft,
+    find_seal,
+    log_closed,
+    segment_after,
+)
+
+_PART_BYTES = 8 * 1024 * 1024
+
+
+def append_event(
+    bucket: ObjectStore, task_id: str, payload: Mapping[str, Any], redactor: Redactor | None = None
+) -> int:
+    """Append one event from any process, beside a live writer too. Returns its id.
+
+    Raises Conflict when the log is closed, BucketUnavailable.
+    """
+    draft = event_draft(redactor.redact_json(payload) if redactor else payload)
+    end = chain_end(bucket, task_id)
+    if end.closed:
+        raise log_closed(task_id)
+    segment = _append(bucket, task_id, end, [draft])
+    if find_seal(bucket, task_id) and not _sealed_with(bucket, task_id, segment.first, draft):
+        # The log was sealed, and its segments deleted, between the look and the put: this one came too late.
+        bucket.delete([segment_key(task_id, segment.first)])
+        raise log_closed(task_id)
+    return segment.last
+
+
+def seal(bucket: ObjectStore, task_id: str) -> None:
+    """Close the log and merge it into few objects. Idempotent, and safe to repeat after a crash at any point.
+
+    Readers see every entry once throughout: the parts are complete before the seal names them, and nothing is deleted
+    before the seal is there.
+    """
+    found = find_seal(bucket, task_id)
+    if found is None:
+        end = _close_chain(bucket, task_id)
+        parts = _put_parts(bucket, task_id)
+        if parts is not None:
+            made = Seal(parts=parts, last=end.last, offsets=end.offsets, sealed_at=datetime.now(UTC))
+            data = made.model_dump_json().encode()
+            bucket.put(seal_key(task_id), data, if_absent=True, content_type="application/json")
+        # Of two that seal at once, the one whose seal was first has named the parts.
+        found = find_seal(bucket, task_id)
+    if found is None:
+        raise damaged(task_id, 0)
+    # The closing segment stays: a writer that slept through the end still meets it.
+    kept = {seal_key(task_id), segment_key(task_id, found.last + 1), *(part.key for part in found.parts)}
+    bucket.delete([item.key for item in bucket.list(log_prefix(task_id)) if item.key not in kept])
+
+
+def _append(bucket: ObjectStore, task_id: str, end: ChainEnd, drafts: list[Draft], *, closed: bool = False) -> Segment:
+    """Put a segment behind the end of the log, wherever that is by now."""
+    token = secrets.token_hex(8)
+    while True:
+        segment, body = encode_segment(token, end, drafts, closed=closed)
+        if bucket.put(segment_key(task_id, segment.first), body, if_absent=True, content_type=NDJSON):
+            return segment
+        other, _ = segment_after(bucket, task_id, end)
+        if other.writer == token:
+            return segment
+        end = ChainEnd(other.last, other.offsets, closed=False)
+
+
+def _close_chain(bucket: ObjectStore, task_id: str) -> ChainEnd:
+    """Put the closing segment behind the last one, or find it there."""
+    end = chain_end(bucket, task_id)
+    while not end.closed:
+        try:
+            segment = _append(bucket, task_id, end, [], closed=True)
+        except Conflict:
+            end = chain_end(bucket, task_id)
+        else:
+            return ChainEnd(segment.last, segment.offsets, closed=True)
+    return end
+
+
+def _put_parts(bucket: ObjectStore, task_id: str) -> list[SealedPart] | None:
+    """Write the entries of a closed chain into few objects. None: another seal was quicker, and deleted the chain."""
+    parts: list[SealedPart] = []
+    lines: list[bytes] = []
+    size = position = 0
+    first = 1
+    for span in cover(bucket, task_id, 0):
+        body = bucket.get(span.key)
+        if body is None:
+            return None
+        for segment, entries in decode_blocks(body):
+            if segment.last <= position:
+                continue
+            lines += entries
+            size += sum(map(len, entries))
+            position = segment.last
+            if size >= _PART_BYTES:
+                parts.append(_put_part(bucket, task_id, lines, first, position))
+                first, size, lines = position + 1, 0, []
+    if lines:
+        parts.append(_put_part(bucket, task_id, lines, first, position))
+    return parts
+
+
+def _put_part(bucket: ObjectStore, task_id: str, lines: list[bytes], first: int, last: int) -> SealedPart:
+    key = sealed_part_key(task_id, first, last)
+    bucket.put(key, b"\n".join([*lines, b""]), content_type=NDJSON)
+    return SealedPart(key=key, first=first, last=last)
+
+
+def _sealed_with(bucket: ObjectStore, task_id: str, entry_id: int, draft: Draft) -> bool:
+    entry = next(read_entries(bucket, task_id, entry_id - 1), None)
+    return entry is not None and (entry.ts, entry.stream, entry.data) == (draft.ts, draft.stream, draft.data)

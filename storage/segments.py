@@ -1,0 +1,181 @@
+"""Segments of the run log: how entries are written down, and where the chain of segments ends.
+
+A segment is NDJSON: one line that describes it, then a line for each entry. Ids are contiguous: a segment's key is
+its first id, the next segment's is its last id plus one, so two writers that believe in the same end meet at one key
+and the bucket lets only one of them in. The description carries the guest offsets reached, so the last segment tells
+everything that a writer must know to go on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel
+
+from foundation.errors import Conflict
+from storage.bucket import ObjectStore
+from storage.layout import Span, merged_prefix, merged_span, seal_key, segment_key, segments_prefix
+
+Stream = Literal["stdout", "stderr", "event"]
+GuestStream = Literal["stdout", "stderr"]
+GUEST_STREAMS: tuple[GuestStream, ...] = ("stdout", "stderr")
+NDJSON = "application/x-ndjson"
+_DESCRIPTION = b'{"segment":'
+
+
+class LogEntry(BaseModel):
+    """One line of the agent's output, or one event of the run.
+
+    ``id`` counts from 1 without gaps over all streams. ``data`` is a line with its newline (UTF-8; other bytes became
+    U+FFFD), or an event as JSON. ``offset`` is the raw byte offset in the guest's file after this entry; null for
+    events.
+    """
+
+    id: int
+    ts: datetime
+    stream: Stream
+    data: str
+    offset: int | None = None
+
+
+class Segment(BaseModel):
+    """Describes a segment. ``offsets`` are those of the whole log up to here; ``closed``: nothing follows, ever."""
+
+    writer: str
+    first: int
+    last: int
+    offsets: dict[GuestStream, int]
+    closed: bool = False
+
+
+class SealedPart(BaseModel):
+    """One object of a closed log, with the entries ``first`` to ``last``."""
+
+    key: str
+    first: int
+    last: int
+
+
+class Seal(BaseModel):
+    """The end of a log: its parts in order, which hold all entries up to ``last``."""
+
+    parts: list[SealedPart]
+    last: int
+    offsets: dict[GuestStream, int]
+    sealed_at: datetime
+
+
+class Draft(NamedTuple):
+    """An entry that has no id yet."""
+
+    ts: datetime
+    stream: Stream
+    data: str
+    offset: int | None
+
+
+class ChainEnd(NamedTuple):
+    """Where the log ends: its last id (0: empty), the guest offsets stored, and whether it takes no more."""
+
+    last: int
+    offsets: dict[GuestStream, int]
+    closed: bool
+
+
+def event_draft(payload: Mapping[str, object]) -> Draft:
+    """An event of now."""
+    text = json.dumps(payload, ensure_ascii=False, default=str)
+    # File names that are no UTF-8 reach here as lone surrogates, which no JSON reader takes.
+    return Draft(datetime.now(UTC), "event", text.encode(errors="replace").decode(), None)
+
+
+def encode_segment(
+    writer: str, after: ChainEnd, drafts: Sequence[Draft], *, closed: bool = False
+) -> tuple[Segment, bytes]:
+    """The segment that holds ``drafts`` as the next entries after the end ``after``."""
+    offsets = dict(after.offsets)
+    lines = []
+    for number, draft in enumerate(drafts, after.last + 1):
+        if draft.offset is not None and draft.stream != "event":
+            offsets[draft.stream] = draft.offset
+        entry = LogEntry(id=number, ts=draft.ts, stream=draft.stream, data=draft.data, offset=draft.offset)
+        lines.append(entry.model_dump_json())
+    segment = Segment(
+        writer=writer, first=after.last + 1, last=after.last + len(drafts), offsets=offsets, closed=closed
+    )
+    head = f'{{"segment":{segment.model_dump_json()}}}'
+    return segment, "\n".join([head, *lines, ""]).encode()
+
+
+def decode_blocks(body: bytes) -> Iterator[tuple[Segment, list[bytes]]]:
+    """The segments in ``body`` (a segment, or many of them joined), each with its entries as undecoded lines."""
+    segment: Segment | None = None
+    lines: list[bytes] = []
+    for line in body.split(b"\n"):
+        if line.startswith(_DESCRIPTION):
+            if segment:
+                yield segment, lines
+            segment, lines = Segment.model_validate(json.loads(line)["segment"]), []
+        elif line:
+            lines.append(line)
+    if segment:
+        yield segment, lines
+
+
+def decode_entries(body: bytes, after_id: int) -> Iterator[LogEntry]:
+    """The entries in ``body`` (segments or a sealed part) that come after ``after_id``."""
+    for line in body.split(b"\n"):
+        if line and not line.startswith(_DESCRIPTION):
+            entry = LogEntry.model_validate_json(line)
+            if entry.id > after_id:
+                yield entry
+
+
+def describe(body: bytes) -> Segment:
+    """The description of the last segment in ``body``."""
+    last = body.rfind(b"\n" + _DESCRIPTION) + 1
+    return Segment.model_validate(json.loads(body[last : body.index(b"\n", last)])["segment"])
+
+
+def merged_spans(store: ObjectStore, task_id: str) -> list[Span]:
+    """The merged copies of a live log, by last id. They may overlap; where they do, they say the same."""
+    return [merged_span(found.key) for found in store.list(merged_prefix(task_id))]
+
+
+def chain_end(store: ObjectStore, task_id: str) -> ChainEnd:
+    """Where the log ends now, read from the bucket."""
+    merged = merged_spans(store, task_id)
+    start_after = segment_key(task_id, merged[-1].first - 1) if merged else None
+    keys = [found.key for found in store.list(segments_prefix(task_id), start_after=start_after)]
+    sealed = bool(keys) and keys[-1] == seal_key(task_id)
+    segments = keys[:-1] if sealed else keys
+    body = store.get(segments[-1]) if segments else None
+    if body is None:
+        return ChainEnd(0, dict.fromkeys(GUEST_STREAMS, 0), sealed)
+    segment = describe(body)
+    return ChainEnd(segment.last, segment.offsets, segment.closed or sealed)
+
+
+def find_seal(store: ObjectStore, task_id: str) -> Seal | None:
+    """The seal of a closed log; None while it is open (or being closed)."""
+    body = store.get(seal_key(task_id))
+    return Seal.model_validate_json(body) if body else None
+
+
+def segment_after(store: ObjectStore, task_id: str, end: ChainEnd) -> tuple[Segment, bytes]:
+    """The segment that another writer put behind ``end``. Raises Conflict when the log is closed."""
+    body = store.get(segment_key(task_id, end.last + 1))
+    segment = describe(body) if body else None
+    if body is None or segment is None or segment.closed:
+        raise log_closed(task_id)
+    return segment, body
+
+
+def log_closed(task_id: str) -> Conflict:
+    """The error of writing to a log that is closed."""
+    return Conflict(
+        f"The log of task {task_id} is closed; the run has ended and takes no more entries", reason="closed"
+    )
