@@ -25,6 +25,12 @@ _STALL_SECONDS = 30
 _STALL_BYTES_PER_SECOND = 1000
 _POLL_SECONDS = 0.5
 _WORDS_KEPT = 200
+# What git adds after ssh has told the reason.
+_SAYS_NOTHING = (
+    "fatal: Could not read from remote",
+    "Please make sure you have the correct",
+    "and the repository exist",
+)
 _PROGRESS = re.compile(r"^(?:remote: )?[A-Z][A-Za-z ]+: +\d+% ?\(")
 _USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
 # Of git's own variables only those by which a host configures credentials, certificates and proxies for itself.
@@ -43,7 +49,7 @@ class GitFailed(Exception):
     @property
     def last_words(self) -> str:
         """The line that says most: the last one that git marks as fatal or an error, else the last."""
-        lines = [line for line in self.words.splitlines() if line.strip()]
+        lines = [line for line in self.words.splitlines() if line.strip() and not line.startswith(_SAYS_NOTHING)]
         marked = [line for line in lines if line.startswith(("fatal:", "error:", "remote: fatal:"))]
         return (marked or lines or [str(self)])[-1].removeprefix("fatal: ").removeprefix("error: ")
 

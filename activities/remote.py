@@ -132,7 +132,7 @@ def check_allowed(settings: Settings, url: str) -> None:
         )
 
 
-def look_up(settings: Settings, repository: Repository, seconds: float = LOOK_SECONDS) -> RemoteBranch:
+def look_up(settings: Settings, repository: Repository) -> RemoteBranch:
     """The manifest's branch on the server, without fetching anything.
 
     Raises RepositoryNotFound, RepositoryDenied, RepositoryUnreachable, RepositoryNotAllowed, or RefNotFound naming
@@ -140,13 +140,13 @@ def look_up(settings: Settings, repository: Repository, seconds: float = LOOK_SE
     """
     check_allowed(settings, repository.url)
     wanted = f"refs/heads/{repository.branch}"
-    refs = _list(settings, repository, seconds, "--symref", "--", repository.url, "HEAD", wanted)
+    refs = _list(settings, repository, "--symref", "--", repository.url, "HEAD", wanted)
     head = next(
         (ref.removeprefix("ref: refs/heads/") for ref, name in refs if ref[:4] == "ref:" and name == "HEAD"), None
     )
     tip = next((ref for ref, name in refs if name == wanted), None)
     if tip is None:
-        raise _no_branch(repository, _list(settings, repository, seconds, "--heads", "--tags", "--", repository.url))
+        raise _no_branch(repository, _list(settings, repository, "--heads", "--tags", "--", repository.url))
     return RemoteBranch(tip=tip, head=head)
 
 
@@ -170,16 +170,16 @@ def nearest(wanted: str, names: Iterable[str]) -> str:
     return f"it has {told}{' and more' if len(known) > _NAMES_TOLD else ''}." if known else "it has none."
 
 
-def _list(settings: Settings, repository: Repository, seconds: float, *arguments: str) -> list[tuple[str, str]]:
+def _list(settings: Settings, repository: Repository, *arguments: str) -> list[tuple[str, str]]:
     """Rows of git ls-remote."""
     try:
-        output = run_git(["ls-remote", *arguments], remote_environment(settings), seconds=seconds)
+        output = run_git(["ls-remote", *arguments], remote_environment(settings), seconds=LOOK_SECONDS)
     except GitFailed as error:
         raise refusal(repository, error) from None
     except GitStopped:
         url = without_credentials(repository.url)
         raise RepositoryUnreachable(
-            f"The server of repository {url} (branch {repository.branch}) did not answer within {seconds:.0f} s.",
+            f"The server of repository {url} (branch {repository.branch}) did not answer within {LOOK_SECONDS:.0f} s.",
             url=url,
             branch=repository.branch,
         ) from None
