@@ -1,0 +1,181 @@
+"""Follows live run logs: one poller for each followed run feeds all its subscribers, and each gets every entry once.
+
+The poller keeps a window of the newest entries. A subscriber that is behind the window (it came late, or its client
+is slow) reads from the bucket until it has caught up; so memory is bounded by the window, and nobody slows anybody
+down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from itertools import islice
+from types import TracebackType
+from typing import Self
+
+from foundation.errors import BucketUnavailable
+from storage.bucket import ObjectStore
+from storage.reader import LogReader
+from storage.segments import LogEntry, chain_end
+
+POLL_SECONDS = 0.2
+_AWAY_SECONDS = 1.0
+_WINDOW_ENTRIES = 4000
+_WINDOW_CHARACTERS = 4 * 1024 * 1024
+_BATCH = 500
+
+
+class RunLogFollowers:
+    """The followers of one process by run: made with the first subscriber, ended with the last."""
+
+    def __init__(self, store: ObjectStore, *, poll_seconds: float = POLL_SECONDS) -> None:
+        self._store = store
+        self._poll_seconds = poll_seconds
+        self._followers: dict[str, RunLogFollower] = {}
+        self._subscribers: dict[str, int] = {}
+
+    async def follow(self, task_id: str, after_id: int = 0) -> AsyncGenerator[LogEntry]:
+        """Every entry with an id above ``after_id``, stored and to come, until the log is closed.
+
+        Close it (``contextlib.aclosing``) when leaving early.
+        """
+        follower = self._followers.get(task_id)
+        if follower is None:
+            follower = self._followers[task_id] = RunLogFollower(self._store, task_id, poll_seconds=self._poll_seconds)
+        self._subscribers[task_id] = self._subscribers.get(task_id, 0) + 1
+        try:
+            async with aclosing(follower.follow(after_id)) as entries:
+                async for entry in entries:
+                    yield entry
+        finally:
+            self._subscribers[task_id] -= 1
+            if not self._subscribers[task_id]:
+                del self._subscribers[task_id]
+                self._followers.pop(task_id)
+                await follower.stop()
+
+    @property
+    def followed(self) -> dict[str, int]:
+        """Number of subscribers of each followed run."""
+        return dict(self._subscribers)
+
+
+class RunLogFollower:
+    """Follows the log of one run with a single poller. ``async with`` it, or ``stop`` it."""
+
+    def __init__(self, store: ObjectStore, task_id: str, *, poll_seconds: float = POLL_SECONDS) -> None:
+        self._store = store
+        self._task_id = task_id
+        self._poll_seconds = poll_seconds
+        self._window: deque[LogEntry] = deque()
+        self._window_characters = 0
+        # Id of the last entry that the poller has seen; None before its first look.
+        self._seen: int | None = None
+        self._closed = False
+        self._failure: Exception | None = None
+        self._news = asyncio.Condition()
+        self._poller: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def follow(self, after_id: int = 0) -> AsyncGenerator[LogEntry]:
+        """Every entry with an id above ``after_id``, stored and to come, until the log is closed.
+
+        A bucket that is away is waited for. Raises what else the poller met.
+        """
+        if self._poller is None:
+            self._poller = asyncio.create_task(self._poll(), name=f"follow-{self._task_id}")
+        position = after_id
+        while await self._wait_for_news(position):
+            # The window holds neighbouring ids up to the last one seen.
+            begin = self._window[0].id if self._window else (self._seen or 0) + 1
+            if position + 1 >= begin:
+                batch = list(islice(self._window, position + 1 - begin, position + 1 - begin + _BATCH))
+            else:
+                batch = await self._read_stored(position)
+            for entry in batch:
+                yield entry
+                position = entry.id
+            if not batch:
+                await asyncio.sleep(self._poll_seconds)
+
+    async def stop(self) -> None:
+        """End the poller. Subscribers that are left end too."""
+        if self._poller:
+            self._poller.cancel()
+            await asyncio.gather(self._poller, return_exceptions=True)
+        async with self._news:
+            self._closed = True
+            self._seen = self._seen or 0
+            self._news.notify_all()
+
+    async def _wait_for_news(self, position: int) -> bool:
+        """Wait until there is something behind ``position``. False: there never will be."""
+        async with self._news:
+            while self._seen is None or self._seen <= position:
+                if self._failure:
+                    raise self._failure
+                if self._closed:
+                    return False
+                await self._news.wait()
+        return True
+
+    async def _read_stored(self, position: int) -> list[LogEntry]:
+        reader = LogReader(self._store, self._task_id, position)
+        try:
+            return await asyncio.to_thread(lambda: list(islice(reader.read(), _BATCH)))
+        except BucketUnavailable:
+            return []
+
+    async def _poll(self) -> None:
+        reader: LogReader | None = None
+        try:
+            while not self._closed:
+                pause = self._poll_seconds
+                try:
+                    if reader is None:
+                        start = self._seen
+                        if start is None:
+                            start = (await asyncio.to_thread(chain_end, self._store, self._task_id)).last
+                        reader = LogReader(self._store, self._task_id, start)
+                    await self._look(reader)
+                except BucketUnavailable:
+                    pause = max(pause, _AWAY_SECONDS)
+                    # What the broken look had read is lost with it: begin again behind what was given out.
+                    reader = None
+                if not self._closed:
+                    await asyncio.sleep(pause)
+        except Exception as error:  # noqa: BLE001 -- whatever it was, those who wait must hear of it
+            async with self._news:
+                self._failure = error
+                self._news.notify_all()
+
+    async def _look(self, reader: LogReader) -> None:
+        """One look into the bucket, in batches, so that a burst does not stay in memory as a whole."""
+        entries = reader.read()
+        while True:
+            start = reader.position
+            batch = await asyncio.to_thread(lambda: list(islice(entries, _BATCH)))
+            async with self._news:
+                if self._seen is None:
+                    self._seen = start
+                    self._news.notify_all()
+                for entry in batch:
+                    self._window.append(entry)
+                    self._window_characters += len(entry.data)
+                    self._seen = entry.id
+                while len(self._window) > _WINDOW_ENTRIES or self._window_characters > _WINDOW_CHARACTERS:
+                    self._window_characters -= len(self._window.popleft().data)
+                self._closed = reader.closed
+                if batch or reader.closed:
+                    self._news.notify_all()
+            if len(batch) < _BATCH:
+                return
