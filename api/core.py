@@ -141,7 +141,7 @@ class Core:
         found = await asyncio.to_thread(artifacts.index, self._bucket, task_id)
         if not found:
             await self.status(task_id)
-        return [Artifact.model_validate(item, from_attributes=True) for item in found]
+        return [Artifact.model_validate(item.model_dump()) for item in found]
 
     async def artifact(self, task_id: str, name: str) -> Artifact:
         """One artifact, by its name or its path in the workspace. Raises TaskNotFound, ArtifactNotFound."""

@@ -6,17 +6,18 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import aclosing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, Protocol
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
-from storage.runlog import LogEntry, read_entries
 
 from api.core import Core
-from api.followers import Followers, read_batch
+from api.followers import Followers, read_batches
 from foundation.errors import InvalidParameter, TaskyardError
 from storage.bucket import Bucket
+from storage.runlog import LogEntry, read_entries, tail
 from workflows.messages import TaskStatus
 
 Stream = Literal["all", "stdout", "stderr", "events"]
@@ -103,16 +104,17 @@ async def _batches(
         if latest:
             after_id = latest[-1].id
     elif not query.follow:
-        while batch := await read_batch(bucket, task_id, after_id):
-            after_id = batch[-1].id
+        async for batch in read_batches(bucket, task_id, after_id):
             yield [entry for entry in batch if query.wants(entry)]
     if query.follow:
-        query = replace(query, tail=0)
-        async for batch in followers.follow(task_id, after_id, KEEPALIVE_SECONDS):
-            yield [entry for entry in batch if query.wants(entry)]
+        async with aclosing(followers.follow(task_id, after_id, KEEPALIVE_SECONDS)) as batches:
+            async for batch in batches:
+                yield [entry for entry in batch if query.wants(entry)]
 
 
 def _latest(bucket: Bucket, task_id: str, query: LogQuery) -> list[LogEntry]:
+    if query.stream == "all" and query.since is None and not query.after_id:
+        return tail(bucket, task_id, query.tail)
     entries = read_entries(bucket, task_id, query.after_id)
     return list(deque((entry for entry in entries if query.wants(entry)), maxlen=query.tail))
 

@@ -1,0 +1,166 @@
+"""The run log as people read it: what Claude says, which tools it uses and what they answer, states, cost."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from foundation.units import format_seconds, format_size
+
+if TYPE_CHECKING:
+    from cli.client import LogLine
+
+# The guest writes what it likes; nothing of it may steer the reader's terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+_RESULT_LINES = 6
+_TEXT_LINES = 400
+_INPUT_CHARS = 160
+
+# The argument of each tool that says what it is about.
+_TELLING = ("command", "file_path", "path", "pattern", "url", "query", "description", "prompt")
+
+STATE_COLOURS = {
+    "completed": "green",
+    "failed": "red",
+    "failed_preserved": "red",
+    "cancelled": "yellow",
+    "running": "cyan",
+}
+
+
+class LogRenderer:
+    """Prints log lines on a console as they come."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def show(self, line: LogLine) -> None:
+        """Print one line of the log; lines that tell a person nothing print nothing."""
+        if line.stream == "event":
+            self._event(line.event)
+        elif line.stream == "stderr":
+            self._print(Text(clean(line.data or "").rstrip("\n"), "yellow"), mark="!", mark_style="yellow")
+        else:
+            self._output((line.data or "").rstrip("\n"))
+
+    def _output(self, data: str) -> None:
+        try:
+            message = json.loads(data)
+        except ValueError:
+            message = None
+        if not isinstance(message, dict):
+            self._print(Text(clean(data)))
+            return
+        match message.get("type"):
+            case "system" if message.get("subtype") == "init":
+                version = message.get("claude_code_version", "")
+                self._print(Text(clean(f"Claude Code {version}, model {message.get('model')}"), "dim"))
+            case "assistant":
+                self._assistant(message)
+            case "user":
+                self._user(message)
+            case "result":
+                self._result(message)
+
+    def _assistant(self, message: dict[str, Any]) -> None:
+        for block in _blocks(message):
+            match block.get("type"):
+                case "text":
+                    text = clean(str(block.get("text", ""))).strip()
+                    if text:
+                        self._print(Text(_first_lines(text, _TEXT_LINES)), mark="●", mark_style="bold")
+                case "tool_use":
+                    name = clean(str(block.get("name")))
+                    self._print(Text.assemble((name, "bold cyan"), " ", _told(block.get("input"))), mark="▸")
+
+    def _user(self, message: dict[str, Any]) -> None:
+        for block in _blocks(message):
+            if block.get("type") == "tool_result":
+                style = "red" if block.get("is_error") else "dim"
+                text = clean(_plain(block.get("content"))).strip("\n")
+                if text.strip():
+                    self._print(Text(_first_lines(text, _RESULT_LINES), style), mark=" ")
+            elif block.get("type") == "text":
+                self._print(Text(clean(str(block.get("text", ""))).strip(), "bold"), mark="»", mark_style="bold")
+
+    def _result(self, message: dict[str, Any]) -> None:
+        failed = bool(message.get("is_error"))
+        parts = [f"{message.get('num_turns', '?')} turns"]
+        if isinstance(message.get("duration_ms"), int | float):
+            parts.append(format_seconds(message["duration_ms"] / 1000))
+        usage = message.get("usage")
+        if isinstance(usage, dict):
+            parts.append(f"{usage.get('input_tokens', 0)} tokens in, {usage.get('output_tokens', 0)} out")
+        if isinstance(message.get("total_cost_usd"), int | float):
+            parts.append(f"${message['total_cost_usd']:.4f}")
+        word = str(message.get("subtype", "error")) if failed else "Claude Code is done"
+        style = "bold red" if failed else "bold"
+        self._print(Text.assemble((clean(word), style), ": ", clean(", ".join(parts))), mark="■")
+        if failed and message.get("result"):
+            self._print(Text(clean(str(message["result"])), "red"))
+
+    def _event(self, event: dict[str, Any]) -> None:
+        text = clean(str(event.get("message") or ""))
+        match event.get("type"):
+            case "completed":
+                return
+            case "state_change":
+                state = clean(str(event.get("state")))
+                self._print(Text.assemble((state, STATE_COLOURS.get(state, "blue")), "  ", (text, "dim")), mark="◆")
+            case kind:
+                self._print(Text(text or clean(str(kind)), "dim"), mark="·")
+
+    def _print(self, text: Text, mark: str = " ", mark_style: str = "dim") -> None:
+        lines = text.split("\n", allow_blank=True)
+        for index, line in enumerate(lines):
+            lead = Text(f"{mark if index == 0 else ' '} ", mark_style)
+            self._console.print(lead + line, soft_wrap=True, highlight=False, emoji=False)
+
+
+def clean(text: str) -> str:
+    """Text without control characters, so that it cannot steer a terminal; tabs and newlines stay."""
+    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def progress_line(output_bytes: int, tool_calls: int, current_tool: str | None) -> str:
+    """Live figures of the agent in a few words."""
+    words = [f"{tool_calls} tool call{'' if tool_calls == 1 else 's'}", f"{format_size(output_bytes)} of output"]
+    return ", ".join(([f"now {current_tool}"] if current_tool else []) + words)
+
+
+def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
+    inner = message.get("message")
+    content = inner.get("content") if isinstance(inner, dict) else None
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
+
+
+def _told(given: Any) -> str:
+    """A tool's input in one short line."""
+    if not isinstance(given, dict):
+        return ""
+    telling = next((given[key] for key in _TELLING if isinstance(given.get(key), str)), None)
+    text = telling if telling is not None else json.dumps(given, ensure_ascii=False)
+    flat = " ".join(clean(text).split())
+    return flat if len(flat) <= _INPUT_CHARS else flat[: _INPUT_CHARS - 1] + "…"
+
+
+def _plain(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "\n".join(str(part.get("text") or f"[{part.get('type')}]") for part in content if isinstance(part, dict))
+    return "" if content is None else str(content)
+
+
+def _first_lines(text: str, most: int) -> str:
+    lines = text.splitlines()
+    if len(lines) <= most:
+        return text
+    return "\n".join([*lines[:most], f"… {len(lines) - most} more lines"])
