@@ -1,0 +1,136 @@
+"""A whole stack for the end-to-end tests: real Temporal, real S3 server, real machines, real Claude Code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cli.client import Task, TaskClient
+from cli.stack import Stack
+from examples.hello.serve import serve
+from foundation.settings import Settings
+from machines.image import find_image
+
+SCENARIOS = Path(__file__).parent.parent / "scenarios"
+CANARY = "canary-7c1f0e9a2b"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A running stack, a repository it can clone, and a client of its API."""
+
+    stack: Stack
+    settings: Settings
+    client: TaskClient
+    repository: str
+
+    def manifest(self, scenario: str, **parts: dict[str, Any]) -> dict[str, Any]:
+        """A manifest for a small machine whose prompt chooses the scripted model's scenario."""
+        data: dict[str, Any] = {
+            "version": "1",
+            "kind": "Task",
+            "metadata": {"name": scenario},
+            "repository": {"url": self.repository, "branch": "main"},
+            "claude": {"prompt": f"Scenario: {scenario}"},
+            "vm": {"cpus": 2, "memory": "1G", "disk": "6G"},
+            "lifecycle": {"timeout": "10m"},
+        }
+        for part, fields in parts.items():
+            data[part] = {**data.get(part, {}), **fields} if isinstance(fields, dict) else fields
+        return data
+
+    def run(self, scenario: str, **parts: dict[str, Any]) -> Task:
+        """Submit and wait for the end."""
+        return self.client.wait(self.client.submit(self.manifest(scenario, **parts)), poll_seconds=0.5)
+
+    def artifact(self, task_id: str, name: str, into: Path) -> Path:
+        target = into / name.replace("/", "_")
+        self.client.download(task_id, name, target)
+        return target
+
+
+def free_ports(count: int) -> int:
+    """The first of ``count`` neighbouring free ports on loopback."""
+    for first in range(21000, 32000, 50):
+        with contextlib.ExitStack() as taken:
+            try:
+                for port in range(first, first + count):
+                    taken.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return first
+    raise OSError(f"no {count} neighbouring ports are free")
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """What the condition gives once it gives something; fails the test when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if held := condition():
+            return held
+        time.sleep(0.1)
+    pytest.fail(f"did not come true within {seconds:.0f} s: {condition}")
+
+
+def processes_of(home: Path) -> list[str]:
+    """Command lines of every process that names the home directory."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = " ".join(process.info["cmdline"] or [])
+        if str(home) in words and process.pid != os.getpid():
+            found.append(words)
+    return found
+
+
+def small_repository(directory: Path) -> Path:
+    """A bare repository with a few files and two branches."""
+    work, bare = directory / "work", directory / "small.git"
+    work.mkdir(parents=True)
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@localhost"]
+    (work / "README").write_text("a small repository\n")
+    (work / "data.bin").write_bytes(bytes(range(256)))
+    for command in (["init", "-qb", "main"], ["add", "-A"], [*identity, "commit", "-qm", "first"], ["branch", "other"]):
+        subprocess.run(["git", "-C", str(work), *command], check=True)
+    subprocess.run(["git", "clone", "-q", "--bare", str(work), str(bare)], check=True)
+    return bare
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[Site]:
+    """One stack for all tests of the session; nothing of it is left afterwards."""
+    home = Path(tempfile.mkdtemp(prefix="ty-e2e-"))
+    first = free_ports(14)
+    os.environ["CANARY"] = CANARY
+    settings = Settings(
+        home=home,
+        image_dir=Settings().images,
+        temporal_port=first,
+        temporal_ui_port=first + 1,
+        api_port=first + 2,
+        s3_port=first + 4,
+        scenario=SCENARIOS,
+        anthropic_api_key=None,
+    )
+    find_image(settings, "agentic-dev")
+    with (
+        serve(small_repository(home / "origin")) as url,
+        Stack(settings) as stack,
+        TaskClient(f"http://127.0.0.1:{settings.api_port}") as client,
+    ):
+        yield Site(stack, settings, client, url)
+    left = processes_of(home)
+    shutil.rmtree(home)
+    shutil.rmtree(settings.sockets, ignore_errors=True)
+    assert left == []

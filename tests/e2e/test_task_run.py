@@ -1,0 +1,204 @@
+"""Task runs from submission to the last artifact, in real machines with the real Claude Code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.conftest import CANARY, Site, processes_of, until
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def guest(command: str, *words: str) -> str:
+    """Run words in the guest by the ssh command that users are shown; gives what it prints."""
+    done = subprocess.run(
+        [*shlex.split(command), shlex.join(words)], capture_output=True, text=True, timeout=120, check=False
+    )
+    return done.stdout + done.stderr
+
+
+def test_a_crashed_agent_fails_the_run_and_its_machine_is_kept_to_be_entered(site: Site, tmp_path: Path) -> None:
+    task = site.run("exit code", lifecycle={"failure_action": "preserve", "artifact_patterns": ["*.txt"]})
+    assert (task.state, task.cause, task.exit_code) == ("failed_preserved", "agent_exit", 137)
+    assert "137" in (task.error or "")
+    artifacts = {artifact.name for artifact in site.client.artifacts(task.id)}
+    assert artifacts == {f"{task.id}.patch", f"{task.id}-untracked.txt", "metadata.json", "draft.txt"}
+    assert site.artifact(task.id, "draft.txt", tmp_path).read_text() == "unfinished\n"
+    metadata = json.loads(site.artifact(task.id, "metadata.json", tmp_path).read_text())
+    assert metadata["exit_code"] == 137
+
+    enter = task.ssh_command
+    assert enter is not None
+    assert guest(enter, "cat", "/workspace/draft.txt") == "unfinished\n"
+
+    # The manifest's shape is what the guest sees.
+    assert guest(enter, "nproc").strip() == "2"
+    memory_kib = int(re.search(r"MemTotal:\s+(\d+)", guest(enter, "cat", "/proc/meminfo"))[1])
+    assert 0.85 * 2**20 < memory_kib <= 2**20
+    for mount in ("/", "/workspace"):
+        size = int(guest(enter, "df", "--output=size", "-B1", mount).split()[-1])
+        assert 0.85 * 6 * 2**30 < size <= 6 * 2**30
+
+    # Nothing but the gateway can be reached: not the internet, not the host, not Temporal, the bucket or the API.
+    settings = site.settings
+    closed = ["1.1.1.1:443", "10.0.2.3:53", "10.0.2.2:22"] + [
+        f"10.0.2.2:{port}" for port in (settings.temporal_port, settings.s3_port, settings.api_port)
+    ]
+    probe = (
+        "for target in " + " ".join(["10.0.2.100:80", *closed]) + "; do "
+        'if timeout 10 bash -c "exec 3<>/dev/tcp/${target%:*}/${target##*:}" 2>/dev/null; '
+        'then echo "$target open"; else echo "$target closed"; fi; done'
+    )
+    answers = dict(line.split() for line in guest(enter, "bash", "-c", probe).splitlines())
+    assert answers == {"10.0.2.100:80": "open"} | dict.fromkeys(closed, "closed")
+    status = guest(
+        enter,
+        "curl",
+        "-s",
+        "-m",
+        "20",
+        "http://10.0.2.100/v1/messages",
+        "-d",
+        "{}",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}",
+    )
+    assert status == "401"
+
+    assert task.vm_name is not None
+    environment = {**os.environ, "TASKYARD_HOME": str(settings.home)}
+    subprocess.run(["sandbox", "machine", "destroy", task.vm_name], check=True, env=environment, timeout=60)
+    assert not [words for words in processes_of(settings.home) if task.vm_name in words]
+    assert not (settings.machines / task.vm_name).exists()
+
+
+def test_an_error_result_fails_the_run(site: Site) -> None:
+    task = site.run("error result")
+    assert (task.state, task.cause, task.exit_code) == ("failed", "agent_error", 1)
+    assert {artifact.name for artifact in site.client.artifacts(task.id)} >= {f"{task.id}.patch", "metadata.json"}
+
+
+def test_a_killed_worker_loses_nothing_and_starts_nothing_twice(site: Site, tmp_path: Path) -> None:
+    """Kill -9 of the worker while Claude Code runs; with a secret in the run, which nothing may hold afterwards."""
+    secrets = [{"name": "CANARY", "source": "env", "key": "CANARY"}]
+    task_id = site.client.submit(site.manifest("slow", secrets=secrets))
+
+    def steps_logged() -> int:
+        return sum("slow-step-" in (line.data or "") for line in site.client.logs(task_id))
+
+    until(lambda: site.client.get(task_id).state == "running", 180)
+    until(lambda: steps_logged() >= 3, 120)
+    worker = site.stack.pids()["worker"]
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: site.stack.pids().get("worker") not in {None, worker})
+    task = site.client.wait(task_id, poll_seconds=0.5)
+    assert (task.state, task.exit_code) == ("completed", 0)
+
+    lines = list(site.client.logs(task_id))
+    assert [line.id for line in lines] == list(range(1, len(lines) + 1))
+    events = [json.loads(line.data) for line in lines if line.stream == "stdout" and line.data]
+    assert len({event["session_id"] for event in events if "session_id" in event}) == 1
+    calls = [
+        block["input"]["command"]
+        for event in events
+        if event["type"] == "assistant"
+        for block in event["message"]["content"]
+        if block["type"] == "tool_use"
+    ]
+    steps = [re.search(r"slow-step-(\d+)", call) for call in calls]
+    assert [int(step[1]) for step in steps if step] == list(range(1, 31))
+    assert [event["type"] for event in events].count("result") == 1
+    patch = site.artifact(task_id, f"{task_id}.patch", tmp_path).read_text()
+    assert [line for line in patch.splitlines() if line.startswith("+slow-step-")] == [
+        f"+slow-step-{number}" for number in range(1, 31)
+    ]
+
+
+def test_a_secret_reaches_the_agent_and_nothing_else(site: Site, tmp_path: Path) -> None:
+    secrets = [{"name": "CANARY", "source": "env", "key": "CANARY"}]
+    task_id = site.client.submit(
+        site.manifest("canary", secrets=secrets, lifecycle={"artifact_patterns": ["out/*"]}),
+    )
+    seen_in_processes: set[str] = set()
+
+    def ended() -> bool:
+        for process in psutil.process_iter(["cmdline"]):
+            words = " ".join(process.info["cmdline"] or [])
+            if CANARY in words:
+                seen_in_processes.add(words)
+        return site.client.get(task_id).terminal
+
+    until(ended, 300)
+    assert site.client.get(task_id).state == "completed"
+    assert seen_in_processes == set()
+
+    log = "".join(line.data or "" for line in site.client.logs(task_id))
+    assert "the canary is [redacted:CANARY], again [redacted:CANARY]" in log
+    assert site.artifact(task_id, "canary.txt", tmp_path).read_text() == "token=[redacted:CANARY]\n"
+
+    temporal = ["temporal", "--address", site.settings.temporal_target, "workflow", "show", "-o", "json"]
+    history = subprocess.run([*temporal, "-w", f"task-{task_id}"], capture_output=True, check=True, text=True).stdout
+    assert len(json.loads(history)["events"]) <= 80
+    assert len(history) <= 150_000
+    assert "the canary is" not in history
+    holders = subprocess.run(
+        ["grep", "--recursive", "--text", "--files-with-matches", CANARY, str(site.settings.home)],
+        capture_output=True, text=True, check=False,
+    ).stdout.splitlines()  # fmt: skip
+    assert holders == []
+
+
+@pytest.mark.parametrize(
+    ("repository", "sentence"),
+    [
+        ({"branch": "mian"}, "main"),
+        ({"url": "{server}/absent.git"}, "absent.git"),
+        ({"commit": "0123456789abcdef0123456789abcdef01234567"}, "0123456789abcdef"),
+    ],
+)
+def test_a_missing_repository_branch_or_commit_ends_the_run_within_seconds(site, repository, sentence) -> None:
+    server = site.repository.rsplit("/", 1)[0]
+    task = site.run("hello", repository={key: value.format(server=server) for key, value in repository.items()})
+    assert (task.state, task.cause) == ("failed", "repository")
+    assert sentence in (task.error or "")
+    assert (task.state_changed_at - task.created_at).total_seconds() < 20
+    assert site.client.artifacts(task.id) == []
+
+
+def test_an_unreachable_server_ends_the_run_within_a_minute(site: Site) -> None:
+    task = site.run("hello", repository={"url": "http://127.0.0.1:9/none.git"})
+    assert (task.state, task.cause) == ("failed", "repository")
+    assert "127.0.0.1" in (task.error or "")
+    assert (task.state_changed_at - task.created_at).total_seconds() <= 60
+
+
+def test_a_message_reaches_the_running_agent_and_cancel_ends_an_open_session(site: Site) -> None:
+    task_id = site.client.submit(site.manifest("wait for message", claude={"headless": False}))
+
+    def logged(text: str) -> bool:
+        return any(text in (line.data or "") for line in site.client.logs(task_id))
+
+    until(lambda: logged("Waiting for a message, round 1."), 240)
+    site.client.message(task_id, "That is all: finish now.")
+    until(lambda: logged("Finished as the message asked."), 120)
+    assert site.client.get(task_id).state == "running"
+    site.client.cancel(task_id, "seen enough")
+    task = site.client.wait(task_id, poll_seconds=0.5)
+    assert (task.state, task.error) == ("cancelled", "Cancelled: seen enough")
+    assert "metadata.json" in {artifact.name for artifact in site.client.artifacts(task_id)}
+
+
+def test_after_all_runs_no_machine_is_left(site: Site) -> None:
+    until(lambda: not list(site.settings.machines.glob("vm-*")))
+    assert not [words for words in processes_of(site.settings.home) if "qemu-system" in words]
