@@ -106,12 +106,13 @@ class GuestShell:
         """Write ``data`` to the absolute ``path``, at once and whole; the data never appears in arguments."""
         target = PurePosixPath(path)
         draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        quoted, hidden = shlex.quote(str(target)), shlex.quote(str(draft))
+        names = f"parent={_q(target.parent)} target={_q(target)} draft={_q(draft)} owner={_q(owner)}"
         # The size is checked before the file takes its name: a connection that breaks looks like the end of the data.
         self.run(
-            f"umask 077 && mkdir -p -- {shlex.quote(str(target.parent))} && trap 'rm -f -- {hidden}' EXIT && "
-            f'cat > {hidden} && test "$(stat -c %s -- {hidden})" = {len(data)} && '
-            f"chown -- {shlex.quote(owner)}: {hidden} && chmod {mode:o} -- {hidden} && mv -fT -- {hidden} {quoted}",
+            f"{names}\n"
+            'umask 077 && mkdir -p -- "$parent" && trap \'rm -f -- "$draft"\' EXIT && cat > "$draft" && '
+            f'test "$(stat -c %s -- "$draft")" = {len(data)} && chown -- "$owner:" "$draft" && '
+            f'chmod {mode:o} -- "$draft" && mv -fT -- "$draft" "$target"',
             input=data,
         )
 
@@ -244,6 +245,10 @@ def _feed(channel: paramiko.Channel, data: bytes) -> None:
     with contextlib.suppress(OSError, paramiko.SSHException, EOFError):
         channel.sendall(data)
         channel.shutdown_write()
+
+
+def _q(value: object) -> str:
+    return shlex.quote(str(value))
 
 
 def _left(end: float) -> float:
