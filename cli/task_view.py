@@ -1,0 +1,213 @@
+"""Runs on the terminal: tables, one run in full, and the two live views, of a run's states and of its log."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.status import Status
+from rich.table import Column, Table
+from rich.text import Text
+
+from cli.render import STATE_COLOURS, LogRenderer, clean, progress_line
+from foundation.units import format_seconds, format_size
+
+if TYPE_CHECKING:
+    from cli.client import Artifact, LogLine, Task, TaskClient
+
+_WATCH_SECONDS = 1.0
+# Wide enough that nothing is cut where no terminal sets a width: what reads a pipe wants whole ids.
+_PIPE_WIDTH = 10_000
+
+
+def output() -> Console:
+    """Where data goes."""
+    return Console(highlight=False, emoji=False, soft_wrap=True)
+
+
+def talk() -> Console:
+    """Where everything goes that is not data."""
+    return Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+
+
+def print_json(data: Any) -> None:
+    """The server's own JSON, unchanged but for its layout."""
+    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_tasks(tasks: Sequence[Task]) -> None:
+    """Runs as a table that fits."""
+    table = _table("ID", Column("NAME", ratio=1, no_wrap=True, overflow="ellipsis"), "STATE", "CREATED", "TOOK")
+    for task in tasks:
+        table.add_row(task.id, clean(task.name), _state(task.state), _when(task.created_at), _took(task))
+    _print_table(table)
+
+
+def print_artifacts(artifacts: Sequence[Artifact]) -> None:
+    """Artifacts as a table, with their whole checksums."""
+    table = _table("NAME", Column("SIZE", justify="right"), "TYPE", Column("SHA256", overflow="fold"))
+    for artifact in artifacts:
+        digest = artifact.checksum.removeprefix("sha256:")
+        table.add_row(clean(artifact.name), format_size(artifact.size_bytes), clean(artifact.content_type), digest)
+    _print_table(table)
+
+
+def print_task(task: Task) -> None:
+    """One run in full, as a block of names and values."""
+    rows: list[tuple[str, str | Text | None]] = [
+        ("ID", task.id),
+        ("Name", task.name),
+        ("State", Text.assemble(_state(task.state), f"  {clean(task.state_message or '')}")),
+        ("Labels", ", ".join(f"{key}={value}" for key, value in sorted(task.labels.items()))),
+        ("Created", _when(task.created_at)),
+        ("Started", _when(task.started_at) if task.started_at else None),
+        ("Took", _took(task)),
+        ("Machine", " on ".join(part for part in (task.vm_name, task.host) if part)),
+        ("Progress", None if task.terminal else _progress(task)),
+        ("Exit code", None if task.exit_code is None else str(task.exit_code)),
+        ("Cause", task.cause),
+        ("Error", task.error),
+        ("Result", task.result),
+        ("Tokens", _tokens(task)),
+        ("Enter", task.ssh_command),
+    ]
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        if value:
+            table.add_row(Text(name, "dim"), value if isinstance(value, Text) else Text(clean(value)))
+    _print_table(table)
+    if not task.live:
+        talk().print("No worker answers: this is the last recorded state.", style="yellow")
+
+
+def states_of(task: Task) -> Iterator[tuple[str, float | None]]:
+    """Each state that the run went through and the seconds it took; none for the last one."""
+    following = [*task.transitions[1:], None]
+    for entered, left in zip(task.transitions, following, strict=True):
+        yield entered.state, (left.at - entered.at).total_seconds() if left else None
+
+
+def print_outcome(console: Console, task: Task) -> None:
+    """How a run ended, and what to do next when it failed."""
+    text = Text.assemble(_state(task.state), f" after {_took(task)}")
+    if task.error:
+        text.append(f": {clean(task.error)}")
+    console.print(text)
+    if task.ssh_command:
+        console.print(f"The machine is kept for you. Enter it with:\n  {clean(task.ssh_command)}")
+
+
+def watch(client: TaskClient, task_id: str) -> Task:
+    """A line for each state as the run goes through them, with live progress on a terminal. Gives the ended run."""
+    import time
+
+    console = output()
+    shown = 0
+    with _spinner(console) as spinner:
+        while True:
+            task = client.get(task_id)
+            states = list(states_of(task))
+            for state, seconds in states[shown:]:
+                if seconds is None:
+                    break
+                console.print(Text.assemble(("✓ ", "green"), f"{state:<14}", (format_seconds(seconds), "dim")))
+                shown += 1
+            if task.terminal:
+                print_outcome(console, task)
+                return task
+            if spinner is not None:
+                entered = states[-1:] and task.state_changed_at
+                since = format_seconds(_age(entered or task.created_at))
+                spinner.update(clean(f"{task.state:<12} {since}  {_progress(task) or task.state_message or ''}"))
+            time.sleep(_WATCH_SECONDS)
+
+
+def show_log(lines: Iterator[LogLine], *, waiting: bool) -> None:
+    """Log lines made readable; while ``waiting`` for more, a terminal shows that something is going on."""
+    console = output()
+    renderer = LogRenderer(console)
+    with _spinner(console) if waiting else nullcontext() as spinner:
+        for line in lines:
+            renderer.show(line)
+            if spinner is not None and line.type == "state_change":
+                spinner.update(clean(str(line.event.get("message") or line.event.get("state"))))
+
+
+def show_raw(lines: Iterator[LogLine], *, timestamps: bool) -> None:
+    """Log lines as they are stored, stderr on stderr; events as JSON."""
+    for line in lines:
+        if line.id is None:
+            continue
+        head = f"[{line.timestamp.isoformat()}] " if timestamps else ""
+        data = line.data if line.data is not None else json.dumps(line.event, ensure_ascii=False)
+        target = sys.stderr if line.stream == "stderr" else sys.stdout
+        target.write(head + (data if data.endswith("\n") else data + "\n"))
+        target.flush()
+
+
+def show_json(lines: Iterator[LogLine]) -> None:
+    """Log lines as JSON, one a line."""
+    for line in lines:
+        sys.stdout.write(line.model_dump_json(exclude_none=True) + "\n")
+        sys.stdout.flush()
+
+
+@contextmanager
+def _spinner(console: Console) -> Iterator[Status | None]:
+    if not console.is_terminal:
+        yield None
+        return
+    with console.status("Waiting", spinner="dots") as status:
+        yield status
+
+
+def _table(*columns: Column | str) -> Table:
+    return Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+
+
+def _print_table(table: Table) -> None:
+    console = output()
+    if not console.is_terminal:
+        console = Console(width=_PIPE_WIDTH, highlight=False, emoji=False)
+        for column in table.columns:
+            column.ratio = None
+    console.print(table, soft_wrap=False)
+
+
+def _state(state: str) -> Text:
+    return Text(clean(state), STATE_COLOURS.get(state, "blue"))
+
+
+def _when(at: datetime) -> str:
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _age(since: datetime) -> float:
+    return max(0.0, (datetime.now(UTC) - since).total_seconds())
+
+
+def _took(task: Task) -> str:
+    if task.terminal:
+        return format_seconds((task.state_changed_at - task.created_at).total_seconds())
+    return format_seconds(_age(task.created_at))
+
+
+def _progress(task: Task) -> str | None:
+    progress = task.progress
+    if not progress.output_bytes:
+        return None
+    return progress_line(progress.output_bytes, progress.tool_calls, progress.current_tool)
+
+
+def _tokens(task: Task) -> str | None:
+    if not task.usage:
+        return None
+    usage = task.usage
+    cached = usage.get("cache_read_input_tokens", 0)
+    read = f" ({cached} more read from the cache)" if cached else ""
+    return f"{usage.get('input_tokens', 0)} in{read}, {usage.get('output_tokens', 0)} out"
