@@ -1,0 +1,293 @@
+"""Artifacts of a run: what changed on its workspace disk, and the files its patterns name, into the bucket."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pathspec import GitIgnoreSpec
+from temporalio import activity
+
+from activities.announcements import announce, announce_state
+from activities.failures import boundary
+from activities.git import without_credentials
+from activities.heartbeat import beating
+from activities.mirror import reading
+from activities.patch import Changes, regular_files, write_patch
+from activities.secrets import resolve_all
+from foundation.errors import GuestUnreachable, MachineError, MachineLost, MachineNotFound, TaskyardError
+from foundation.settings import Settings
+from foundation.units import format_size
+from machines.host import MachineHost
+from machines.workspace import Extraction, extract_workspace
+from storage import artifacts as stored
+from storage.bucket import Bucket
+from storage.redaction import Redactor
+from workflows import steps
+from workflows.messages import Artifact, CollectRequest, CollectResult
+from workflows.states import STATE_MESSAGES, Cause, TaskState
+
+METADATA = "metadata.json"
+
+_PATTERN_FILES_MOST = 2000
+_LEFT_OUT_TOLD = 500
+_FREEZE_SECONDS = 60
+# A freeze that a dead worker left behind is lifted first.
+_FREEZE = "fsfreeze --unfreeze /workspace 2>/dev/null; mountpoint -q /workspace && fsfreeze --freeze /workspace"
+_THAW = "fsfreeze --unfreeze /workspace"
+
+log = structlog.get_logger("artifacts")
+
+
+class Artifacts:
+    """The step that collects what a run leaves."""
+
+    def __init__(self, settings: Settings, host: MachineHost, bucket: Bucket) -> None:
+        self._settings = settings
+        self._host = host
+        self._bucket = bucket
+
+    @activity.defn(name=steps.COLLECT.name)
+    @boundary
+    def collect_artifacts(self, request: CollectRequest) -> CollectResult:
+        """Store patch, list of untracked files, the patterns' files and metadata; a repeated call replaces them.
+
+        What can be had is stored first; then what failed is raised.
+        """
+        with beating():
+            announce_state(self._bucket, request.task_id, TaskState.COMPLETING, STATE_MESSAGES[TaskState.COMPLETING])
+            redactor = Redactor(self._secrets(request))
+            collection = _Collection(self._settings, self._host, self._bucket, request, redactor)
+            artifacts = collection.run()
+            size = format_size(sum(each.size_bytes for each in artifacts))
+            announce(self._bucket, request.task_id, "artifacts", f"Collected {len(artifacts)} artifacts, {size}.")
+            if collection.failure:
+                raise collection.failure
+        return CollectResult(artifacts=[Artifact.model_validate(each.model_dump()) for each in artifacts])
+
+    def _secrets(self, request: CollectRequest) -> dict[str, str]:
+        """Values to take out of the artifacts. They must be known, unless the run never got them."""
+        try:
+            return resolve_all(self._settings, request.secrets)
+        except TaskyardError:
+            if any(transition.state is TaskState.RUNNING for transition in request.status.transitions):
+                raise
+            return {}
+
+
+@contextmanager
+def quiesced(host: MachineHost, machine_id: str, notes: list[str]) -> Iterator[bool]:
+    """The machine's workspace disk at rest for the time of the block; True when it is dirty all the same.
+
+    A guest that answers is frozen and thawed again; one that does not is killed, since nothing else would stop it.
+    """
+    shell = None
+    if host.is_alive(machine_id):
+        try:
+            shell = host.connect(machine_id)
+            frozen = shell.run(_FREEZE, timeout=_FREEZE_SECONDS, check=False)
+        except GuestUnreachable as silent:
+            notes.append(f"The guest did not answer ({silent.message}); its machine was stopped to read its disk.")
+            host.kill(machine_id)
+            shell = None
+        except MachineLost:
+            shell = None
+    if shell is None:
+        yield True
+        return
+    try:
+        if frozen.exit_code:
+            notes.append("The guest's workspace could not be frozen; a copy of it was read and mended.")
+        yield frozen.exit_code != 0
+    finally:
+        try:
+            shell.run(_THAW, timeout=_FREEZE_SECONDS, check=False)
+        except MachineError as error:
+            log.warning("the workspace could not be thawed", machine=machine_id, error=error.message)
+
+
+@dataclass
+class _Collection:
+    settings: Settings
+    host: MachineHost
+    bucket: Bucket
+    request: CollectRequest
+    redactor: Redactor
+    artifacts: list[stored.StoredArtifact] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    extraction: Extraction = field(default_factory=Extraction)
+    changes: Changes | None = None
+    unmatched: list[str] = field(default_factory=list)
+    failure: TaskyardError | None = None
+
+    def run(self) -> list[stored.StoredArtifact]:
+        directory = self.settings.staging / self.request.machine_id / "collect"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        try:
+            tree = directory / "tree"
+            if self._extract(tree):
+                index = _without_git(tree, directory / "index")
+                self._changes(tree, index, directory)
+                self._pattern_files(tree)
+            self._store(METADATA, json.dumps(self._metadata(), indent=2, ensure_ascii=False).encode())
+            stored.write_index(self.bucket, self.request.task_id, self.artifacts)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        return self.artifacts
+
+    def _extract(self, tree: Path) -> bool:
+        image = self._image()
+        if image is None:
+            self.notes.append("There was no workspace disk on this host to collect from.")
+            return False
+        try:
+            with quiesced(self.host, self.request.machine_id, self.notes) as dirty:
+                self.extraction = extract_workspace(image, tree, dirty=dirty, skip=_is_git_entry)
+        except TaskyardError as error:
+            self._failed(f"The workspace disk could not be read: {error.message}", error)
+            return False
+        if self.extraction.repaired:
+            self.notes.append("The workspace disk was not cleanly closed; a mended copy of it was read.")
+        return True
+
+    def _image(self) -> Path | None:
+        staged = self.settings.staging / self.request.machine_id / "workspace.raw"
+        try:
+            attached = self.host.workspace(self.request.machine_id)
+        except MachineNotFound:
+            attached = staged
+        return next((image for image in (attached, staged) if image.is_file()), None)
+
+    def _changes(self, tree: Path, index: Path | None, directory: Path) -> None:
+        task_id, base = self.request.task_id, self.request.base_commit
+        scratch, patch = directory / "git", directory / "patch"
+        scratch.mkdir()
+        try:
+            with reading(self.settings, self.request.repository.url) as mirror:
+                self.changes = write_patch(mirror, base, tree, index, scratch, patch)
+        except TaskyardError as error:
+            self._failed(f"The patch could not be made: {error.message}", error)
+            return
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        self.notes += self.changes.notes
+        with patch.open("rb") as content:
+            self._store(f"{task_id}.patch", content)
+        if self.artifacts[-1].redacted:
+            self.notes.append("A secret value was taken out of the patch; it may not apply as it is.")
+        untracked = "".join(f"{stored.readable(name)}\n" for name in self.changes.untracked)
+        self._store(f"{task_id}-untracked.txt", untracked.encode())
+
+    def _pattern_files(self, tree: Path) -> None:
+        patterns = self.request.patterns
+        files = list(regular_files(tree))
+        self.unmatched = [
+            pattern for pattern in patterns if not any(GitIgnoreSpec.from_lines([pattern]).match_files(files))
+        ]
+        matched = sorted(set(GitIgnoreSpec.from_lines(patterns).match_files(files)))
+        if len(matched) > _PATTERN_FILES_MOST:
+            self.notes.append(f"The patterns match {len(matched)} files; the first {_PATTERN_FILES_MOST} were stored.")
+            matched = matched[:_PATTERN_FILES_MOST]
+        taken = [METADATA, *(artifact.name for artifact in self.artifacts)]
+        for path, name in stored.unique_names(matched, taken).items():
+            with stored.open_regular(tree, path) as content:
+                self._store(name, content, path)
+
+    def _store(self, name: str, content: Any, path: str | None = None) -> None:
+        self.artifacts.append(
+            stored.store(self.bucket, self.request.task_id, name, content, path=path, redactor=self.redactor)
+        )
+
+    def _failed(self, note: str, error: TaskyardError) -> None:
+        self.notes.append(note)
+        self.failure = self.failure or error
+
+    def _metadata(self) -> dict[str, Any]:
+        request, status = self.request, self.request.status
+        manifest = status.manifest
+        left_out = self.extraction.left_out | (self.changes.left_out if self.changes else {})
+        told = dict(list(left_out.items())[:_LEFT_OUT_TOLD])
+        changes = asdict(self.changes) if self.changes else {}
+        return {
+            "task_id": request.task_id,
+            "name": status.name,
+            "labels": status.labels,
+            "state": _state(status.cause),
+            "cause": status.cause,
+            "error": status.error,
+            "exit_code": status.exit_code,
+            "timings": {
+                "created_at": _time(status.created_at),
+                "started_at": _time(status.started_at),
+                "collected_at": _time(datetime.now(UTC)),
+                "transitions": [{"state": each.state, "at": _time(each.at)} for each in status.transitions],
+            },
+            "repository": {
+                "url": without_credentials(request.repository.url),
+                "branch": request.repository.branch,
+                "commit": request.repository.commit,
+                "subpath": request.repository.subpath,
+                "base_commit": request.base_commit,
+            },
+            "vm": {
+                **(manifest.vm.model_dump(mode="json") if manifest else {}),
+                "name": status.vm_name,
+                "host": status.host,
+            },
+            "agent": request.agent.model_dump(mode="json", exclude={"usage"}) if request.agent else None,
+            "usage": request.agent.usage.model_dump() if request.agent and request.agent.usage else None,
+            "changes": {
+                "files": changes["files"],
+                "insertions": changes["insertions"],
+                "deletions": changes["deletions"],
+                "untracked": len(changes["untracked"]),
+            }
+            if changes
+            else None,
+            "workspace": {"files": self.extraction.files, "bytes": self.extraction.total_bytes},
+            "artifacts": [
+                {"name": each.name, "path": each.path, "size_bytes": each.size_bytes, "sha256": each.sha256}
+                for each in self.artifacts
+            ],
+            "patterns_without_match": self.unmatched,
+            "left_out": {stored.readable(path): reason for path, reason in told.items()},
+            "left_out_count": len(left_out),
+            "notes": self.notes,
+        }
+
+
+def _is_git_entry(path: str) -> bool:
+    """True for everything of git below the workspace, but the index of its top: only file contents are wanted."""
+    return any(part.lower() == ".git" for part in path.split("/")) and path not in {".git", ".git/index"}
+
+
+def _without_git(tree: Path, index: Path) -> Path | None:
+    """Take the guest's git entry out of the tree; its index, if there is one, moves to the given path."""
+    entry = tree / ".git"
+    if entry.is_symlink() or not entry.is_dir():
+        entry.unlink(missing_ok=True)
+        return None
+    inside = entry / "index"
+    found = inside.is_file() and not inside.is_symlink()
+    if found:
+        inside.rename(index)
+    shutil.rmtree(entry)
+    return index if found else None
+
+
+def _state(cause: Cause | None) -> TaskState:
+    if cause is None:
+        return TaskState.COMPLETED
+    return TaskState.CANCELLED if cause is Cause.CANCELLED else TaskState.FAILED
+
+
+def _time(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment else None
