@@ -11,7 +11,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 _GRACE_SECONDS = 5
 # Longer than an agent's usual pause between two requests, so that it seldom meets a connection just being closed.
@@ -25,6 +25,16 @@ class _Server(uvicorn.Server):
         yield
 
 
+def _ending_quietly(app: ASGIApp) -> ASGIApp:
+    """Requests that the stop cuts off after their grace end without a traceback in the log; that is no fault."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await app(scope, receive, send)
+
+    return application
+
+
 class UnixServer:
     """Serves ``app`` on the socket ``path``, which only the owner may open. Requests under way get 5 s at the stop."""
 
@@ -32,7 +42,7 @@ class UnixServer:
         self._path = path
         self._server = _Server(
             uvicorn.Config(
-                app,
+                _ending_quietly(app),
                 lifespan="off",
                 log_config=None,
                 access_log=False,
