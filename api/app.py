@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 from fastapi import FastAPI
 
 from api import errors, health, tasks
 from api.core import Core
 from api.engine import Engine
-from api.followers import Followers
 from api.metrics import Metrics, RequestTimes
 from api.submission import MAX_BODY_BYTES
 from foundation.settings import Settings
 from storage.bucket import Bucket
+from storage.follower import RunLogFollowers
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The application. It starts whether or not Temporal and the bucket are there, and says 503 while they are not."""
     bucket = Bucket(settings)
     core = Core(Engine(settings), bucket)
-    followers = Followers(bucket, core.has_ended)
-    metrics = Metrics(lambda: followers.count)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await followers.close()
+    followers = RunLogFollowers(bucket)
+    metrics = Metrics(lambda: sum(followers.followed.values()))
 
     app = FastAPI(
         title="Taskyard",
         version=health.VERSION,
         summary="Runs coding-agent tasks to the end, each in a throw-away virtual machine",
-        lifespan=lifespan,
         max_body_size=MAX_BODY_BYTES,
     )
     app.state.core = core

@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Literal, Protocol
 
+import anyio
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from api.core import Core
-from api.followers import Followers, read_batches
-from foundation.errors import InvalidParameter, TaskyardError
+from foundation.errors import EngineUnavailable, InvalidParameter, TaskyardError
 from storage.bucket import Bucket
+from storage.follower import RunLogFollowers
 from storage.runlog import LogEntry, read_entries, tail
 from workflows.messages import TaskStatus
 
 Stream = Literal["all", "stdout", "stderr", "events"]
 
 KEEPALIVE_SECONDS = 10.0
+
+_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,11 @@ def negotiate(accept: str, *, follow: bool) -> Writing:
 
 
 async def written(
-    query: LogQuery, writing: Writing, task_id: str, core: Core, bucket: Bucket, followers: Followers
+    query: LogQuery, writing: Writing, task_id: str, core: Core, bucket: Bucket, followers: RunLogFollowers
 ) -> AsyncIterator[bytes]:
     """The log's bytes. A followed log ends when the run has; any other after what is stored now."""
     try:
-        async for batch in _batches(query, task_id, bucket, followers):
+        async for batch in _batches(query, task_id, core, bucket, followers):
             text = b"".join(writing.entry(entry) for entry in batch)
             yield text or writing.keepalive()
         status = (await core.status(task_id)).status
@@ -95,7 +99,7 @@ async def written(
 
 
 async def _batches(
-    query: LogQuery, task_id: str, bucket: Bucket, followers: Followers
+    query: LogQuery, task_id: str, core: Core, bucket: Bucket, followers: RunLogFollowers
 ) -> AsyncIterator[list[LogEntry]]:
     after_id = query.after_id
     if query.tail:
@@ -104,12 +108,51 @@ async def _batches(
         if latest:
             after_id = latest[-1].id
     elif not query.follow:
-        async for batch in read_batches(bucket, task_id, after_id):
+        entries = read_entries(bucket, task_id, after_id)
+        while batch := await asyncio.to_thread(lambda: list(islice(entries, _BATCH))):
             yield [entry for entry in batch if query.wants(entry)]
     if query.follow:
-        async with aclosing(followers.follow(task_id, after_id, KEEPALIVE_SECONDS)) as batches:
-            async for batch in batches:
+        async with aclosing(followers.follow(task_id, after_id)) as coming:
+            async for batch in _with_pauses(coming, lambda: core.has_ended(task_id)):
                 yield [entry for entry in batch if query.wants(entry)]
+
+
+async def _with_pauses(
+    entries: AsyncIterator[LogEntry], has_ended: Callable[[], Awaitable[bool]]
+) -> AsyncIterator[list[LogEntry]]:
+    """Entries one by one, with an empty batch whenever none came for a while.
+
+    A closed log ends this at once. That of a run which was ended past its own steps is never closed: it ends when
+    nothing has come for a while after its end.
+    """
+    ended = False
+    coming: asyncio.Task[LogEntry | None] | None = None
+    try:
+        while True:
+            # Kept over the pauses: a wait that is broken off would lose the entry that comes with it.
+            coming = coming or asyncio.create_task(_next(entries))
+            done, _ = await asyncio.wait({coming}, timeout=KEEPALIVE_SECONDS)
+            if not done:
+                if ended:
+                    return
+                with suppress(EngineUnavailable):
+                    ended = await has_ended()
+                yield []
+            elif (entry := coming.result()) is None:
+                return
+            else:
+                coming = None
+                yield [entry]
+    finally:
+        if coming is not None:
+            coming.cancel()
+            # Also when the client has left: the entries cannot be closed while they are being awaited.
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({coming})
+
+
+async def _next(entries: AsyncIterator[LogEntry]) -> LogEntry | None:
+    return await anext(entries, None)
 
 
 def _latest(bucket: Bucket, task_id: str, query: LogQuery) -> list[LogEntry]:
