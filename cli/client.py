@@ -33,14 +33,6 @@ class _Reply(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-class Submitted(_Reply):
-    """A run that was accepted."""
-
-    task_id: str
-    state: str
-    created_at: datetime
-
-
 class Progress(_Reply):
     """Live figures of the agent."""
 
@@ -134,13 +126,17 @@ class TaskClient:
             transport=httpx.HTTPTransport(retries=_RETRIES),
         )
 
-    def submit(self, manifest: str | Mapping[str, Any]) -> Submitted:
-        """Submit a manifest, as YAML or JSON text or as data."""
+    def submit(self, manifest: str | Mapping[str, Any]) -> str:
+        """Submit a manifest, as YAML or JSON text or as data; the run's id."""
+        task_id: str = self.submit_raw(manifest)["task_id"]
+        return task_id
+
+    def submit_raw(self, manifest: str | Mapping[str, Any]) -> Any:
+        """The same with the server's own reply."""
         if isinstance(manifest, str):
-            # The server tells the two apart when no type says which it is.
-            text = {"content": manifest.encode(), "headers": {"Content-Type": "text/plain"}}
-            return Submitted.model_validate(self._call("POST", "", **text))
-        return Submitted.model_validate(self._call("POST", "", json=dict(manifest)))
+            # The server tells YAML and JSON apart when no type says which it is.
+            return self._call("POST", "", content=manifest.encode(), headers={"Content-Type": "text/plain"})
+        return self._call("POST", "", json=dict(manifest))
 
     def find(
         self,

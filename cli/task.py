@@ -87,22 +87,23 @@ def submit(
     as_json = _as_json(output_format)
     with _client(server) as client:
         try:
-            submitted = client.submit(text)
+            reply = client.submit_raw(text)
         except InvalidManifest as error:
             raise _listed(error) from error
+        task_id = str(reply["task_id"])
         if not (follow or watch or wait):
-            _told(submitted.model_dump(mode="json"), submitted.task_id, as_json=as_json)
-            talk().print(f"Follow it with: sandbox task logs {submitted.task_id} --follow")
+            _told(reply, task_id, as_json=as_json)
+            talk().print(f"Follow it with: sandbox task logs {task_id} --follow")
             return
-        talk().print(f"Submitted {submitted.task_id}")
+        talk().print(f"Submitted {task_id}")
         if follow:
-            _follow_log(client, submitted.task_id, as_json=as_json)
+            _follow_log(client, task_id, as_json=as_json)
         elif watch and not as_json:
-            _watch_states(client, submitted.task_id)
-        with _detachable(submitted.task_id, "status", "--watch"):
-            ended = client.wait(submitted.task_id)
+            _watch_states(client, task_id)
+        with _detachable(task_id, "status", "--watch"):
+            ended = client.wait(task_id)
         if as_json and not follow:
-            print_json(client.raw(submitted.task_id))
+            print_json(client.raw(task_id))
         elif wait and not (follow or watch):
             print_task(ended)
         _exit_by_outcome(ended)
