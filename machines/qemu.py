@@ -124,16 +124,18 @@ def qemu_arguments(paths: MachinePaths, record: MachineRecord, image: Image, acc
         "cache": {"no-flush": True},
         "file": {"driver": "file", "filename": str(paths.overlay)},
     }
-    # socat is started by QEMU in the socket directory, so no path needs quoting; it says nothing about refused
-    # connections, since a guest could fill the disk with that.
+    # QEMU starts socat in the socket directory, so no path needs quoting. What socat says of a gateway that is not
+    # there would go into the guest's connection as if it were an answer.
     gateway = f"guestfwd=tcp:{GATEWAY_ADDRESS}:80-cmd:socat -lf/dev/null - UNIX-CONNECT:gateway.sock"
     network = f"user,id=network,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22,{gateway}"
     return [
         QEMU,
         *("-name", record.id, "-pidfile", str(paths.pid_file)),
         *("-nodefaults", "-no-user-config", "-display", "none"),
-        # spawn stays allowed because guestfwd starts one socat for each connection to the gateway.
-        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=allow,resourcecontrol=deny"),
+        # guestfwd starts a socat in a session of its own for each connection to the gateway: so spawning must stay
+        # allowed, and with it setsid, which is filtered as elevating. Nothing gains a privilege by that: a process
+        # under this filter runs with no_new_privs, and so do its children.
+        *("-sandbox", "on,obsolete=deny,spawn=allow,elevateprivileges=allow,resourcecontrol=deny"),
         *("-machine", "q35,vmport=off,i8042=off", "-accel", accel, "-cpu", cpu),
         *("-smp", str(record.cpus), "-m", f"{record.memory_bytes // 2**20}M"),
         # A guest that reboots would wait for an identity that nobody sends: its reboot is its end.
@@ -142,13 +144,8 @@ def qemu_arguments(paths: MachinePaths, record: MachineRecord, image: Image, acc
         *("-chardev", f"file,id=console,path={_option(paths.console)},append=on", "-serial", "chardev:console"),
         *("-blockdev", json.dumps(root), "-device", "virtio-blk-pci,drive=root,serial=root"),
         *("-netdev", network, "-device", "virtio-net-pci,netdev=network,romfile="),
-        *(
-            "-device",
-            "virtio-serial-pci",
-            "-chardev",
-            f"socket,id=identity,path={paths.identity.name},server=on,wait=off",
-        ),
-        *("-device", f"virtserialport,chardev=identity,name={PORT_NAME}"),
+        *("-chardev", f"socket,id=identity,path={paths.identity.name},server=on,wait=off"),
+        *("-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=identity,name={PORT_NAME}"),
         *("-device", "virtio-rng-pci"),
         *("-device", "pcie-root-port,id=workspace-slot,chassis=1"),
         *("-chardev", f"socket,id=qmp,path={paths.qmp.name},server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
