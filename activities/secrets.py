@@ -97,10 +97,13 @@ def _from_file(settings: Settings, reference: SecretReference) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise _unavailable(reference, f"cannot be read on {settings.host_name}: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise _unavailable(reference, "is no regular file")
-        data = file.read(MAX_BYTES + 1)
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > MAX_BYTES:
         raise _unavailable(reference, f"is larger than {MAX_BYTES // 1024} KiB")
     try:
