@@ -6,9 +6,8 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.spinner import Spinner
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from cli.supervisor import PartEvent
 from foundation.settings import Settings
@@ -16,24 +15,28 @@ from foundation.units import format_seconds
 
 
 class StackView:
-    """Prints a stack's events; on a terminal, parts on their way up or down turn a spinner below the lines."""
+    """Prints a stack's events; on a terminal, parts on their way up or down also show for how long they are."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._moving: dict[str, Spinner] = {}
+        self._moving: dict[str, TaskID] = {}
         self._lock = threading.Lock()
-        self._live = Live(console=console, transient=True, refresh_per_second=8) if console.is_terminal else None
+        columns = (TextColumn(" "), SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
     def report(self, event: PartEvent) -> None:
         """Show one event; called from any thread."""
         with self._lock:
+            if event.part in self._moving:
+                self._progress.remove_task(self._moving.pop(event.part))
             if event.kind in {"starting", "stopping"}:
-                self._moving[event.part] = Spinner("dots", f"{event.label} {event.kind}")
-            else:
-                self._moving.pop(event.part, None)
-                self._console.print(_line(event), soft_wrap=True)
-            if self._live is not None:
-                self._live.update(Group(*self._moving.values()))
+                self._moving[event.part] = self._progress.add_task(f"{event.label:<16} {event.kind}", total=None)
+                self._progress.start()
+                return
+            self._console.print(_line(event), soft_wrap=True)
+            if not self._moving:
+                # Nothing moves: the terminal is left alone until something does.
+                self._progress.stop()
 
     def settled(self, settings: Settings, seconds: float) -> None:
         """Say that all is up, and what to do next."""
@@ -49,15 +52,12 @@ class StackView:
         self._console.print("Stopping ...")
 
     def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._progress.stop()
 
 
 def machines_left(settings: Settings) -> list[str]:

@@ -65,6 +65,7 @@ def _renderers(log_format: Literal["text", "json"]) -> list[structlog.types.Proc
 def _named(process: str) -> structlog.types.Processor:
     def add_name(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
         event.setdefault("process", process)
+        event.pop("color_message", None)  # uvicorn says everything twice
         return event
 
     return add_name
