@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, suppress
 from itertools import islice
 from types import TracebackType
 from typing import Self
@@ -94,13 +94,18 @@ class RunLogFollower:
         if self._poller is None:
             self._poller = asyncio.create_task(self._poll(), name=f"follow-{self._task_id}")
         position = after_id
+        stored: Iterator[LogEntry] | None = None
         while await self._wait_for_news(position):
             # The window holds neighbouring ids up to the last one seen.
             begin = self._window[0].id if self._window else (self._seen or 0) + 1
             if position + 1 >= begin:
+                stored = None
                 batch = list(islice(self._window, position + 1 - begin, position + 1 - begin + _BATCH))
             else:
-                batch = await self._read_stored(position)
+                # Kept from batch to batch, since a reader holds the object that it is in.
+                stored = stored or LogReader(self._store, self._task_id, position).read()
+                batch = await asyncio.to_thread(_next_stored, stored)
+                stored = stored if batch else None
             for entry in batch:
                 yield entry
                 position = entry.id
@@ -127,13 +132,6 @@ class RunLogFollower:
                     return False
                 await self._news.wait()
         return True
-
-    async def _read_stored(self, position: int) -> list[LogEntry]:
-        reader = LogReader(self._store, self._task_id, position)
-        try:
-            return await asyncio.to_thread(lambda: list(islice(reader.read(), _BATCH)))
-        except BucketUnavailable:
-            return []
 
     async def _poll(self) -> None:
         reader: LogReader | None = None
@@ -179,3 +177,11 @@ class RunLogFollower:
                     self._news.notify_all()
             if len(batch) < _BATCH:
                 return
+
+
+def _next_stored(stored: Iterator[LogEntry]) -> list[LogEntry]:
+    """The next batch; none when all is read or the bucket is away."""
+    batch: list[LogEntry] = []
+    with suppress(BucketUnavailable):
+        batch.extend(islice(stored, _BATCH))
+    return batch

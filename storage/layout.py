@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from foundation.errors import InvalidParameter
 
-_TASK_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+_TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ID_DIGITS = 16
 
 
@@ -33,7 +33,7 @@ class Span(NamedTuple):
 
 def task_prefix(task_id: str) -> str:
     """Prefix of everything of one run. Raises InvalidParameter when the id could leave its directory."""
-    if not _TASK_ID.match(task_id):
+    if not _TASK_ID.fullmatch(task_id):
         raise InvalidParameter(f"'{task_id}' is not a task id; use letters, digits, '.', '_' and '-'")
     return f"tasks/{task_id}/"
 

@@ -14,7 +14,7 @@ from itertools import islice
 from foundation.errors import TaskyardError
 from storage.bucket import ObjectStore
 from storage.layout import Span, seal_key, segment_first_id, segment_key, segments_prefix
-from storage.segments import LogEntry, Seal, decode_entries, describe, find_seal, merged_spans
+from storage.segments import LogEntry, Seal, decode_entries, decode_last, describe, find_seal, merged_spans
 
 # With more new segments than this, looking for merged copies of them pays.
 _BACKLOG = 32
@@ -64,10 +64,11 @@ class LogReader:
             if body is None:
                 seal = self._must_be_sealed()
                 break
+            last = describe(body)
             self._aligned = False
             yield from self._take(body)
-            self._aligned = True
-            if describe(body).closed:
+            self._aligned = self.position == last.last
+            if last.closed:
                 self.closed = True
                 return
         if seal is not None:
@@ -136,16 +137,16 @@ def _tail(store: ObjectStore, task_id: str, count: int) -> list[LogEntry] | None
     keys = [part.key for part in seal.parts] if seal else [span.key for span in cover(store, task_id, 0)]
     found: list[LogEntry] = []
     for key in reversed(keys):
+        if len(found) >= count:
+            break
         body = store.get(key)
         if body is None:
             return None
-        entries = [entry for entry in decode_entries(body, 0) if not found or entry.id < found[0].id]
+        entries = decode_last(body, found[0].id if found else None, count - len(found))
         if entries and found and entries[-1].id != found[0].id - 1:
             return None
         found = entries + found
-        if len(found) >= count:
-            break
-    return found[-count:] if count > 0 else []
+    return found
 
 
 def damaged(task_id: str, position: int) -> TaskyardError:

@@ -134,6 +134,19 @@ def decode_entries(body: bytes, after_id: int) -> Iterator[LogEntry]:
                 yield entry
 
 
+def decode_last(body: bytes, before_id: int | None, count: int) -> list[LogEntry]:
+    """The last ``count`` entries in ``body``, of those that come before ``before_id``."""
+    entries: list[LogEntry] = []
+    for line in reversed(body.split(b"\n")):
+        if len(entries) >= count:
+            break
+        if line and not line.startswith(_DESCRIPTION):
+            entry = LogEntry.model_validate_json(line)
+            if before_id is None or entry.id < before_id:
+                entries.append(entry)
+    return entries[::-1]
+
+
 def describe(body: bytes) -> Segment:
     """The description of the last segment in ``body``."""
     last = body.rfind(b"\n" + _DESCRIPTION) + 1
