@@ -19,6 +19,7 @@ _COMMANDS = {
     "image": ("cli.image:app", "Build and list guest images"),
     "doctor": ("cli.doctor:doctor", "Say what is missing or slow on this host, and how to mend it"),
     "config": ("cli.config:config", "Show all settings, their values and where these come from"),
+    "bench": ("cli.bench:bench", "Measure Taskyard beside the same work done by hand"),
     "server": ("cli.processes:server", "Serve the REST API"),
     "worker": ("cli.processes:worker", "Run the worker of this VM host"),
     "clean": ("cli.clean:clean", "Remove all that Taskyard keeps on this host"),

@@ -1,0 +1,55 @@
+# shellcheck shell=bash
+# A machine made by hand from a finished guest image: its own disk, keys and identity, plain QEMU, plain ssh.
+# Sourced by the scripts beside it, which run in an empty directory of their own with, in the environment:
+#   BASE KERNEL INITRD COMMAND_LINE   the image        ACCEL CPU        what QEMU runs it with
+#   CPUS MEMORY DISK                  the shape        PORT             a free port of loopback for the guest's SSH
+#   MARKS                             file that takes a line for each step reached: its name and the time in unix seconds
+set -euo pipefail
+export LC_ALL=C
+
+mark() { printf '%s %s\n' "$1" "$EPOCHREALTIME" >>"$MARKS"; }
+
+# make_machine: two key pairs, the identity as one line, an overlay on the image.
+make_machine() {
+    ssh-keygen -q -t ed25519 -N '' -C '' -f client &
+    ssh-keygen -q -t ed25519 -N '' -C '' -f ssh_host_ed25519_key
+    wait $!
+    printf 'guest %s' "$(<ssh_host_ed25519_key.pub)" >known_hosts
+    cp client.pub authorized_keys
+    cp client.pub authorized_keys.agent
+    printf 'guest\n' >hostname
+    tr -d - </proc/sys/kernel/random/uuid >machine-id
+    tar -cz hostname machine-id ssh_host_ed25519_key{,.pub} authorized_keys{,.agent} | base64 -w 0 >identity
+    echo >>identity
+    qemu-img create -q -f qcow2 -F raw -b "$BASE" root.qcow2 "$DISK"
+}
+
+# start_machine [QEMU ARGUMENT...]: returns at once.
+start_machine() {
+    qemu-system-x86_64 -nodefaults -no-user-config -display none \
+        -machine q35,vmport=off,i8042=off -accel "$ACCEL" -cpu "$CPU" -smp "$CPUS" -m "$MEMORY" \
+        -kernel "$KERNEL" -initrd "$INITRD" -append "$COMMAND_LINE" -serial file:console.log \
+        -drive file=root.qcow2,if=virtio,cache=unsafe \
+        -nic "user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:$PORT-:22" \
+        -device virtio-serial-pci -chardev socket,id=identity,path=identity.sock,server=on,wait=off \
+        -device virtserialport,chardev=identity,name=org.taskyard.identity "$@" </dev/null >qemu.log 2>&1 &
+    qemu=$!
+    trap 'kill -9 $qemu' EXIT
+}
+
+# introduce_machine: send the identity, which QEMU holds until the guest reads it; returns when the guest has opened SSH.
+introduce_machine() {
+    local answer
+    until [[ -S identity.sock ]]; do sleep 0.01; done
+    coproc PORT_TALK { exec socat - UNIX-CONNECT:identity.sock; }
+    cat identity >&"${PORT_TALK[1]}"
+    IFS= read -r answer <&"${PORT_TALK[0]}"
+    [[ $answer == ready ]]
+}
+
+# guest COMMAND: over one connection, opened by the first call.
+guest() {
+    ssh -i client -p "$PORT" -o IdentitiesOnly=yes -o UserKnownHostsFile=known_hosts -o HostKeyAlias=guest \
+        -o KexAlgorithms=curve25519-sha256 -o Ciphers=aes128-ctr -o MACs=hmac-sha2-256-etm@openssh.com \
+        -o ControlMaster=auto -o ControlPath=mux -o ControlPersist=yes -o LogLevel=ERROR agent@127.0.0.1 "$@"
+}

@@ -1,0 +1,68 @@
+"""What a case is: one piece of work that Taskyard and plain tools both do, and how long each of them takes for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.lab import Lab
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of a case; the lower, the better."""
+
+    name: str
+    title: str
+    unit: str = "s"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution by one side: its figures by name, and the seconds of its phases in their order."""
+
+    figures: Mapping[str, float]
+    phases: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Both ways of a case, ready to be run any number of times, one after the other."""
+
+    ours: Callable[[], Run]
+    by_hand: Callable[[], Run]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case. ``open`` sets up what is not measured and removes it again; ``by_hand`` says what the plain way is.
+
+    ``warm_up`` asks for a first round that does not count.
+    """
+
+    name: str
+    title: str
+    by_hand: str
+    figures: tuple[Figure, ...]
+    open: Callable[[Lab], AbstractContextManager[Sides]]
+    repeat: int = 3
+    warm_up: bool = False
+
+
+class Stopwatch:
+    """Seconds since it was made, or since a unix time, in laps by name."""
+
+    def __init__(self, begun: float | None = None) -> None:
+        self.laps: dict[str, float] = {}
+        self._begun = self._last = begun or time.time()
+
+    def lap(self, name: str, at: float | None = None) -> float:
+        """End a lap now, or at a unix time; the seconds since the beginning. A name used again adds up."""
+        now = at or time.time()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now
+        return now - self._begun

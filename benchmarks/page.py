@@ -1,0 +1,97 @@
+"""The figures for readers: a table for the terminal, and the marked block of ``docs/performance.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.table import Table
+
+from benchmarks.measurements import CaseResult, FigureResult, Results, Spread
+from foundation.errors import InvalidParameter
+from foundation.units import format_size
+
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+BEGIN = "<!-- figures: begin (written by `sandbox bench --publish`) -->"
+END = "<!-- figures: end -->"
+
+
+def table(results: Results) -> Table:
+    """Every figure with both sides and their ratio."""
+    made = Table(title="Taskyard beside the same work done by hand", title_justify="left", title_style="bold")
+    for column in ("case", "figure"):
+        made.add_column(column)
+    for column in ("Taskyard", "by hand", "ratio", "rounds"):
+        made.add_column(column, justify="right", no_wrap=True)
+    for case in results.cases:
+        for figure in case.figures:
+            made.add_row(case.name, figure.title, *_cells(figure), str(case.rounds))
+        made.add_section()
+    return made
+
+
+def publish(results: Results, page: Path) -> None:
+    """Put the figures between the two marks of a page. Raises InvalidParameter when they are not there."""
+    text = page.read_text() if page.exists() else ""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InvalidParameter(f"{page.name} lacks the lines '{BEGIN}' and '{END}', between which the figures go.")
+    page.write_text(f"{before}{BEGIN}\n{block(results)}{END}{after}")
+
+
+def block(results: Results) -> str:
+    """The figures, the phases and the machine as Markdown."""
+    return "\n".join([*_figures(results), "", *_phases(results), "", *_conditions(results), ""])
+
+
+def _figures(results: Results) -> Iterator[str]:
+    yield "| case | figure | Taskyard | by hand | ratio | rounds |"
+    yield "|---|---|---:|---:|---:|---:|"
+    for case in results.cases:
+        for figure in case.figures:
+            cells = " | ".join(_cells(figure))
+            yield f"| {case.title} | {figure.title} | {cells} | {case.rounds} |"
+    yield ""
+    yield (
+        "Medians, with the lowest and the highest in brackets. The ratio is taken in each round, Taskyard's run to the "
+        "run by hand right after it."
+    )
+
+
+def _phases(results: Results) -> Iterator[str]:
+    yield "Where the time goes (median seconds of each phase):"
+    for case in results.cases:
+        yield ""
+        yield f"- {case.title}, Taskyard: {_listed(case.phases_ours)}."
+        yield f"- {case.title}, by hand with {case.by_hand}: {_listed(case.phases_by_hand)}."
+
+
+def _conditions(results: Results) -> Iterator[str]:
+    machine = results.machine
+    yield (
+        f"Machine: {machine.cores} cores ({machine.processor}), {format_size(machine.memory)} of memory, guests "
+        f"run with {machine.acceleration}; {machine.qemu}; {machine.system}."
+    )
+    for case in results.cases:
+        yield f"{_measured(case)}"
+
+
+def _measured(case: CaseResult) -> str:
+    commit = f", commit {case.commit}" if case.commit else ""
+    return f"{case.title}: measured {case.measured_at:%Y-%m-%d %H:%M} UTC{commit}, load average before it {case.load}."
+
+
+def _cells(figure: FigureResult) -> list[str]:
+    ours, by_hand = (_shown(Spread.of(runs), f" {figure.unit}", 1) for runs in (figure.ours, figure.by_hand))
+    return [ours, by_hand, _shown(figure.ratio, "", 2)]
+
+
+def _shown(spread: Spread, unit: str, digits: int) -> str:
+    if spread.lowest == spread.highest:
+        return f"{spread.median:.{digits}f}{unit}"
+    return f"{spread.median:.{digits}f}{unit} ({spread.lowest:.{digits}f}–{spread.highest:.{digits}f})"  # noqa: RUF001
+
+
+def _listed(phases: dict[str, float]) -> str:
+    return ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases.items())
