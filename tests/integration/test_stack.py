@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from cli.search_attributes import wanted_attributes
 from cli.stack import Stack, stack_holder
 from cli.supervisor import PartEvent
 from foundation.engine import connect_engine
-from foundation.errors import HostNotReady
+from foundation.errors import EngineUnavailable, HostNotReady
 from foundation.settings import Settings
 from storage.bucket import Bucket
 from tests.stack_settings import isolated_settings
@@ -67,8 +68,10 @@ class Sandbox:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return isolated_settings(tmp_path / "home")
+def settings() -> Iterator[Settings]:
+    # A short path, so that the sockets lie in it too.
+    with tempfile.TemporaryDirectory(prefix="ty-stack-") as home:
+        yield isolated_settings(Path(home))
 
 
 @pytest.fixture
@@ -101,6 +104,24 @@ async def test_lists_can_be_filtered_by_every_search_attribute(settings: Setting
         client = await connect_engine(settings)
         for name in wanted_attributes():
             assert (await client.count_workflows(f"{name} IS NULL")).count == 0
+
+
+def test_services_elsewhere_are_used_and_not_started(settings: Settings, tmp_path: Path) -> None:
+    with Stack(settings, SERVICES):
+        access_key, secret_key = settings.s3_credentials()
+        elsewhere = Settings(
+            home=tmp_path / "other",
+            temporal_address=settings.temporal_target,
+            s3_endpoint=settings.s3_target,
+            s3_access_key=access_key,
+            s3_secret_key=secret_key,
+            s3_bucket="another",
+        )
+        with Stack(elsewhere, SERVICES) as stack:
+            assert stack.pids() == {}
+            assert Bucket(elsewhere).put("key", b"bytes")
+    with pytest.raises(EngineUnavailable, match="TASKYARD_TEMPORAL_ADDRESS"):
+        Stack(elsewhere, SERVICES).start()
 
 
 def test_a_part_that_dies_is_started_again_with_its_state(settings: Settings) -> None:
