@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from api import errors, health, tasks
 from api.core import Core
 from api.engine import Engine
+from api.limits import BodyLimit
 from api.metrics import Metrics, RequestTimes
 from api.submission import MAX_BODY_BYTES
 from foundation.settings import Settings
@@ -25,12 +26,12 @@ def create_app(settings: Settings) -> FastAPI:
         title="Taskyard",
         version=health.VERSION,
         summary="Runs coding-agent tasks to the end, each in a throw-away virtual machine",
-        max_body_size=MAX_BODY_BYTES,
     )
     app.state.core = core
     app.state.bucket = bucket
     app.state.followers = followers
     app.state.metrics = metrics
+    app.add_middleware(BodyLimit, most_bytes=MAX_BODY_BYTES)
     app.add_middleware(RequestTimes, metrics=metrics)
     errors.install(app)
     app.include_router(tasks.router)

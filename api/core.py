@@ -22,6 +22,7 @@ from foundation.errors import (
     ArtifactNotFound,
     DuplicateTaskId,
     EngineUnavailable,
+    InvalidParameter,
     PayloadTooLarge,
     SessionClosed,
     TaskAlreadyTerminal,
@@ -29,6 +30,7 @@ from foundation.errors import (
 )
 from storage import artifacts, records
 from storage.bucket import Bucket
+from storage.layout import task_prefix
 from workflows.manifest import Manifest
 from workflows.messages import Artifact, CancelRequest, TaskStatus, TaskSubmission, UserMessage
 from workflows.states import TaskState
@@ -78,6 +80,7 @@ class Core:
         A running workflow is asked itself; when no worker answers, and for one that has ended, its record in Temporal
         tells; after Temporal has forgotten the run, the final record in the bucket does. Raises TaskNotFound.
         """
+        _check_form(task_id)
         described = await self._describe(task_id)
         if described is None:
             return TaskView(await self._final_record(task_id), live=True)
@@ -138,6 +141,7 @@ class Core:
 
     async def artifacts(self, task_id: str) -> list[Artifact]:
         """What the run has left so far. Raises TaskNotFound."""
+        _check_form(task_id)
         found = await asyncio.to_thread(artifacts.index, self._bucket, task_id)
         if not found:
             await self.status(task_id)
@@ -240,8 +244,7 @@ class Core:
             with self._engine.failures():
                 described = await handle.describe(rpc_timeout=RPC_LIMIT)
         except RPCError as error:
-            # Ids that Temporal itself refuses, such as overlong ones, name no run either.
-            if is_unknown(error) or error.status is RPCStatusCode.INVALID_ARGUMENT:
+            if is_unknown(error):
                 return None
             raise
         return described if described.workflow_type == snapshot.WORKFLOW_TYPE else None
@@ -294,6 +297,14 @@ async def count_workers(engine: Engine, client: Client) -> int:
     with engine.failures():
         answer = await client.workflow_service.describe_task_queue(request, timeout=RPC_LIMIT)
     return len({poller.identity for poller in answer.pollers})
+
+
+def _check_form(task_id: str) -> None:
+    """Raise TaskNotFound for what can be no run's id."""
+    try:
+        task_prefix(task_id)
+    except InvalidParameter as error:
+        raise TaskNotFound(f"No task '{task_id[:80]}'; 'sandbox task list' shows those there are.") from error
 
 
 def _base32(number: int, digits: int) -> str:

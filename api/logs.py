@@ -169,7 +169,7 @@ class PlainText:
 
     def entry(self, entry: LogEntry) -> bytes:
         head = f"[{_timestamp(entry.ts)}] [{entry.stream.upper()}] "
-        return "".join(f"{head}{line}\n" for line in entry.data.splitlines() or [""]).encode()
+        return "".join(f"{head}{line}\n" for line in entry.data.removesuffix("\n").split("\n")).encode()
 
     def keepalive(self) -> bytes:
         return b""
@@ -231,7 +231,8 @@ def _event(entry: LogEntry) -> dict[str, object]:
 
 
 def _json_line(data: Mapping[str, object]) -> bytes:
-    return json.dumps(data, ensure_ascii=False).encode() + b"\n"
+    # Some clients take more than the newline for the end of a line; escaped, none of those is left in the text.
+    return json.dumps(data).encode() + b"\n"
 
 
 def _timestamp(at: datetime) -> str:

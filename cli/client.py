@@ -268,7 +268,7 @@ class TaskClient:
         timeout = _FOLLOW_TIMEOUT if params["follow"] else _TIMEOUT
         with self._reachable(), self._http.stream("GET", url, params=params, headers=headers, timeout=timeout) as reply:
             self._check(reply)
-            for line in reply.iter_lines():
+            for line in _lines(reply.iter_bytes()):
                 if line.strip():
                     yield LogLine.model_validate_json(line)
 
@@ -313,6 +313,16 @@ def _refuse_error(line: LogLine) -> None:
     """An answer that has begun tells of its failure in its last line, which is no entry of the log."""
     if line.type == "error" and line.id is None:
         raise ServiceUnavailable(str(line.event.get("message")))
+
+
+def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Lines by their newlines only; what else ends a line in Unicode may stand in a line of the log."""
+    begun = b""
+    for piece in pieces:
+        *lines, begun = (begun + piece).split(b"\n")
+        yield from lines
+    if begun:
+        yield begun
 
 
 def _errors_by_code() -> dict[str, type[TaskyardError]]:

@@ -1,0 +1,380 @@
+"""Submitting, listing, looking at and ending runs over REST, on a real Temporal server."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from datetime import datetime
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+from temporalio import activity
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
+
+from tests.integration.api_site import ApiSite, api_site, as_yaml, manifest, until
+from workflows.messages import AgentProgress, AgentRequest, AgentResult
+from workflows.states import Cause
+
+TASKS = "/api/v1/tasks"
+# Ten lines that stand for ten thousand million numbers.
+YAML_BOMB = "n0: &n0 [1]\n" + "".join(f"n{n}: &n{n} [{', '.join([f'*n{n - 1}'] * 10)}]\n" for n in range(1, 11))
+BASE_KEYS = {
+    "id", "name", "state", "state_message", "created_at", "started_at", "state_changed_at", "vm_name", "vm_ip",
+    "exit_code", "error", "progress",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("application/yaml", as_yaml(manifest())),
+        ("text/x-yaml", as_yaml(manifest(metadata={"id": ""}))),
+        ("application/x-www-form-urlencoded", as_yaml(manifest(metadata={"id": None}))),
+        (None, as_yaml(manifest())),
+    ],
+)
+async def test_takes_a_manifest_as_yaml_under_every_type_that_clients_send(
+    site: ApiSite, content_type: str | None, body: str
+) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    reply = await site.http.post(TASKS, content=body, headers=headers)
+    assert reply.status_code == 202, reply.text
+    accepted = reply.json()
+    assert accepted["accepted"] is True
+    assert accepted["state"] == "pending"
+    assert accepted["links"]["logs"] == f"{TASKS}/{accepted['task_id']}/logs"
+    assert datetime.fromisoformat(accepted["created_at"]).tzinfo is not None
+    shown = (await site.http.get(f"{TASKS}/{accepted['task_id']}")).json()
+    assert shown["created_at"] == accepted["created_at"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [manifest(), {"manifest_yaml": as_yaml(manifest())}, {"manifest": manifest()}],
+    ids=["manifest", "envelope of yaml", "envelope of json"],
+)
+async def test_takes_a_manifest_as_json_bare_or_in_an_envelope(site: ApiSite, body: dict[str, Any]) -> None:
+    reply = await site.http.post(TASKS, json=body)
+    assert (reply.status_code, reply.json()["accepted"]) == (202, True)
+
+
+async def test_refuses_a_manifest_with_every_fault_at_once_and_starts_nothing(site: ApiSite) -> None:
+    name = f"refused-{uuid.uuid4().hex}"
+    faulty = manifest(
+        metadata={"name": name},
+        repository={"url": "ftp://git.invalid/a.git", "brunch": "main"},
+        claude={"prompt": " "},
+        vm={"cpus": 0, "memory": "8 elephants", "network_mode": "outbound"},
+        lifecycle={"timeout": "2 days"},
+    )
+    del faulty["repository"]["branch"]
+    reply = await site.http.post(TASKS, json=faulty)
+    body = reply.json()
+    assert (reply.status_code, body["error"], body["accepted"], body["task_id"]) == (400, "invalid_manifest", False, "")
+    faults = {fault["field"]: fault["message"] for fault in body["details"]["errors"]}
+    assert set(faults) == {
+        "repository.url", "repository.branch", "repository.brunch", "claude.prompt", "vm.cpus", "vm.memory",
+        "vm.network_mode", "lifecycle.timeout",
+    }  # fmt: skip
+    assert "did you mean 'branch'" in faults["repository.brunch"]
+    assert "isolated" in faults["vm.network_mode"]
+    assert body["details"]["field"] in faults
+    listed = (await site.http.get(TASKS, params={"limit": 1000})).json()
+    assert name not in {task["name"] for task in listed["tasks"]}
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "status", "code"),
+    [
+        ("application/json", "{not json", 400, "invalid_manifest"),
+        ("application/yaml", "a: [", 400, "invalid_manifest"),
+        ("application/yaml", "- a list", 400, "invalid_manifest"),
+        ("application/yaml", "", 400, "invalid_manifest"),
+        ("application/yaml", YAML_BOMB, 400, "invalid_manifest"),
+        ("image/png", "x", 415, "unsupported_media_type"),
+        ("application/yaml", "a" * (2 * 2**20 + 1), 413, "payload_too_large"),
+    ],
+    ids=["broken json", "broken yaml", "list", "empty", "yaml bomb", "type", "size"],
+)  # fmt: skip
+async def test_refuses_what_is_no_manifest_in_the_one_error_shape(
+    site: ApiSite, content_type: str, body: str, status: int, code: str
+) -> None:
+    reply = await site.http.post(TASKS, content=body.encode(), headers={"Content-Type": content_type})
+    assert (reply.status_code, reply.json()["error"]) == (status, code)
+    assert reply.json()["message"]
+
+
+async def test_of_many_submissions_of_one_id_temporal_lets_exactly_one_in(site: ApiSite) -> None:
+    task_id = f"race-{uuid.uuid4().hex[:8]}"
+    replies = await asyncio.gather(*(site.http.post(TASKS, json=manifest(metadata={"id": task_id})) for _ in range(20)))
+    codes = sorted(reply.status_code for reply in replies)
+    assert codes == [202] + [409] * 19
+    refusal = next(reply.json() for reply in replies if reply.status_code == 409)
+    assert refusal["error"] == "duplicate_task_id"
+    assert refusal["existing_task"] == refusal["details"]["existing_task"]
+    assert (refusal["existing_task"]["id"], refusal["existing_task"]["state"]) == (task_id, "pending")
+
+
+async def test_shows_a_live_run_from_its_worker_with_progress_and_definition(site: ApiSite) -> None:
+    over = asyncio.Event()
+
+    async def run(_: AgentRequest) -> AgentResult:
+        while not over.is_set():
+            activity.heartbeat(AgentProgress(output_bytes=4567, tool_calls=3, current_tool="Bash"))
+            await asyncio.sleep(0.05)
+        return AgentResult(exit_code=0, result="done", progress=AgentProgress(output_bytes=5000, tool_calls=4))
+
+    site.steps.instead["run_agent"] = run
+    secret = {"name": "TOKEN", "source": "env", "key": "TOKEN"}
+    servers = {"github": {"command": "npx", "env": {"GITHUB_TOKEN": "${TOKEN}", "MODE": "a literal value"}}}
+    async with site.worker():
+        task_id = await site.submit(
+            secrets=[secret],
+            claude={"mcp_config": {"mcpServers": servers}},
+            metadata={"labels": {"team": "platform"}},
+        )
+
+        async def progressing() -> bool:
+            shown = (await site.http.get(f"{TASKS}/{task_id}")).json()
+            return shown["state"] == "running" and shown["progress"]["tool_calls"] == 3
+
+        await until(progressing, "live progress")
+        shown = (await site.http.get(f"{TASKS}/{task_id}")).json()
+        assert shown["progress"]["current_tool"] == "Bash"
+        assert shown["live"] is True
+        assert shown["labels"] == {"team": "platform"}
+        assert shown["definition"]["repository"]["branch"] == "main"
+        assert shown["definition"]["vm"]["memory"] == "8G"
+        assert "secrets" not in shown["definition"]
+        environment = shown["definition"]["claude"]["mcp_config"]["mcpServers"]["github"]["env"]
+        assert environment == {"GITHUB_TOKEN": "${TOKEN}", "MODE": "[redacted]"}
+        over.set()
+        await site.until_state(task_id, "completed")
+    ended = (await site.http.get(f"{TASKS}/{task_id}")).json()
+    assert set(ended) >= BASE_KEYS
+    assert (ended["exit_code"], ended["result"], ended["progress"]["tool_calls"]) == (0, "done", 4)
+    assert ended["definition"]["claude"]["prompt"] == "do it"
+    assert [step["state"] for step in ended["transitions"]][-1] == "completed"
+
+
+async def test_still_answers_and_says_so_when_the_worker_is_gone(site: ApiSite) -> None:
+    async with site.worker() as steps:
+        task_id = await site.submit()
+        await steps.agent_running.wait()
+        await site.until_state(task_id, "running")
+    shown = (await site.http.get(f"{TASKS}/{task_id}")).json()
+    assert (shown["state"], shown["live"]) == ("running", False)
+    assert shown["started_at"] is not None
+    assert shown["definition"]["claude"]["prompt"] == "do it"
+
+
+async def test_shows_the_final_record_of_a_run_that_temporal_has_forgotten(site: ApiSite) -> None:
+    async with site.worker() as steps:
+        steps.instead["run_agent"] = lambda _: AgentResult(exit_code=3, cause=Cause.AGENT_EXIT, error="code 3")
+        task_id = await site.submit()
+        await site.until_state(task_id, "failed")
+    before = (await site.http.get(f"{TASKS}/{task_id}")).json()
+    await _forget(site, task_id)
+    after = (await site.http.get(f"{TASKS}/{task_id}")).json()
+    assert {key: after[key] for key in BASE_KEYS - {"created_at"}} == {
+        key: before[key] for key in BASE_KEYS - {"created_at"}
+    }
+    assert (after["exit_code"], after["cause"], after["definition"]["claude"]["prompt"]) == (3, "agent_exit", "do it")
+
+
+async def test_a_run_that_was_terminated_through_temporal_is_shown_as_failed(site: ApiSite) -> None:
+    label = {"end": uuid.uuid4().hex}
+    task_id = await site.submit(metadata={"labels": label})
+    await site.temporal.get_workflow_handle(f"task-{task_id}").terminate()
+    shown = (await site.http.get(f"{TASKS}/{task_id}")).json()
+    assert (shown["state"], shown["cause"]) == ("failed", "internal_error")
+    assert "terminated through Temporal" in shown["error"]
+
+    async def listed_as(state: str) -> int:
+        params = {"state": state, "label.end": label["end"]}
+        return int((await site.http.get(TASKS, params=params)).json()["total_count"])
+
+    async def failed() -> bool:
+        return await listed_as("failed") == 1
+
+    await until(failed, "the run among the failed")
+    assert await listed_as("pending,running") == 0
+
+
+async def test_cancel_without_a_body_ends_the_run_and_a_second_one_is_too_late(site: ApiSite) -> None:
+    async with site.worker() as steps:
+        task_id = await site.submit()
+        await steps.agent_running.wait()
+        await site.until_state(task_id, "running")
+        reply = await site.http.delete(f"{TASKS}/{task_id}")
+        body = reply.json()
+        assert (reply.status_code, body["success"], body["task_id"]) == (200, True, task_id)
+        assert (body["previous_state"], body["new_state"]) == ("running", "cancelled")
+        await site.until_state(task_id, "cancelled")
+        late = await site.http.delete(f"{TASKS}/{task_id}")
+    assert (late.status_code, late.json()["error"], late.json()["success"]) == (409, "task_already_terminal", False)
+    assert late.json()["task_state"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "reason", "step"),
+    [
+        ("", b'{"reason": "changed my mind"}', "changed my mind", "stop"),
+        ("?reason=by%20query&force=true", b"", "by query", "stop_force"),
+        ("?force=false", b'{"reason": "from the body", "force": true}', "from the body", "stop_force"),
+        ("", b"{}", "User requested cancellation", "stop"),
+    ],
+)
+async def test_cancel_takes_reason_and_force_from_body_and_query(
+    site: ApiSite, query: str, body: bytes, reason: str, step: str
+) -> None:
+    async with site.worker() as steps:
+        task_id = await site.submit()
+        await steps.agent_running.wait()
+        await site.until_state(task_id, "running")
+        reply = await site.http.request("DELETE", f"{TASKS}/{task_id}{query}", content=body)
+        assert reply.status_code == 200, reply.text
+        await site.until_state(task_id, "cancelled")
+    shown = (await site.http.get(f"{TASKS}/{task_id}")).json()
+    assert shown["error"] == f"Cancelled: {reason}"
+    assert step in steps.calls
+
+
+async def test_messages_reach_the_agent_in_order_and_once(site: ApiSite) -> None:
+    async with site.worker() as steps:
+        task_id = await site.submit(claude={"headless": False})
+        await steps.agent_running.wait()
+        for message in ({"text": "first", "id": "m1"}, {"text": "first", "id": "m1"}, {"text": "second"}):
+            reply = await site.http.post(f"{TASKS}/{task_id}/messages", json=message)
+            assert reply.status_code == 202, reply.text
+
+        async def delivered() -> bool:
+            return len(steps.delivered) == 2
+
+        await until(delivered, "two messages")
+        assert steps.delivered == ["first", "second"]
+        steps.agent_over.set()
+        await site.until_state(task_id, "completed")
+        late = await site.http.post(f"{TASKS}/{task_id}/messages", json={"text": "too late"})
+        assert (late.status_code, late.json()["error"]) == (409, "task_already_terminal")
+        empty = await site.http.post(f"{TASKS}/{task_id}/messages", json={"text": ""})
+        assert (empty.status_code, empty.json()["error"]) == (422, "invalid_body")
+
+
+@pytest.mark.parametrize("task_id", ["never-was", "x" * 2000, "%2e%2e%2fsecret"], ids=["new", "long", "escaping"])
+async def test_an_unknown_run_is_404_wherever_it_is_named(site: ApiSite, task_id: str) -> None:
+    for method, path in (
+        ("GET", ""), ("DELETE", ""), ("GET", "/logs"), ("GET", "/logs?follow=true"), ("GET", "/artifacts"),
+        ("GET", "/artifacts/a.txt"), ("POST", "/close"),
+    ):  # fmt: skip
+        reply = await site.http.request(method, f"{TASKS}/{task_id}{path}")
+        assert reply.status_code == 404, f"{method} {path}: {reply.text}"
+        assert reply.json()["error"] in {"task_not_found", "not_found"}
+
+
+async def test_lists_by_state_and_labels_in_a_stable_order_page_by_page(site: ApiSite) -> None:
+    batch = uuid.uuid4().hex[:8]
+    odd = 'it\'s "50%" ♡'
+    ids = [
+        await site.submit(metadata={"name": f"{batch} {n}", "labels": {"batch": batch, "odd": odd if n % 2 else "no"}})
+        for n in range(5)
+    ]
+    other = await site.submit(metadata={"name": "other", "labels": {"batch": batch.upper()}})
+
+    async def listed(**params: Any) -> dict[str, Any]:
+        reply = await site.http.get(TASKS, params={"label.batch": batch} | params)
+        assert reply.status_code == 200, reply.text
+        return dict(reply.json())
+
+    async def all_there() -> bool:
+        return int((await listed())["total_count"]) == 5
+
+    await until(all_there, "five runs in the list")
+    page = await listed()
+    assert [task["id"] for task in page["tasks"]] == ids[::-1]
+    assert other not in {task["id"] for task in page["tasks"]}
+    assert set(page["tasks"][0]) >= BASE_KEYS | {"labels"}
+    assert (page["limit"], page["offset"], page["has_more"]) == (100, 0, False)
+    first = await listed(limit=2, sort="name", order="asc")
+    second = await listed(limit=2, offset=2, sort="name", order="asc")
+    assert [task["id"] for task in first["tasks"] + second["tasks"]] == ids[:4]
+    assert (first["total_count"], first["has_more"]) == (5, True)
+    assert [task["id"] for task in (await listed(**{"label.odd": odd, "order": "asc"}))["tasks"]] == ids[1::2]
+    assert (await listed(state="running, failed"))["total_count"] == 0
+    assert (await listed(state="running,pending"))["total_count"] == 5
+
+
+@pytest.mark.parametrize(
+    "query", ["state=runing", "limit=0", "limit=1001", "limit=abc", "offset=-1", "sort=age", "order=up"]
+)
+async def test_refuses_query_values_that_are_not_allowed(site: ApiSite, query: str) -> None:
+    reply = await site.http.get(f"{TASKS}?{query}")
+    assert (reply.status_code, reply.json()["error"]) == (400, "invalid_parameter")
+    assert query.partition("=")[0] in reply.json()["message"] or "is not a state" in reply.json()["message"]
+
+
+async def test_unknown_paths_and_methods_answer_in_the_one_error_shape(site: ApiSite) -> None:
+    for method, path, status, code in (
+        ("GET", "/nowhere", 404, "not_found"),
+        ("PATCH", TASKS, 405, "method_not_allowed"),
+        ("PUT", f"{TASKS}/x", 405, "method_not_allowed"),
+    ):
+        reply = await site.http.request(method, path)
+        assert (reply.status_code, reply.json()["error"]) == (status, code)
+        assert path in reply.json()["message"]
+
+
+async def test_health_in_every_spelling_and_metrics_that_move(site: ApiSite) -> None:
+    async with site.worker():
+        for path in (
+            "/health", "/api/health", "/api/v1/health", "/api/v1/health/ready", "/api/v1/health/live", "/healthz",
+            "/healthz/http", "/readyz", "/healthz/deep",
+        ):  # fmt: skip
+            reply = await site.http.get(path)
+            assert reply.status_code == 200, f"{path}: {reply.text}"
+            assert isinstance(reply.json(), dict)
+    await site.submit()
+    metrics = await site.http.get("/metrics")
+    assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert "taskyard_tasks_submitted_total 1.0" in metrics.text
+    assert 'taskyard_tasks{state="pending"}' in metrics.text
+    assert f'route="{TASKS}",status="202"' in metrics.text
+
+
+async def test_services_that_are_down_give_503_and_only_there(site: ApiSite) -> None:
+    away = {"temporal_address": "127.0.0.1:9", "s3_endpoint": "127.0.0.1:9", "s3_access_key": "a"}
+    nowhere = site.settings.model_copy(update=away | {"s3_secret_key": SecretStr("b")})
+    async with api_site(nowhere, site.temporal, site.bucket) as lost:
+        calls = (("POST", TASKS), ("GET", TASKS), ("GET", f"{TASKS}/x"), ("GET", "/readyz"), ("DELETE", f"{TASKS}/x"))
+        replies: list[httpx.Response] = await asyncio.gather(
+            *(lost.http.request(method, path, json=manifest()) for method, path in calls)
+        )
+        for reply in replies:
+            assert (reply.status_code, reply.json()["error"]) == (503, "engine_unavailable"), reply.text
+            assert "127.0.0.1:9" in reply.json()["message"]
+            assert reply.headers["retry-after"]
+        assert (await lost.http.get("/health")).status_code == 200
+    without_bucket = site.settings.model_copy(
+        update={"s3_endpoint": "127.0.0.1:9", "s3_access_key": "a", "s3_secret_key": SecretStr("b")}
+    )
+    async with api_site(without_bucket, site.temporal, site.bucket) as half:
+        task_id = await half.submit()
+        reply = await half.http.get(f"{TASKS}/{task_id}/artifacts")
+        assert (reply.status_code, reply.json()["error"]) == (503, "bucket_unavailable")
+
+
+async def _forget(site: ApiSite, task_id: str) -> None:
+    """Delete the run from Temporal, as its retention does."""
+    execution = WorkflowExecution(workflow_id=f"task-{task_id}")
+    await site.temporal.workflow_service.delete_workflow_execution(
+        DeleteWorkflowExecutionRequest(namespace=site.temporal.namespace, workflow_execution=execution)
+    )
+
+    async def forgotten() -> bool:
+        count = await site.temporal.count_workflows(f"WorkflowId = 'task-{task_id}'")
+        return count.count == 0
+
+    await until(forgotten, "Temporal to forget the run")
