@@ -48,7 +48,7 @@ class Boot:
             record, process = self._start(record)
         try:
             record = self._reach(record, process, found=found)
-        except MachineError as error:
+        except (MachineError, OSError, psutil.Error) as error:
             self.shell.close()
             qemu.stop(self.paths, process)
             raise self._explained(error) from error
@@ -116,16 +116,16 @@ class Boot:
                 watch.look()
                 time.sleep(_QMP_POLL_SECONDS)
 
-    def _explained(self, error: MachineError) -> MachineError:
+    def _explained(self, error: Exception) -> MachineError:
         shown = qemu.tail(self.paths.output)
         console = qemu.tail(self.paths.console)
-        sentence = error.message
+        sentence = str(error)
         if shown:
             sentence += f"\nQEMU said:\n{shown}"
         if console:
             sentence += f"\nthe serial console ends with:\n{console}"
         # Whatever the fault, another attempt may go better: it starts over.
-        return MachineError(sentence, **error.details)
+        return MachineError(sentence)
 
 
 class _Watch:

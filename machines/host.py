@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from foundation.errors import MachineError, MachineLost, MachineNotFound
+from foundation.errors import GuestUnreachable, MachineError, MachineLost, MachineNotFound
 from foundation.settings import Settings
 from machines import qemu
 from machines.boot import Boot
@@ -151,6 +151,8 @@ class MachineHost:
     def ssh_arguments(self, machine_id: str) -> list[str]:
         """The same as an argument list. Raises MachineLost when the machine does not run."""
         record = self._require_alive(machine_id)
+        if record.ssh_port is None:
+            raise GuestUnreachable(f"Machine {machine_id} is still starting; try again when it is up")
         paths = self._paths(machine_id)
         known_hosts = str(paths.directory / KNOWN_HOSTS)
         options = {
@@ -269,7 +271,7 @@ class MachineHost:
     def _address(self, machine_id: str) -> GuestAddress:
         record = self._store.read(machine_id)
         if record.ssh_port is None:
-            raise MachineLost(f"Machine {machine_id} is not running yet")
+            raise GuestUnreachable(f"Machine {machine_id} is still starting; try again when it is up")
         directory = self._paths(machine_id).directory
         return GuestAddress(machine_id, record.ssh_port, directory / CLIENT_KEY, directory / KNOWN_HOSTS)
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import stat
 import subprocess
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ _TAIL_BYTES = 3000
 
 # Those this process started: asked about now and then, so that none stays a zombie.
 _children: list[subprocess.Popen[bytes]] = []
+_children_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ def start(paths: MachinePaths, arguments: list[str]) -> int:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    _children.append(child)
+    with _children_lock:
+        _children.append(child)
     return child.pid
 
 
@@ -188,7 +191,8 @@ def find_process(
     paths: MachinePaths, pid: int | None = None, process_start: int | None = None
 ) -> psutil.Process | None:
     """The machine's QEMU, if it runs: known by its arguments, looked for at ``pid`` first."""
-    _children[:] = [child for child in _children if child.poll() is None]
+    with _children_lock:
+        _children[:] = [child for child in _children if child.poll() is None]
     if pid is not None:
         try:
             process = psutil.Process(pid)

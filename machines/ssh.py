@@ -28,7 +28,6 @@ _KEEPALIVE_SECONDS = 15
 _CHUNK = 64 * 1024
 _STDERR_SHOWN = 2000
 _OUTPUT_MAX = 64 * 2**20
-_ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class GuestShell:
         self._client: paramiko.SSHClient | None = None
 
     def run(self, command: str, *, input: bytes | None = None, timeout: float = 60, check: bool = True) -> Completed:  # noqa: A002 -- named as subprocess.run names it
-        """Run ``command`` in a shell with ``input`` on its stdin, at most ``timeout`` seconds.
+        """Run ``command`` in a shell with ``input`` on its stdin, at most ``timeout`` seconds once it has started.
 
         With ``check``, an exit code other than 0 raises MachineError with the command's stderr.
         """
@@ -88,19 +87,22 @@ class GuestShell:
 
     def stream(self, command: str) -> paramiko.Channel:
         """Start ``command`` and give its channel: read it with ``recv`` and ``recv_stderr``, end it with ``close``."""
-        for attempt in range(1, _ATTEMPTS + 1):
-            transport = self._connected()
-            try:
-                channel = transport.open_session(timeout=_CONNECT_SECONDS)
-                channel.exec_command(command)
-            except (paramiko.SSHException, OSError, EOFError) as error:
-                # A connection that broke unnoticed shows itself only here. Nothing has run yet, so a new one may try.
-                self._discard(transport)
-                if attempt == _ATTEMPTS:
-                    raise self._broken(f"The guest does not take commands ({error})") from error
-            else:
-                return channel
-        raise AssertionError
+        transport = self._connected()
+        try:
+            return _execute(transport, command)
+        except paramiko.ChannelException as error:
+            # The guest lives and serves others over this connection: it stays.
+            raise GuestUnreachable(f"The guest takes no further command now ({error})") from error
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            hung = transport.is_active()
+            self._discard(transport)
+            if hung:
+                raise self._broken(f"The guest does not take commands ({error})") from error
+        # The connection had broken unnoticed and nothing has run, so a new one may try.
+        try:
+            return _execute(self._connected(), command)
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise self._broken(f"The guest does not take commands ({error})") from error
 
     def write(self, path: str, data: bytes, mode: int = 0o600, owner: str = "root") -> None:
         """Write ``data`` to the absolute ``path``, at once and whole; the data never appears in arguments."""
@@ -135,14 +137,14 @@ class GuestShell:
                 self._client.close()
                 self._client = None
 
-    def _connected(self, limit: float = _CONNECT_SECONDS) -> paramiko.Transport:
+    def _connected(self, limit: float | None = None) -> paramiko.Transport:
         with self._lock:
             transport = self._client.get_transport() if self._client else None
             if transport is None or not transport.is_active():
                 if self._client is not None:
                     self._client.close()
                 self._client = None
-                self._client = self._open(limit)
+                self._client = self._open(limit or _CONNECT_SECONDS)
                 transport = self._client.get_transport()
             if transport is None:
                 raise GuestUnreachable("The guest closed the SSH connection; try again")
@@ -203,6 +205,19 @@ def _transport(
     options.ciphers = _CIPHERS
     options.digests = _MACS
     return transport
+
+
+def _execute(transport: paramiko.Transport, command: str) -> paramiko.Channel:
+    channel = transport.open_session(timeout=_CONNECT_SECONDS)
+    # paramiko waits without limit for the guest to confirm the command; closing the channel ends that wait.
+    watchdog = threading.Timer(_CONNECT_SECONDS, channel.close)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        channel.exec_command(command)
+    finally:
+        watchdog.cancel()
+    return channel
 
 
 def _drain(channel: paramiko.Channel, data: bytes | None, end: float) -> Completed:

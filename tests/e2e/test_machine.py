@@ -21,10 +21,12 @@ import pytest
 
 from foundation.errors import GuestUnreachable, MachineError, MachineLost, MachineNotFound
 from foundation.settings import Settings
+from machines import qmp, ssh
 from machines.acceleration import seconds_to_start_kernel
 from machines.host import MachineHost, Reservation
 from machines.identity import KNOWN_HOSTS
 from machines.image import Image, find_image
+from machines.records import RecordStore
 from machines.workspace import build_workspace
 
 GIB = 2**30
@@ -234,6 +236,30 @@ def test_a_second_call_and_a_second_host_find_the_same_machine(machine: Running)
     assert later.reserve(Reservation(machine.id, "", "", 1, 1, 1, datetime.now(UTC))) == machine.record
     assert later.sweep() == []
     assert later.is_alive(machine.id)
+
+
+def test_a_caller_killed_before_it_noted_the_guests_answer_is_continued(machine: Running) -> None:
+    store = RecordStore(machine.settings)
+    store.write(machine.record.model_copy(update={"state": "starting", "boot_seconds": None, "booted_once": False}))
+    record = MachineHost(machine.settings).ensure_running(machine.id, machine.image, machine.lines.append)
+    assert (record.state, record.pid, record.ssh_port) == ("running", machine.record.pid, machine.record.ssh_port)
+    assert record.booted_once
+    store.write(machine.record)
+
+
+def test_a_guest_that_hangs_is_unreachable_and_not_lost(machine: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "_CONNECT_SECONDS", 2.0)
+    monitor = machine.settings.sockets / f"{machine.id}.qmp"
+    qmp.execute(monitor, "stop")
+    try:
+        for _ in range(2):
+            with pytest.raises(GuestUnreachable):
+                machine.shell.run("true")
+        assert machine.host.is_alive(machine.id)
+    finally:
+        qmp.execute(monitor, "cont")
+        monkeypatch.undo()
+    assert machine.said("echo again") == "again"
 
 
 def test_the_workspace_is_attached_once_and_read_from_the_host(machine: Running, tmp_path: Path) -> None:
