@@ -36,7 +36,7 @@ from workflows.states import STATE_MESSAGES, Cause, TaskState
 
 METADATA = "metadata.json"
 
-_PATTERN_FILES_MOST = 2000
+_PATTERN_FILES_MOST = 1000
 _LEFT_OUT_TOLD = 500
 _FREEZE_SECONDS = 60
 # A freeze that a dead worker left behind is lifted first.

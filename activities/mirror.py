@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -34,7 +35,7 @@ def mirror_path(settings: Settings, url: str) -> Path:
 def reading(settings: Settings, url: str, report: Report = lambda _: None) -> Iterator[Path]:
     """The mirror of a URL, which nobody re-makes while the block runs. Raises RepositoryNotFound when there is none."""
     path = mirror_path(settings, url)
-    with _locked(path, fcntl.LOCK_SH, report):
+    with _locked(path, "use", fcntl.LOCK_SH, report):
         if not path.is_dir():
             raise RepositoryNotFound(f"This host has no mirror of {without_credentials(url)} any more.")
         yield path
@@ -49,23 +50,20 @@ class Mirror:
     report: Report
 
     @contextmanager
-    def refreshed(self, branch: RemoteBranch) -> Iterator[Path]:
-        """The mirror, brought up to date, for the time of the block.
+    def refreshed(self, branch: RemoteBranch, *, anew: bool = False) -> Iterator[Path]:
+        """The mirror, brought up to date (or made ``anew``), which nobody re-makes while the block runs.
 
         Raises the errors of ``activities.remote``. Only one process at a time brings a mirror up to date; a fetch that
         was killed leaves the mirror as it was, a first one that was killed leaves none.
         """
         path = mirror_path(self.settings, self.repository.url)
-        with _locked(path, fcntl.LOCK_EX, self.report):
+        with _locked(path, "fetch", fcntl.LOCK_EX, self.report):
             for stale in path.parent.glob(f".{path.name}.*"):
                 shutil.rmtree(stale, ignore_errors=True)
-            if not path.is_dir() or not self._refresh(path, branch):
+            if anew or not path.is_dir() or not self._refresh(path, branch):
                 self._make(path, branch)
+        with reading(self.settings, self.repository.url, self.report):
             yield path
-
-    def remade(self, branch: RemoteBranch) -> None:
-        """Replace a mirror that turned out to be damaged. Called inside ``refreshed``."""
-        self._make(mirror_path(self.settings, self.repository.url), branch)
 
     def commit(self, path: Path, branch: RemoteBranch) -> str:
         """The full id of the commit to check out. Raises RefNotFound."""
@@ -113,9 +111,9 @@ class Mirror:
             except GitFailed as error:
                 raise refusal(self.repository, error) from None
             self._point_head(draft, branch)
-            if path.exists():
-                shutil.rmtree(path)
-            draft.rename(path)
+            with _locked(path, "use", fcntl.LOCK_EX, self.report):
+                shutil.rmtree(path, ignore_errors=True)
+                draft.rename(path)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
@@ -153,19 +151,17 @@ def _resolve(path: Path, name: str) -> str | None:
 
 
 @contextmanager
-def _locked(path: Path, how: int, report: Report) -> Iterator[None]:
+def _locked(path: Path, what: str, how: int, report: Report) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path.with_suffix(f".{what}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        told = False
-        while True:
+        for turn in itertools.count():
             try:
                 fcntl.flock(descriptor, how | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if not told:
-                    report("Waiting for another run that fetches the same repository")
-                told = True
+                if turn == 0:
+                    report("Waiting for another run of the same repository")
                 time.sleep(_LOCK_POLL_SECONDS)
         yield
     finally:

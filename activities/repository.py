@@ -105,25 +105,26 @@ def _check_out(settings: Settings, repository: Repository, tree: Path, report: R
     report(f"Looking for branch {repository.branch} of {without_credentials(repository.url)}")
     branch = look_up(settings, repository)
     mirror = Mirror(settings, repository, report)
-    with mirror.refreshed(branch) as path:
-        base = mirror.commit(path, branch)
-        try:
-            files = _clone(path, repository, base, tree, report)
-        except GitFailed as damaged:
-            report(f"The mirror is damaged and is made anew ({damaged.last_words})")
-            shutil.rmtree(tree, ignore_errors=True)
-            mirror.remade(branch)
+
+    def clone(*, anew: bool) -> tuple[str, int]:
+        with mirror.refreshed(branch, anew=anew) as path:
             base = mirror.commit(path, branch)
-            try:
-                files = _clone(path, repository, base, tree, report)
-            except GitFailed as error:
-                url = without_credentials(repository.url)
-                raise RepositoryError(
-                    f"Repository {url} (branch {repository.branch}) cannot be checked out (git: {error.last_words}).",
-                    url=url,
-                    branch=repository.branch,
-                ) from None
-    return base, files
+            return base, _clone(path, repository, base, tree, report)
+
+    try:
+        return clone(anew=False)
+    except GitFailed as damaged:
+        report(f"The mirror is damaged and is made anew ({damaged.last_words})")
+    shutil.rmtree(tree, ignore_errors=True)
+    try:
+        return clone(anew=True)
+    except GitFailed as error:
+        url = without_credentials(repository.url)
+        raise RepositoryError(
+            f"Repository {url} (branch {repository.branch}) cannot be checked out (git: {error.last_words}).",
+            url=url,
+            branch=repository.branch,
+        ) from None
 
 
 def _clone(mirror: Path, repository: Repository, base: str, tree: Path, report: Report) -> int:

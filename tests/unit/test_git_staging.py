@@ -14,13 +14,15 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from activities.mirror import mirror_path
+from activities.mirror import mirror_path, reading
+from activities.remote import LOOK_SECONDS
 from activities.repository import stage
 from foundation.errors import (
     RefNotFound,
@@ -34,6 +36,7 @@ from foundation.settings import Settings
 from machines.workspace import extract_workspace
 from workflows.manifest import Repository
 from workflows.messages import StageRequest, StageResult
+from workflows.steps import STAGE
 
 MACHINE = "vm-0123456789abcdef"
 IDENTITY = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t"}
@@ -63,6 +66,7 @@ class Server:
     port: int = 0
     slow: threading.Event | None = None
     asked: list[str] = field(default_factory=list)
+    fetches: int = 0
 
     def url(self, name: str, user: str = "") -> str:
         return f"http://{user}127.0.0.1:{self.port}/{name}"
@@ -85,8 +89,10 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
             if "/forbidden" in url.path or "/broken" in url.path:
                 self.send_error(403 if "/forbidden" in url.path else 503)
                 return
-            if server.slow and self.command == "POST" and b"command=fetch" in body:
-                server.slow.wait(60)
+            if b"command=fetch" in body:
+                server.fetches += 1
+                if server.slow:
+                    server.slow.wait(60)
             done = subprocess.run(
                 ["git", "http-backend"],
                 input=body,
@@ -460,7 +466,7 @@ def test_a_killed_first_fetch_leaves_no_mirror_and_the_next_one_works(
     )
     try:
         deadline = time.monotonic() + 20
-        while not any("POST" in line for line in server.asked[1:]):
+        while not server.fetches:
             assert time.monotonic() < deadline
             assert worker.poll() is None
             time.sleep(0.02)
@@ -474,6 +480,34 @@ def test_a_killed_first_fetch_leaves_no_mirror_and_the_next_one_works(
     assert [path.name for path in settings.mirrors.iterdir() if path.is_dir()] == [
         mirror_path(settings, server.url("project")).name
     ]
+
+
+def test_an_unreachable_server_is_given_up_within_a_minute() -> None:
+    policy = STAGE.retry
+    waits = [policy.initial_interval * policy.backoff_coefficient**turn for turn in range(policy.maximum_attempts - 1)]
+
+    assert sum(waits, timedelta()) + timedelta(seconds=LOOK_SECONDS) * policy.maximum_attempts <= timedelta(minutes=1)
+
+
+def test_collecting_does_not_wait_for_a_fetch_of_the_same_repository(
+    settings: Settings, server: Server, project: Path
+) -> None:
+    first = staged(settings, server.url("project"))
+    Path(first.workspace_image).unlink()
+    commit(project, "README.md", "two\n")
+    server.slow = threading.Event()
+    fetching = threading.Thread(target=staged, args=(settings, server.url("project")))
+    fetching.start()
+    try:
+        deadline = time.monotonic() + 20
+        while server.fetches < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with reading(settings, server.url("project")) as mirror:
+            assert git(mirror, "rev-parse", "refs/heads/main") == first.base_commit
+    finally:
+        server.slow.set()
+        fetching.join()
 
 
 def test_two_runs_of_one_repository_at_once(settings: Settings, server: Server, project: Path) -> None:
