@@ -109,7 +109,9 @@ def bucket_part(settings: Settings) -> Part:
         return None
 
     def cleanup() -> None:
-        # The server's own sockets, at a place that it does not let us choose; a killed one leaves them behind.
+        # The server leaves its sockets behind, most of them at a place that it does not let us choose.
+        for name in ("filer.sock", "s3.sock"):
+            (settings.sockets / name).unlink(missing_ok=True)
         for offset in range(1, S3_PORT_COUNT, 2):
             for socket_path in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-grpc-{base + offset}.sock"):
                 socket_path.unlink(missing_ok=True)

@@ -29,7 +29,8 @@ _COMMANDS = {
 def run() -> None:
     """Run the command line and exit: 0, or the code of the error (foundation/errors.py)."""
     # The file system tools lie there, and Debian puts them into nobody's path but root's.
-    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join(path + [extra for extra in ("/usr/sbin", "/sbin") if extra not in path])
     app()
 
 

@@ -39,7 +39,7 @@ class Part:
     environment: dict[str, str]
     probe: Callable[[int, float], str | None]
     address: str = ""
-    ready_seconds: float = 60.0
+    ready_seconds: float = 120.0
     grace_seconds: float = 8.0
     prepare: Callable[[], None] = lambda: None
     cleanup: Callable[[], None] = lambda: None

@@ -1,0 +1,54 @@
+"""The processes' own logs: one handler, one format, nothing secret in tracebacks."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from foundation.logs import configure_logs
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
+    structlog.reset_defaults()
+
+
+def test_json_lines_of_both_kinds_of_loggers(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs("json", "worker")
+    structlog.get_logger("worker").info("ready", machine="vm-1")
+    logging.getLogger("uvicorn.error").warning("Started %s", "it", extra={"color_message": "x"})
+    logging.getLogger("uvicorn.access").info("GET /")
+    ours, foreign = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert ours | {"timestamp": ""} == {
+        "event": "ready",
+        "machine": "vm-1",
+        "logger": "worker",
+        "level": "info",
+        "process": "worker",
+        "timestamp": "",
+    }
+    assert (foreign["event"], foreign["level"], foreign["process"]) == ("Started it", "warning", "worker")
+    assert "color_message" not in foreign
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_a_traceback_shows_no_local_variable(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs(log_format, "server")  # type: ignore[arg-type]
+    password = "canary" + "-5ce1"
+    try:
+        int(password[:0])
+    except ValueError:
+        structlog.get_logger("server").exception("it broke")
+    shown = capsys.readouterr().err
+    assert "ValueError" in shown
+    assert "canary-5ce1" not in shown
