@@ -21,6 +21,7 @@ from cli.client import Task, TaskClient
 from cli.stack import Stack
 from examples.hello.serve import serve
 from foundation.settings import Settings
+from machines.host import MachineHost
 from machines.image import find_image
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
@@ -53,7 +54,11 @@ class Site:
 
     def run(self, scenario: str, **parts: dict[str, Any]) -> Task:
         """Submit and wait for the end."""
-        return self.client.wait(self.client.submit(self.manifest(scenario, **parts)), poll_seconds=0.5)
+        return self.client.wait(self.submit(scenario, **parts), poll_seconds=0.5)
+
+    def submit(self, scenario: str, **parts: dict[str, Any]) -> str:
+        """Submit; gives the task id."""
+        return self.client.submit(self.manifest(scenario, **parts))
 
     def artifact(self, task_id: str, name: str, into: Path) -> Path:
         target = into / name.replace("/", "_")
@@ -130,7 +135,11 @@ def site() -> Iterator[Site]:
         TaskClient(f"http://127.0.0.1:{settings.api_port}") as client,
     ):
         yield Site(stack, settings, client, url)
+    host = MachineHost(settings)
+    machines = [record.id for record in host.records()]
+    for machine in machines:
+        host.destroy(machine)
     left = processes_of(home)
     shutil.rmtree(home)
     shutil.rmtree(settings.sockets, ignore_errors=True)
-    assert left == []
+    assert (machines, left) == ([], [])
