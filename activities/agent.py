@@ -8,16 +8,13 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Protocol
 
-from machines.host import MachineHost
-from storage.bucket import Bucket
-from storage.redaction import Redactor
-from storage.runlog import RunLogWriter, read_entries
 from temporalio import activity
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 
 from activities.agent_output import AgentOutput
 from activities.agent_session import MCP_CONFIG, AgentSession, Launch
+from activities.announcements import announce_state
 from activities.failures import boundary
 from activities.follower import Follower
 from activities.heartbeat import beating
@@ -25,6 +22,10 @@ from activities.secrets import resolve_all
 from foundation.errors import GuestUnreachable
 from foundation.settings import Settings
 from foundation.units import format_seconds
+from machines.host import MachineHost
+from storage.bucket import Bucket
+from storage.redaction import Redactor
+from storage.runlog import RunLogWriter, read_entries
 from workflows import steps
 from workflows.messages import (
     AgentProgress,
@@ -36,7 +37,7 @@ from workflows.messages import (
     TokenUsage,
     TurnEnded,
 )
-from workflows.states import Cause
+from workflows.states import STATE_MESSAGES, Cause, TaskState
 
 GATEWAY_URL = "http://10.0.2.100"
 WORKSPACE = "/workspace"
@@ -87,7 +88,8 @@ class Agent:
         writer = RunLogWriter(self._bucket, request.task_id, redactor)
         output = AgentOutput()
         follower = Follower(writer, output, request.hang_timeout, self._turn_end_teller(), _Ticker(output.progress))
-        with beating():
+        with beating(output.progress):
+            announce_state(self._bucket, request.task_id, TaskState.RUNNING, STATE_MESSAGES[TaskState.RUNNING])
             offsets = writer.resume()
             follower.read_back(read_entries(self._bucket, request.task_id))
             try:

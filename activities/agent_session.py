@@ -17,12 +17,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import paramiko
-from machines.ssh import GuestShell
 
 from foundation.errors import GuestUnreachable, SessionClosed
+from machines.ssh import GuestShell
+from storage.segments import GuestStream
 
 AGENT_DIR = "/var/lib/taskyard/agent"
 VOLATILE_DIR = "/run/taskyard"
@@ -36,8 +36,6 @@ _CHUNK_BYTES = 128 * 1024
 _DRAIN_SECONDS = 20.0
 _GUEST_FILES = Path(__file__).parent / "guest"
 _CLOSED_EXIT_CODE = 3
-
-Stream = Literal["stdout", "stderr"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Launch:
 class Chunk:
     """Bytes that the agent wrote, from byte ``offset`` of the stream's file on."""
 
-    stream: Stream
+    stream: GuestStream
     offset: int
     data: bytes
 
@@ -121,20 +119,20 @@ class AgentSession:
             self._shell.run(f"systemctl kill --signal=KILL {UNIT}", check=False)
         self._shell.run(f"systemctl stop {UNIT}", timeout=GRACE_SECONDS + 60, check=False)
 
-    def follow(self, offsets: Mapping[str, int]) -> Iterator[Chunk | Ended | None]:
+    def follow(self, offsets: Mapping[GuestStream, int]) -> Iterator[Chunk | Ended | None]:
         """What the agent writes from the given offsets on, as it writes it, and at last how it ended.
 
         Gives None on every quiet moment (a fraction of a second), so that the caller can look after other things.
         Raises GuestUnreachable or MachineLost when the connection breaks.
         """
-        position: dict[Stream, int] = {"stdout": offsets.get("stdout", 0), "stderr": offsets.get("stderr", 0)}
+        position: dict[GuestStream, int] = {"stdout": offsets.get("stdout", 0), "stderr": offsets.get("stderr", 0)}
         tails = {
             stream: self._shell.stream(f"exec tail -c +{start + 1} -f {AGENT_DIR}/{stream}")
             for stream, start in position.items()
         }
         exit_tail = self._shell.stream(f"exec tail -c +1 -f {AGENT_DIR}/exit")
         exit_line = b""
-        goal: dict[Stream, int] | None = None
+        goal: dict[GuestStream, int] | None = None
         last_bytes = time.monotonic()
         try:
             while True:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from temporalio import activity
+
 from storage.bucket import Bucket
 from storage.runlog import append_event, read_entries
-from temporalio import activity
 
 
 def announce(bucket: Bucket, task_id: str, kind: str, message: str, **facts: Any) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from storage.bucket import Bucket
-from storage.records import write_record
-from storage.runlog import seal
 from temporalio import activity
 
 from activities.announcements import announce_state
 from activities.failures import boundary
+from storage.bucket import Bucket
+from storage.records import write_record
+from storage.runlog import seal
 from workflows import steps
 from workflows.messages import FinishRequest
 

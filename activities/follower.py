@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
-from storage.runlog import LogEntry, RunLogWriter
-
 from activities.agent_output import AgentOutput
-from activities.agent_session import AgentSession, Chunk, Ended, Stream
+from activities.agent_session import AgentSession, Chunk, Ended
+from storage.runlog import RunLogWriter
+from storage.segments import GuestStream, LogEntry
 
 
 class Follower:
@@ -33,7 +33,7 @@ class Follower:
         self._hang_seconds = hang_timeout.total_seconds()
         self._on_turn_end = on_turn_end
         self._on_tick = on_tick
-        self._partial: dict[Stream, bytes] = {"stdout": b"", "stderr": b""}
+        self._partial: dict[GuestStream, bytes] = {"stdout": b"", "stderr": b""}
         self._told_results = 0
 
     def read_back(self, entries: Iterable[LogEntry]) -> None:
@@ -47,7 +47,7 @@ class Follower:
         last = self._output.progress.last_activity_at
         return (datetime.now(UTC) - last).total_seconds() if last else 0.0
 
-    def follow(self, session: AgentSession, offsets: dict[str, int]) -> Ended:
+    def follow(self, session: AgentSession, offsets: Mapping[GuestStream, int]) -> Ended:
         """Follow to the end. Raises what the connection to the guest or the bucket raises; nothing is lost then."""
         last_bytes = time.monotonic()
         for piece in session.follow(offsets):
@@ -70,7 +70,7 @@ class Follower:
                 session.stop(force=False)
         raise AssertionError("a session is followed until it has ended")
 
-    def _take(self, stream: Stream, data: bytes, at: datetime) -> None:
+    def _take(self, stream: GuestStream, data: bytes, at: datetime) -> None:
         *lines, self._partial[stream] = (self._partial[stream] + data).split(b"\n")
         take = self._output.take if stream == "stdout" else self._output.take_error
         for line in lines:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from machines.host import MachineHost, Reservation
-from storage.bucket import Bucket
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
@@ -14,7 +12,9 @@ from activities.failures import boundary
 from activities.heartbeat import beating
 from foundation.settings import Settings
 from foundation.units import parse_duration, parse_size
+from machines.host import MachineHost, Reservation
 from machines.ledger import NoRoom
+from storage.bucket import Bucket
 from workflows import steps
 from workflows.messages import Lease, ReleaseRequest, ReleaseResult, ReserveRequest
 

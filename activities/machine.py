@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
-from machines.host import MachineHost
-from machines.image import find_image
-from storage.bucket import Bucket
 from temporalio import activity
 
 from activities.announcements import announce, announce_state
@@ -14,6 +12,9 @@ from activities.failures import boundary
 from activities.heartbeat import beating
 from foundation.settings import Settings
 from foundation.units import format_seconds
+from machines.host import MachineHost
+from machines.image import find_image
+from storage.bucket import Bucket
 from workflows import steps
 from workflows.messages import ProvisionRequest, ProvisionResult
 from workflows.states import STATE_MESSAGES, TaskState
@@ -42,7 +43,7 @@ class Machines:
             record = self._host.ensure_running(
                 request.machine_id, image, lambda line: announce(self._bucket, task_id, "progress", line)
             )
-            self._host.attach_workspace(request.machine_id, request.workspace_image)
+            self._host.attach_workspace(request.machine_id, Path(request.workspace_image))
             announce_state(
                 self._bucket,
                 task_id,

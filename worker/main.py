@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from typing import Any
 
 import structlog
-from activities.artifacts import Artifacts
-from activities.repository import Repositories
-from activities.secrets import Secrets
-from machines.host import MachineHost
-from storage.bucket import Bucket
 from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.agent import Agent
+from activities.artifacts import Artifacts
 from activities.finish import Finish
 from activities.lease import Leases, host_queue
 from activities.machine import Machines
+from activities.repository import Repositories
+from activities.secrets import Secrets
 from foundation.engine import connect_engine
 from foundation.errors import BucketUnavailable
 from foundation.settings import Settings
+from machines.host import MachineHost
+from storage.bucket import Bucket
 from worker.gateway import Gateway
 from worker.sweeper import sweep_forever
 from workflows.task_workflow import TaskWorkflow
@@ -31,6 +33,7 @@ from workflows.task_workflow import TaskWorkflow
 # A following step blocks a thread for the whole run: one for each run, and some for the short steps beside them.
 _STEP_THREADS = 64
 _GRACE = timedelta(seconds=10)
+_HEARTBEAT_THROTTLE = timedelta(seconds=2)
 _RETRY_SECONDS = 1.0
 _RETRY_SECONDS_MOST = 10.0
 
@@ -70,38 +73,34 @@ def _workers(
     """One worker for each queue: what any host can do, and what only the host of the lease can."""
     leases = Leases(settings, host, bucket)
     agent = Agent(settings, host, bucket, gateway, client, asyncio.get_running_loop())
-    common = {
-        "activity_executor": threads,
-        "graceful_shutdown_timeout": _GRACE,
-        # Live progress and cancellation ride on heartbeats, so they may not be held back for long.
-        "max_heartbeat_throttle_interval": timedelta(seconds=2),
-        "default_heartbeat_throttle_interval": timedelta(seconds=2),
-    }
-    shared = Worker(
-        client,
-        task_queue=settings.task_queue,
-        workflows=[TaskWorkflow],
-        activities=[leases.reserve_host, Finish(bucket).finish_run],
-        **common,
-    )
-    own = Worker(
-        client,
-        task_queue=host_queue(settings),
-        activities=[
-            Repositories(settings, bucket).stage_repository,
-            Machines(settings, host, bucket).provision_machine,
-            Secrets(settings, host).inject_secrets,
-            agent.run_agent,
-            agent.stop_agent,
-            agent.deliver_message,
-            agent.close_session,
-            Artifacts(settings, host, bucket).collect_artifacts,
-            leases.release_machine,
-        ],
-        max_concurrent_activities=_STEP_THREADS,
-        **common,
-    )
-    return [shared, own]
+
+    def worker(queue: str, activities: Sequence[Callable[..., Any]], workflows: Sequence[type] = ()) -> Worker:
+        return Worker(
+            client,
+            task_queue=queue,
+            workflows=workflows,
+            activities=activities,
+            activity_executor=threads,
+            max_concurrent_activities=_STEP_THREADS,
+            graceful_shutdown_timeout=_GRACE,
+            # Live progress and cancellation ride on heartbeats, so they may not be held back for long.
+            max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
+            default_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
+        )
+
+    shared: list[Callable[..., Any]] = [leases.reserve_host, Finish(bucket).finish_run]
+    own: list[Callable[..., Any]] = [
+        Repositories(settings, bucket).stage_repository,
+        Machines(settings, host, bucket).provision_machine,
+        Secrets(settings, host).inject_secrets,
+        agent.run_agent,
+        agent.stop_agent,
+        agent.deliver_message,
+        agent.close_session,
+        Artifacts(settings, host, bucket).collect_artifacts,
+        leases.release_machine,
+    ]
+    return [worker(settings.task_queue, shared, [TaskWorkflow]), worker(host_queue(settings), own)]
 
 
 async def _bucket(settings: Settings, stopping: asyncio.Event) -> Bucket | None:

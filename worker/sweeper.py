@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import structlog
-from machines.host import MachineHost
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
 from foundation.errors import TaskyardError
+from machines.host import MachineHost
 
 SWEEP_SECONDS = 60.0
 

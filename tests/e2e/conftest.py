@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -23,6 +21,7 @@ from examples.hello.serve import serve
 from foundation.settings import Settings
 from machines.host import MachineHost
 from machines.image import find_image
+from tests.stack_settings import isolated_settings
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
 CANARY = "canary-7c1f0e9a2b"
@@ -66,19 +65,6 @@ class Site:
         return target
 
 
-def free_ports(count: int) -> int:
-    """The first of ``count`` neighbouring free ports on loopback."""
-    for first in range(21000, 32000, 50):
-        with contextlib.ExitStack() as taken:
-            try:
-                for port in range(first, first + count):
-                    taken.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return first
-    raise OSError(f"no {count} neighbouring ports are free")
-
-
 def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     """What the condition gives once it gives something; fails the test when it does not in time."""
     deadline = time.monotonic() + seconds
@@ -116,18 +102,8 @@ def small_repository(directory: Path) -> Path:
 def site() -> Iterator[Site]:
     """One stack for all tests of the session; nothing of it is left afterwards."""
     home = Path(tempfile.mkdtemp(prefix="ty-e2e-"))
-    first = free_ports(14)
     os.environ["CANARY"] = CANARY
-    settings = Settings(
-        home=home,
-        image_dir=Settings().images,
-        temporal_port=first,
-        temporal_ui_port=first + 1,
-        api_port=first + 2,
-        s3_port=first + 4,
-        scenario=SCENARIOS,
-        anthropic_api_key=None,
-    )
+    settings = isolated_settings(home, image_dir=Settings().images, scenario=SCENARIOS, anthropic_api_key=None)
     find_image(settings, "agentic-dev")
     with (
         serve(small_repository(home / "origin")) as url,
