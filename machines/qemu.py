@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ GATEWAY_ADDRESS = "10.0.2.100"
 _SOCKET_NAME = re.compile(rf"({MACHINE_ID.pattern})\.(?:qmp|identity)")
 _FORWARDED = re.compile(rf"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+{re.escape(GUEST_ADDRESS)}\s+22\b")
 _QUIT_SECONDS, _TERM_SECONDS, _KILL_SECONDS = 3.0, 3.0, 20.0
+_EXEC_POLL_SECONDS = 0.001
 _TAIL_BYTES = 3000
 
 # Those this process started: asked about now and then, so that none stays a zombie.
@@ -174,6 +176,9 @@ def start(paths: MachinePaths, arguments: list[str]) -> int:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    # For a moment after exec the kernel shows no arguments, by which the process is recognised.
+    while child.poll() is None and not Path(f"/proc/{child.pid}/cmdline").read_bytes():
+        time.sleep(_EXEC_POLL_SECONDS)
     with _children_lock:
         _children.append(child)
     return child.pid
