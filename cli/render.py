@@ -73,7 +73,7 @@ class LogRenderer:
                 case "text":
                     text = clean(str(block.get("text", ""))).strip()
                     if text:
-                        self._print(Text(_first_lines(text, _TEXT_LINES)), mark="●", mark_style="bold")
+                        self._print(Text(_shortened(text, _TEXT_LINES)), mark="●", mark_style="bold")
                 case "tool_use":
                     name = clean(str(block.get("name")))
                     self._print(Text.assemble((name, "bold cyan"), " ", _told(block.get("input"))), mark="▸")
@@ -84,7 +84,7 @@ class LogRenderer:
                 style = "red" if block.get("is_error") else "dim"
                 text = clean(_plain(block.get("content"))).strip("\n")
                 if text.strip():
-                    self._print(Text(_first_lines(text, _RESULT_LINES), style), mark=" ")
+                    self._print(Text(_shortened(text, _RESULT_LINES), style), mark=" ")
             elif block.get("type") == "text":
                 self._print(Text(clean(str(block.get("text", ""))).strip(), "bold"), mark="»", mark_style="bold")
 
@@ -159,8 +159,10 @@ def _plain(content: Any) -> str:
     return "" if content is None else str(content)
 
 
-def _first_lines(text: str, most: int) -> str:
+def _shortened(text: str, most: int) -> str:
+    """The beginning, and of what is left out the end: that is where programs say how it went."""
     lines = text.splitlines()
-    if len(lines) <= most:
+    if len(lines) <= most + 1:
         return text
-    return "\n".join([*lines[:most], f"… {len(lines) - most} more lines"])
+    end = most // 3
+    return "\n".join([*lines[: most - end], f"… {len(lines) - most} more lines", *lines[len(lines) - end :]])

@@ -158,10 +158,13 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
 
 
 @asynccontextmanager
-async def api_site(settings: Settings, temporal: Client, bucket: Bucket) -> AsyncIterator[ApiSite]:
-    """Serve the API for one test."""
-    port = free_ports(1)
-    own = settings.model_copy(update={"task_queue": f"test-{uuid.uuid4().hex[:10]}", "api_port": port})
+async def api_site(
+    settings: Settings, temporal: Client, bucket: Bucket, *, like: ApiSite | None = None
+) -> AsyncIterator[ApiSite]:
+    """Serve the API for one test; ``like`` another that has ended: on its port and task queue."""
+    port = like.settings.api_port if like else free_ports(1)
+    queue = like.settings.task_queue if like else f"test-{uuid.uuid4().hex[:10]}"
+    own = settings.model_copy(update={"task_queue": queue, "api_port": port})
     app = create_app(own)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=1))
     serving = asyncio.create_task(server.serve())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from cli.stack import Stack
 from foundation.engine import connect_engine
 from foundation.settings import Settings
 from storage.bucket import Bucket
+from tests.integration.api_site import ApiSite, api_site
 from tests.stack_settings import isolated_settings
 
 
@@ -38,3 +39,9 @@ async def temporal_client(services: Settings) -> Client:
 @pytest.fixture(scope="session")
 def bucket(services: Settings) -> Bucket:
     return Bucket(services)
+
+
+@pytest.fixture
+async def site(services: Settings, temporal_client: Client, bucket: Bucket) -> AsyncIterator[ApiSite]:
+    async with api_site(services, temporal_client, bucket) as running:
+        yield running

@@ -1,0 +1,179 @@
+"""Small parts of the API: ranges, bodies, labels, visibility queries, log forms."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.core import new_task_id
+from api.listing import TaskQuery, parse_states, visibility_query
+from api.logs import EventStream, JsonLines, LogQuery, PlainText, negotiate, parse_since
+from api.ranges import NotSatisfiable, parse_range
+from api.snapshot import label_token
+from api.submission import accept, read_body
+from foundation.errors import InvalidManifest, InvalidParameter, TaskyardError
+from storage.runlog import LogEntry
+from workflows.states import TaskState
+
+AT = datetime(2026, 1, 29, 10, 30, tzinfo=UTC)
+
+
+def entry(data: str, stream: Any = "stdout", number: int = 7) -> LogEntry:
+    return LogEntry(id=number, ts=AT, stream=stream, data=data)
+
+
+@pytest.mark.parametrize(
+    ("header", "part"),
+    [
+        (None, None),
+        ("bytes=0-", (0, 100)),
+        ("bytes=10-19", (10, 10)),
+        ("bytes=90-500", (90, 10)),
+        ("bytes=-30", (70, 30)),
+        ("bytes=-300", (0, 100)),
+        ("bytes=20-10", None),
+        ("bytes=-", None),
+        ("bytes=1-2,5-6", None),
+        ("lines=1-2", None),
+    ],
+)
+def test_a_range_is_offset_and_length_and_nonsense_is_the_whole(
+    header: str | None, part: tuple[int, int] | None
+) -> None:
+    assert parse_range(header, 100) == part
+
+
+@pytest.mark.parametrize("header", ["bytes=100-", "bytes=500-600", "bytes=-0"])
+def test_a_range_beyond_the_end_cannot_be_satisfied(header: str) -> None:
+    with pytest.raises(NotSatisfiable):
+        parse_range(header, 100)
+
+
+@given(st.text(), st.text())
+def test_no_label_can_break_out_of_a_visibility_query(key: str, value: str) -> None:
+    query = visibility_query(TaskQuery(labels={key: value}))
+    quoted = query.partition("TaskyardLabels = ")[2]
+    assert (quoted[0], quoted[-1]) == ("'", "'")
+    assert not set(quoted[1:-1]) & set("'\"\\♡\n\0")
+
+
+@given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
+def test_labels_that_differ_have_tokens_that_differ(one: tuple[str, str], other: tuple[str, str]) -> None:
+    if "=" not in one[0] + other[0]:
+        assert (label_token(*one) == label_token(*other)) == (one == other)
+
+
+def test_states_of_runs_ended_outside_are_found_where_they_are_shown() -> None:
+    failed = visibility_query(TaskQuery(states=frozenset({TaskState.FAILED})))
+    assert "'Terminated'" in failed
+    running = visibility_query(TaskQuery(states=frozenset({TaskState.RUNNING})))
+    assert "ExecutionStatus = 'Running'" in running
+    assert parse_states(" running, failed,") == {TaskState.RUNNING, TaskState.FAILED}
+    with pytest.raises(InvalidParameter, match="'runing' is not a state; states are pending, "):
+        parse_states("runing")
+
+
+def test_ids_made_here_are_valid_and_unlike() -> None:
+    made = [new_task_id() for _ in range(100)]
+    assert len(set(made)) == 100
+    one = made[0]
+    manifest = accept(
+        {
+            "metadata": {"name": "x", "id": one},
+            "repository": {"url": "https://a.invalid/b", "branch": "m"},
+            "claude": {"prompt": "p"},
+        }
+    )
+    assert manifest.metadata.id == one
+
+
+def test_what_is_not_offered_is_refused_together_with_all_other_faults() -> None:
+    with pytest.raises(InvalidManifest) as refused:
+        accept(
+            {
+                "metadata": {"name": "x", "labels": {"key": "v" * 300}},
+                "repository": {"url": "https://a.invalid/b"},
+                "claude": {"prompt": "p"},
+                "vm": {"network_mode": "full"},
+            }
+        )
+    assert [fault["field"] for fault in refused.value.details["errors"]] == [
+        "repository.branch",
+        "vm.network_mode",
+        "metadata.labels.key",
+    ]
+
+
+@pytest.mark.parametrize("data", [None, [], "text", {"vm": 1}, {"metadata": {"labels": [1]}}, {1: 2}])
+def test_data_of_any_shape_is_refused_as_a_manifest_fault(data: Any) -> None:
+    with pytest.raises(InvalidManifest):
+        accept(data)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "data"),
+    [
+        ("application/json; charset=utf-8", b'{"claude": 1}', {"claude": 1}),
+        ("application/yaml", b"claude: 1", {"claude": 1}),
+        ("application/x-www-form-urlencoded", b'\t{"claude": 1}', {"claude": 1}),
+        ("", b"{claude: 1}", {"claude": 1}),
+        ("application/json", b'{"manifest_yaml": "claude: 1"}', {"claude": 1}),
+        ("application/json", b'{"manifest": {"claude": 1}, "manifest_yaml": "claude: 2"}', {"claude": 2}),
+        ("application/json", b'{"manifest": 1, "repository": 2}', {"manifest": 1, "repository": 2}),
+    ],
+)
+def test_bodies_are_read_by_their_type_and_envelopes_opened(content_type: str, body: bytes, data: Any) -> None:
+    assert read_body(content_type, body) == data
+
+
+@pytest.mark.parametrize(
+    ("accepted", "follow", "kind"),
+    [
+        ("text/event-stream", False, EventStream),
+        ("*/*", True, EventStream),
+        ("", False, PlainText),
+        ("*/*", False, PlainText),
+        ("application/x-ndjson", True, JsonLines),
+        ("text/plain", True, PlainText),
+    ],
+)
+def test_the_log_is_written_as_accept_and_follow_ask(accepted: str, follow: bool, kind: type) -> None:
+    assert isinstance(negotiate(accepted, follow=follow), kind)
+
+
+@given(st.text())
+def test_every_line_of_the_log_stays_one_line_of_ndjson_and_comes_back_whole(text: str) -> None:
+    written = JsonLines().entry(entry(text))
+    assert len(written.decode().splitlines()) == 1
+    assert json.loads(written)["data"] == text
+
+
+@given(st.text(st.characters(exclude_characters="\r")))
+def test_every_line_of_the_log_comes_back_whole_from_an_event(text: str) -> None:
+    written = EventStream().entry(entry(text.replace("\n", "") + "\n")).decode()
+    name, data, number, *end = written.split("\n")
+    assert (name, number, end) == ("event: stdout", "id: 7", ["", ""])
+    assert data == "data: " + text.replace("\n", "")
+
+
+def test_plain_text_names_time_and_stream_on_every_line() -> None:
+    assert PlainText().entry(entry("a\nb\n", "stderr")).decode() == (
+        "[2026-01-29T10:30:00.000Z] [STDERR] a\n[2026-01-29T10:30:00.000Z] [STDERR] b\n"
+    )
+    assert b"out of reach" in PlainText().error(TaskyardError("out of reach"))
+
+
+def test_parts_of_a_log_are_chosen_by_stream_and_time() -> None:
+    assert LogQuery(stream="events").wants(entry("{}", "event"))
+    assert not LogQuery(stream="stderr").wants(entry("x"))
+    assert parse_since("2026-01-29T10:30:00") == AT
+    # The plus sign of an offset, as it arrives when it was not percent-encoded.
+    assert parse_since("2026-01-29T12:30:00 02:00") == AT
+    assert LogQuery(since=AT).wants(entry("x"))
+    with pytest.raises(InvalidParameter, match="not an ISO-8601 time"):
+        parse_since("yesterday")
