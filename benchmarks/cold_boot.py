@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 from benchmarks.case import Case, Figure, Run, Sides, Stopwatch
-from benchmarks.lab import Lab, free_ports
+from benchmarks.lab import Lab, free_port
 from foundation.units import parse_size
 from machines.host import MachineHost, Reservation
 from machines.image import Image
@@ -30,7 +30,7 @@ def script_environment(image: Image, acceleration: str, *, cpus: int, memory: st
         "CPUS": str(cpus),
         "MEMORY": memory,
         "DISK": disk,
-        "PORT": str(free_ports(1)),
+        "PORT": str(free_port()),
     }
 
 
@@ -53,9 +53,9 @@ def _open(lab: Lab) -> Iterator[Sides]:
         watch = Stopwatch()
         try:
             host.reserve(wanted)
-            record = host.ensure_running(wanted.machine_id, image, lab.report)
-            up = watch.lap("made, booted and entered")
-            watch.laps = {"made": up - (record.boot_seconds or 0), "booted and entered": record.boot_seconds or 0}
+            watch.lap("reserved")
+            host.ensure_running(wanted.machine_id, image, lab.report)
+            watch.lap("made, booted and entered")
             host.connect(wanted.machine_id).run("true")
             return Run({"first-command": watch.lap("first command")}, watch.laps)
         finally:

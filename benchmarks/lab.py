@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -48,7 +49,7 @@ class Lab:
             os.environ.pop(name, None)
         self.own = Settings()
         self.directory = Path(tempfile.mkdtemp(prefix="taskyard-bench-"))
-        first = free_ports(_PORT_COUNT)
+        first = _neighbouring_ports(_PORT_COUNT)
         self.settings = self.own.model_copy(
             update={
                 "home": self.directory / "home",
@@ -94,9 +95,9 @@ class Lab:
                     start_new_session=True,
                 )
             try:
-                code = self._follow(self._script, marks)
+                self._follow(self._script, marks)
             finally:
-                self._end_script()
+                code = self._end_script()
             if code != 0:
                 tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
                 raise TaskyardError(f"The script {script} ended with exit code {code} and these lines:\n{tail}")
@@ -127,34 +128,51 @@ class Lab:
             remove_build_directory(place / "work")
             shutil.rmtree(place, ignore_errors=True)
 
-    def _follow(self, process: subprocess.Popen[bytes], marks: Path) -> int:
+    def _follow(self, process: subprocess.Popen[bytes], marks: Path) -> None:
         deadline = time.monotonic() + _SCRIPT_LIMIT_SECONDS
         seen = 0
-        while True:
-            try:
-                return process.wait(_POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                lines = marks.read_text().splitlines()
+        while not _has_ended(process):
+            time.sleep(_POLL_SECONDS)
+            lines = marks.read_text().splitlines()
             if len(lines) > seen:
                 seen = len(lines)
                 self.report(lines[-1].split()[0].replace("_", " "))
             if time.monotonic() > deadline:
                 raise TaskyardError(f"A script did not end within {_SCRIPT_LIMIT_SECONDS:g} s")
 
-    def _end_script(self) -> None:
+    def _end_script(self) -> int:
+        """End the script and what it has started, also what is left of its group after its own end; its exit code."""
         script, self._script = self._script, None
         if script is None:
-            return
-        # Also after its own end: what it left in its group is not wanted either.
-        for order in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(script.pid, order)
-                script.wait(_GRACE_SECONDS)
+            return 0
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGTERM)
+        patience = time.monotonic() + _GRACE_SECONDS
+        while not _has_ended(script) and time.monotonic() < patience:
+            time.sleep(_POLL_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)
+        return script.wait()
 
 
-def free_ports(count: int) -> int:
-    """The first of ``count`` neighbouring free ports of loopback."""
-    for first in range(_FIRST_PORT, _LAST_PORT, count):
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has, without reaping it: until then its process group cannot become another's."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def free_port() -> int:
+    """A port of loopback that is free now; the kernel gives one that it will not give again soon."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _neighbouring_ports(count: int) -> int:
+    """The first of as many free ports of loopback, below those that the kernel gives."""
+    starts = list(range(_FIRST_PORT, _LAST_PORT, count))
+    random.shuffle(starts)
+    for first in starts:
         with contextlib.ExitStack() as held:
             try:
                 for port in range(first, first + count):

@@ -15,7 +15,7 @@ import yaml
 
 from benchmarks.case import Case, Figure, Run, Sides, Stopwatch
 from benchmarks.cold_boot import script_environment
-from benchmarks.lab import Lab, free_ports
+from benchmarks.lab import Lab, free_port
 from cli.client import TaskClient
 from cli.stack import Stack
 from examples.hello.prepare import prepare
@@ -102,7 +102,7 @@ def _stack(lab: Lab) -> Iterator[TaskClient]:
 @contextmanager
 def _model() -> Iterator[int]:
     """The scripted model on a port of loopback, for the runs by hand."""
-    port = free_ports(1)
+    port = free_port()
     server = uvicorn.Server(
         uvicorn.Config(create_model_app(load_scenarios(None)), host="127.0.0.1", port=port, log_config=None)
     )

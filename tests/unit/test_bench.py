@@ -1,0 +1,218 @@
+"""The benchmarks' own sums, order and tidiness; what they measure is measured elsewhere, by running them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks import lab as lab_module
+from benchmarks.case import Case, Figure, Run, Sides, Stopwatch
+from benchmarks.lab import Lab
+from benchmarks.measurements import Machine, Results, load_results, make_result
+from benchmarks.page import BEGIN, END, block, publish, table
+from benchmarks.runner import choose, measure
+from foundation.errors import InvalidParameter, TaskyardError
+
+MACHINE = Machine(cores=2, processor="P", memory=4 * 2**30, acceleration="tcg", qemu="QEMU 7", system="Linux 6")
+MORNING = datetime(2030, 1, 1, 6, tzinfo=UTC)
+
+
+class Journal:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def case(self, case: Case, runs: int) -> None:
+        self.lines.append(f"{case.name} {runs}")
+
+    def run(self, side: str, number: int) -> None:
+        self.lines.append(f"{side} {number}")
+
+    def ended(self, run: Run) -> None:
+        self.lines.append(f"took {run.figures['whole']:g}")
+
+
+def a_case(name: str = "case", ours: Iterator[float] = iter([]), by_hand: Iterator[float] = iter([]), **more) -> Case:  # noqa: B008
+    @contextmanager
+    def opened(_: Lab) -> Iterator[Sides]:
+        yield Sides(lambda: a_run(next(ours)), lambda: a_run(next(by_hand)))
+
+    return Case(name, name.title(), "plain tools", (Figure("whole", "the whole"),), opened, **more)
+
+
+def a_run(seconds: float) -> Run:
+    return Run({"whole": seconds}, {"first": seconds / 4, "rest": seconds * 3 / 4})
+
+
+def a_result(name: str, *pairs: tuple[float, float]):
+    return make_result(a_case(name), [(a_run(mine), a_run(theirs)) for mine, theirs in pairs], MORNING, 0.5)
+
+
+def gone(pid: int) -> bool:
+    """Whether a killed process goes; it may take a moment, and nobody may be there to reap it."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    monkeypatch.setenv("TASKYARD_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(lab_module, "_SCRIPTS", tmp_path)
+    with Lab(lambda _: None) as made:
+        yield made
+
+
+def test_both_sides_take_turns_and_the_warm_up_does_not_count(lab: Lab) -> None:
+    journal = Journal()
+    case = a_case(ours=iter([9, 1, 2]), by_hand=iter([9, 2, 2]), repeat=2, warm_up=True)
+    (result,) = measure([case], lab, None, journal)
+    sides = [line for line in journal.lines if not line.startswith("took")]
+    assert sides == ["case 6", "ours 0", "by hand 0", "ours 1", "by hand 1", "ours 2", "by hand 2"]
+    assert (result.figures[0].ours, result.figures[0].by_hand) == ([1, 2], [2, 2])
+    assert result.phases_ours == {"first": 0.38, "rest": 1.12}
+
+
+def test_rounds_asked_for_override_those_of_the_case(lab: Lab) -> None:
+    (result,) = measure([a_case(ours=iter([1]), by_hand=iter([1]), repeat=5)], lab, 1, Journal())
+    assert result.rounds == 1
+
+
+def test_ratio_is_taken_round_by_round() -> None:
+    # A machine that slows down fivefold in the second round changes no ratio.
+    ratio = a_result("case", (1, 2), (5, 10), (3, 2)).figures[0].ratio
+    assert (ratio.median, ratio.lowest, ratio.highest) == (0.5, 0.5, 1.5)
+
+
+def test_unknown_case_is_refused_with_the_known_ones() -> None:
+    assert [case.name for case in choose(["cold-boot", "image-build"])] == ["image-build", "cold-boot"]
+    with pytest.raises(InvalidParameter, match=r"no case 'cold'.*image-build, cold-boot"):
+        choose(["cold"])
+
+
+def test_a_new_result_replaces_its_own_case_only(tmp_path: Path) -> None:
+    path = tmp_path / "latest.json"
+    results = load_results(path, MACHINE)
+    for result in (a_result("b", (1, 1)), a_result("a", (1, 1)), a_result("b", (4, 1))):
+        results.take(result, ["a", "b"])
+    results.save(path)
+    kept = load_results(path, MACHINE)
+    assert [(case.name, case.figures[0].ours) for case in kept.cases] == [("a", [1]), ("b", [4])]
+    assert load_results(path, MACHINE.model_copy(update={"cores": 64})).cases == []
+
+
+def test_page_gets_the_figures_between_its_marks_any_number_of_times(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(f"Before.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n")
+    results = Results(machine=MACHINE, cases=[a_result("case", (3, 2), (6, 2))])
+    publish(results, page)
+    once = page.read_text()
+    publish(results, page)
+    assert page.read_text() == once
+    assert once.startswith("Before.\n")
+    assert once.endswith("After.\n")
+    assert "old" not in once
+    assert "| Case | the whole | 4.5 s (3.0–6.0) | 2.0 s | 2.25 (1.50–3.00) | 2 |" in once  # noqa: RUF001
+
+
+def test_page_without_marks_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text("By hand.\n")
+    with pytest.raises(InvalidParameter, match="between which the figures go"):
+        publish(Results(machine=MACHINE), page)
+    assert page.read_text() == "By hand.\n"
+
+
+def test_figures_name_no_path_and_no_host() -> None:
+    results = Results(machine=MACHINE, cases=[a_result("case", (3, 2))])
+    assert table(results).row_count == 1
+    assert str(Path.home()) not in block(results)
+
+
+def test_marks_of_a_script_become_laps(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "ok.sh").write_text('for name in one_step two; do echo "$name $EPOCHREALTIME" >>"$MARKS"; done; pwd\n')
+    watch = lab.by_hand("ok.sh", {})
+    assert list(watch.laps) == ["one step", "two"]
+    assert 0 < sum(watch.laps.values()) < 60
+    assert list(lab.directory.iterdir()) == []
+
+
+def test_a_failing_script_tells_its_last_lines(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "bad.sh").write_text('echo "no such $THING" >&2; exit 7\n')
+    with pytest.raises(TaskyardError, match=r"exit code 7.*\nno such luck"):
+        lab.by_hand("bad.sh", {"THING": "luck"})
+
+
+def test_what_a_script_leaves_running_ends_with_it(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "child.sh").write_text(f"sleep 300 & echo $! >{tmp_path}/pid\n")
+    lab.by_hand("child.sh", {})
+    pid = int((tmp_path / "pid").read_text())
+    assert gone(pid)
+
+
+def test_laps_of_one_name_add_up() -> None:
+    watch = Stopwatch(100.0)
+    for name, at in (("a", 101.0), ("b", 103.0), ("a", 106.0)):
+        watch.lap(name, at)
+    assert watch.laps == {"a": 4.0, "b": 2.0}
+
+
+_INTERRUPTED = """
+import sys
+from pathlib import Path
+from benchmarks import lab, runner
+from benchmarks.case import Case, Figure, Sides
+from contextlib import contextmanager
+from cli import bench
+lab._SCRIPTS = Path(sys.argv[1])
+@contextmanager
+def opened(place):
+    yield Sides(lambda: place.by_hand("long.sh", {"PLACE": sys.argv[1]}), None)
+runner.CASES = (Case("long", "Long", "", (Figure("whole", "the whole"),), opened),)
+try:
+    bench.bench([], None, False, False)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("order", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_no_process_and_no_file(tmp_path: Path, order: signal.Signals) -> None:
+    (tmp_path / "long.sh").write_text('sleep 300 & echo $! >"$PLACE/draft"; mv "$PLACE/draft" "$PLACE/pid"; wait\n')
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _INTERRUPTED, str(tmp_path)],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "TASKYARD_HOME": str(tmp_path / "h"),
+            "TASKYARD_ACCELERATION": "tcg",
+            "TMPDIR": str(temporary),
+        },
+        cwd=Path(__file__).parent.parent.parent,
+        stdout=subprocess.DEVNULL,
+    )
+    pid = tmp_path / "pid"
+    deadline = time.monotonic() + 60
+    while not pid.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(order)
+    assert process.wait(30) == 130
+    assert gone(int(pid.read_text()))
+    assert list(temporary.iterdir()) == []
