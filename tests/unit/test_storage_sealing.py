@@ -31,6 +31,19 @@ def test_reading_from_any_id_and_from_the_end(sealed, monkeypatch):
         assert tail(bucket, TASK, count) == entries[len(entries) - min(count, 40) :]
 
 
+def test_a_reader_that_begins_behind_the_end_gets_what_comes_later():
+    bucket = MemoryBucket()
+    fill(bucket, 10)
+    reader = LogReader(bucket, TASK, after_id=12)
+    assert list(reader.read()) == []
+    writer = writer_of(bucket)
+    writer.feed("stdout", b"10\n", 60)
+    assert list(reader.read()) == []
+    writer.feed("stdout", b"11\n12\n13\n14\n", 63)
+    writer.flush(force=True)
+    assert [entry.data for entry in reader.read()] == ["12\n", "13\n", "14\n"]
+
+
 def test_a_run_without_a_log_reads_as_empty_and_can_be_sealed():
     bucket = MemoryBucket()
     assert list(read_entries(bucket, TASK)) == []

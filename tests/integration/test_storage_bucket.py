@@ -1,0 +1,201 @@
+"""The bucket on a real S3 server: conditional writes, ranges, large files, and a sentence for every failure."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from foundation.errors import ArtifactNotFound, BucketUnavailable, HostNotReady, InvalidParameter, NotFound
+from storage import artifacts, records
+from storage.bucket import Bucket
+from storage.layout import task_prefix
+from storage.redaction import Redactor
+from tests.servers import S3Server
+from tests.stack_settings import free_ports
+
+MIB = 2**20
+
+
+@pytest.fixture
+def task_id(bucket: Bucket) -> Iterator[str]:
+    made = f"test-{uuid.uuid4().hex[:12]}"
+    yield made
+    bucket.delete_prefix(task_prefix(made))
+
+
+def test_objects_are_stored_listed_in_order_read_in_ranges_and_deleted(bucket, task_id):
+    prefix = task_prefix(task_id)
+    for number in (3, 1, 2, 11):
+        bucket.put(f"{prefix}{number:04d}", b"0123456789" * number, content_type="text/plain")
+    assert [item.key[-4:] for item in bucket.list(prefix)] == ["0001", "0002", "0003", "0011"]
+    assert [item.size for item in bucket.list(prefix, start_after=f"{prefix}0002")] == [30, 110]
+    assert bucket.get(f"{prefix}0002") == b"0123456789" * 2
+    assert b"".join(bucket.stream(f"{prefix}0001", 4)) == b"456789"
+    assert b"".join(bucket.stream(f"{prefix}0001", 4, 3)) == b"456"
+    assert b"".join(bucket.stream(f"{prefix}0001", 10)) == b""
+    assert bucket.stat(f"{prefix}0003").content_type == "text/plain"
+    bucket.delete_prefix(prefix)
+    bucket.delete([f"{prefix}0001"])
+    assert list(bucket.list(prefix)) == []
+    assert (bucket.get(f"{prefix}0001"), bucket.stat(f"{prefix}0001")) == (None, None)
+    with pytest.raises(NotFound):
+        bucket.stream(f"{prefix}0001")
+
+
+def test_of_writers_that_race_for_a_key_exactly_one_wins(bucket, task_id):
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(6):
+            key = f"{task_prefix(task_id)}{number}"
+            bodies = [bytes([writer]) * (10 if number % 2 else 9000) for writer in range(4)]
+            won = list(pool.map(lambda body, key=key: bucket.put(key, body, if_absent=True), bodies))
+            assert won.count(True) == 1
+            assert bucket.get(key) == bodies[won.index(True)]
+
+
+def test_listings_longer_than_a_page_are_whole(bucket, task_id):
+    prefix = task_prefix(task_id)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: bucket.put(f"{prefix}{number:05d}", b"x"), range(1100)))
+    assert [item.key for item in bucket.list(prefix)] == [f"{prefix}{number:05d}" for number in range(1100)]
+    bucket.delete_prefix(prefix)
+    assert next(bucket.list(prefix), None) is None
+
+
+def test_large_files_are_stored_in_parts_and_measured_on_the_way(bucket, task_id):
+    content = os.urandom(MIB) * 20 + b"end"
+    key = f"{task_prefix(task_id)}large"
+    stored = bucket.put_file(key, io.BytesIO(content))
+    assert (stored.size, stored.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert bucket.get(key) == content
+    assert b"".join(bucket.stream(key, 16 * MIB - 1, 3)) == content[16 * MIB - 1 : 16 * MIB + 2]
+    assert bucket.put_file(f"{key}-empty", io.BytesIO()).size == 0
+    assert bucket.get(f"{key}-empty") == b""
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_not_stored(bucket, task_id):
+    class Broken(io.BytesIO):
+        def read(self, count: int | None = -1) -> bytes:
+            if self.tell() > 10 * MIB:
+                raise OSError("the disk broke")
+            return super().read(count)
+
+    key = f"{task_prefix(task_id)}broken"
+    with pytest.raises(OSError, match="the disk broke"):
+        bucket.put_file(key, Broken(bytes(40 * MIB)))
+    assert bucket.stat(key) is None
+
+
+def test_every_failure_is_a_sentence_without_keys(services):
+    settings = services
+    free_port = free_ports(1)
+    access_key, secret_key = settings.s3_credentials()
+
+    def answer(**changes: object) -> str:
+        with pytest.raises(BucketUnavailable) as refused:
+            Bucket(settings.model_copy(update=changes)).get("x")
+        text = f"{refused.value} {refused.value.__cause__} {refused.value.details}"
+        assert access_key not in text
+        assert secret_key not in text
+        return refused.value.message
+
+    given = {"s3_endpoint": settings.s3_target, "s3_access_key": access_key}
+    wrong = settings.model_validate({"s3_secret_key": "wrong-wrong"}).s3_secret_key
+    assert "refused the keys" in answer(**given, s3_secret_key=wrong)
+    assert "has no bucket 'nothing'" in answer(s3_bucket="nothing")
+    assert "does not answer" in answer(s3_port=free_port)
+    assert "sandbox up" in answer(s3_port=free_port)
+    with pytest.raises(BucketUnavailable, match="does not answer"):
+        Bucket(settings.model_copy(update={"s3_port": free_port})).put("x", b"", if_absent=True)
+    with pytest.raises(HostNotReady):
+        Bucket(settings.model_copy(update={"s3_endpoint": "http://x/y", "s3_access_key": "a", "s3_secret_key": wrong}))
+
+
+def test_what_is_stored_is_there_after_the_server_was_killed(tmp_path: Path):
+    with S3Server(tmp_path) as server:
+        bucket = Bucket(server.settings)
+        for number in range(50):
+            bucket.put(f"k/{number:02d}", b"small" * number, if_absent=True)
+        bucket.put("k/large", b"large" * MIB)
+        server.kill()
+        server.start()
+        assert [len(bucket.get(f"k/{number:02d}")) for number in range(50)] == [5 * number for number in range(50)]
+        assert bucket.get("k/large") == b"large" * MIB
+        assert not bucket.put("k/07", b"again", if_absent=True)
+
+
+# --- artifacts and records
+
+
+def test_artifacts_are_redacted_listed_and_read_back(bucket, task_id, tmp_path):
+    redactor = Redactor({"TOKEN": "tok-12345"})
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "tok-12345.txt").write_bytes(b"x" * (MIB - 4) + b"tok-12345" + b"y" * MIB)
+    (tmp_path / "plain.patch").write_bytes(b"diff --git")
+    names = artifacts.unique_names(["deep/tok-12345.txt", "plain.patch"], taken=["metadata.json"])
+    stored = []
+    for path, name in names.items():
+        with artifacts.open_regular(tmp_path, path) as file:
+            stored.append(artifacts.store(bucket, task_id, name, file, path=path, redactor=redactor))
+    stored.append(artifacts.store(bucket, task_id, "metadata.json", b"{}"))
+    assert artifacts.index(bucket, task_id) == []
+    artifacts.write_index(bucket, task_id, stored)
+    secret, patch, metadata = artifacts.index(bucket, task_id)
+    assert (secret.name, secret.path, secret.redacted) == ("[redacted:TOKEN].txt", "deep/[redacted:TOKEN].txt", True)
+    assert (patch.name, patch.content_type, patch.redacted) == ("plain.patch", "text/x-diff", False)
+    assert (metadata.path, metadata.content_type, metadata.size_bytes) == ("metadata.json", "application/json", 2)
+    for artifact in (secret, patch, metadata):
+        content = b"".join(artifacts.open_stream(bucket, task_id, artifact.name))
+        assert len(content) == artifact.size_bytes
+        assert hashlib.sha256(content).hexdigest() == artifact.sha256
+        assert b"tok-12345" not in content
+    assert b"".join(artifacts.open_stream(bucket, task_id, "plain.patch", 5, 3)) == b"--g"
+    with pytest.raises(ArtifactNotFound):
+        artifacts.open_stream(bucket, task_id, "nothing")
+
+
+def test_only_regular_files_of_the_workspace_are_opened(tmp_path):
+    root = tmp_path / "root"
+    (root / "dir").mkdir(parents=True)
+    (tmp_path / "outside").write_text("secret")
+    (root / "link").symlink_to(tmp_path / "outside")
+    (root / "dirlink").symlink_to(tmp_path)
+    os.mkfifo(root / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(root / "socket"))
+    for path in ("link", "dirlink/outside", "pipe", "socket", "dir", "../outside", "/etc/passwd", "", "dir/../../x"):
+        with pytest.raises(InvalidParameter):
+            artifacts.open_regular(root, path)
+    with pytest.raises(FileNotFoundError):
+        artifacts.open_regular(root, "dir/nothing")
+
+
+def test_names_are_short_where_they_can_be():
+    paths = ["a/report.xml", "b/report.xml", "c/other.txt", "metadata.json", "metadata.json"]
+    assert artifacts.unique_names(paths, taken=["metadata.json"]) == {
+        "a/report.xml": "a/report.xml",
+        "b/report.xml": "b/report.xml",
+        "c/other.txt": "other.txt",
+        "metadata.json": "workspace/metadata.json",
+    }
+
+
+def test_file_names_that_are_no_text_are_stored_under_readable_ones(bucket, task_id):
+    odd = os.fsdecode(b"dir/\xff\n name.txt")
+    stored = artifacts.store(bucket, task_id, odd, b"x", path=odd)
+    artifacts.write_index(bucket, task_id, [stored])
+    assert artifacts.index(bucket, task_id)[0].name == "dir/\ufffd\n name.txt"
+    assert b"".join(artifacts.open_stream(bucket, task_id, stored.name)) == b"x"
+
+
+def test_final_records_are_read_back(bucket, task_id):
+    assert records.read_record(bucket, task_id) is None
+    records.write_record(bucket, task_id, {"state": "completed", "text": "é"})
+    assert records.read_record(bucket, task_id) == {"state": "completed", "text": "é"}
