@@ -10,31 +10,33 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from foundation.errors import ImageNotFound
+from foundation.errors import Conflict, ImageNotFound
 from foundation.settings import Settings
 from foundation.units import format_seconds, format_size
 from machines.image_build import VIRTUAL_SIZE, ImageBuilder, check_tools, remove_build_directory
-from machines.image_profile import Profile, digest_of, image_inputs, load_profile
+from machines.image_profile import KERNEL_COMMAND_LINE, Profile, digest_of, image_inputs, load_profile, profile_names
 
-__all__ = ["Image", "Profile", "build_image", "find_image", "list_images", "load_profile", "remove_image"]
+__all__ = [
+    "Image",
+    "Profile",
+    "build_image",
+    "current_digests",
+    "find_image",
+    "list_images",
+    "load_profile",
+    "remove_image",
+]
 
 # Written last: a directory without it is no image.
 _FACTS = "image.json"
 _BUILD_PREFIX = ".build-"
 _LOCK_PREFIX = ".lock-"
-
-# mitigations: the guest is one tenant's throw-away machine; what isolates it is the host's, not the guest kernel's,
-# and page-table isolation costs a flush of the translation cache at every system call under emulation.
-_KERNEL_COMMAND_LINE = (
-    "root=/dev/vda rw rootfstype=ext4 console=ttyS0 quiet loglevel=4 panic=-1 net.ifnames=0 mitigations=off audit=0 "
-    "no_timer_check random.trust_cpu=on systemd.show_status=no"
-)
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,7 @@ def find_image(settings: Settings, profile: str) -> Image:
     return image
 
 
-def build_image(
-    settings: Settings, profile: str, report: Callable[[str], None], *, rebuild: bool = False
-) -> Image:
+def build_image(settings: Settings, profile: str, report: Callable[[str], None], *, rebuild: bool = False) -> Image:
     """The image of a profile, built unless it is there; ``rebuild`` makes it again.
 
     Of several builders of one image on a host, one builds and the others wait for it. An interrupted build leaves
@@ -101,6 +101,8 @@ def build_image(
             report(f"image {digest[:12]} of profile '{profile}' is there already ({format_size(found.size_bytes)})")
             return found
         check_tools()
+        if found:
+            _check_unused(settings, digest)
         return _build(settings, description, inputs, digest, report)
 
 
@@ -112,14 +114,26 @@ def list_images(settings: Settings) -> list[Image]:
     return sorted(images, key=lambda image: image.built_at, reverse=True)
 
 
-def remove_image(settings: Settings, digest: str) -> None:
-    """Remove the image whose digest begins with ``digest``. Raises ImageNotFound when none or several do."""
+def current_digests() -> set[str]:
+    """The digests that the profiles have now; an image of another digest is of older inputs."""
+    return {digest_of(image_inputs(load_profile(name))) for name in profile_names()}
+
+
+def remove_image(settings: Settings, digest: str) -> Image:
+    """Remove the image whose digest begins with ``digest``, and return what it was.
+
+    Raises ImageNotFound when none or several do, Conflict while a machine of this host runs on it.
+    """
     matching = [image for image in list_images(settings) if digest and image.digest.startswith(digest)]
     if len(matching) != 1:
-        problem = "Several images have digests that begin" if matching else "No image on this host has a digest that begins"
+        problem = (
+            "Several images have digests that begin" if matching else "No image on this host has a digest that begins"
+        )
         raise ImageNotFound(f"{problem} with '{digest}'; see: sandbox image list", digest=digest)
     with _locked(settings.images, matching[0].digest, lambda _: None):
+        _check_unused(settings, matching[0].digest)
         _discard(matching[0].directory)
+    return matching[0]
 
 
 def _build(
@@ -145,7 +159,7 @@ def _build(
             "built_on": platform.platform(),
             "size_bytes": sum(path.stat().st_blocks * 512 for path in builder.output.iterdir()),
             "virtual_size": VIRTUAL_SIZE,
-            "command_line": _KERNEL_COMMAND_LINE,
+            "command_line": KERNEL_COMMAND_LINE,
             "inputs": inputs,
             "versions": versions,
         }
@@ -172,11 +186,23 @@ def _publish(output: Path, target: Path) -> None:
     _sync_directory(target.parent)
 
 
-def _discard(directory: Path) -> None:
-    """Take a directory out of sight in one step, then remove it: a half-removed image is never seen.
+def _check_unused(settings: Settings, digest: str) -> None:
+    """Raises Conflict while a machine's disk is an overlay on the image: with another base its file system is torn."""
+    users = []
+    for record in settings.machines.glob("*/machine.json"):
+        with suppress(OSError, ValueError):
+            if json.loads(record.read_text()).get("image_digest") == digest:
+                users.append(record.parent.name)
+    if users:
+        raise Conflict(
+            f"The image {digest[:12]} is in use by {', '.join(sorted(users))}; destroy these machines first: "
+            f"sandbox machine destroy {' '.join(sorted(users))}",
+            machines=users,
+        )
 
-    Machines that run on it keep the files they have open.
-    """
+
+def _discard(directory: Path) -> None:
+    """Take a directory out of sight in one step, then remove it: a half-removed image is never seen."""
     aside = directory.with_name(f"{_BUILD_PREFIX}{directory.name}-removed-{secrets.token_hex(3)}")
     try:
         directory.rename(aside)
@@ -207,7 +233,7 @@ def _read(directory: Path) -> Image | None:
 
 
 def _sweep(images: Path, digest: str) -> None:
-    """Remove what interrupted builds left: of this digest, whose lock is held here, and of any other that is not locked."""
+    """Remove what interrupted builds left: of this digest, whose lock is held here, and of others that nobody holds."""
     for path in images.glob(f"{_BUILD_PREFIX}*"):
         other = path.name.removeprefix(_BUILD_PREFIX).split("-", 1)[0]
         if other == digest:

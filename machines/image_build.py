@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import util
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from foundation.errors import HostNotReady, ImageBuildFailed
 from foundation.settings import Settings
@@ -23,15 +23,25 @@ from foundation.units import format_seconds, format_size
 from machines.image_mirror import apt_options, mirror_lines
 from machines.image_profile import GUEST_DIR, NpmBinary, Profile
 
+T = TypeVar("T")
 Report = Callable[[str], None]
 
 # Virtual size of the image as built; a machine's overlay is larger, and its guest grows the file system into it.
 VIRTUAL_SIZE = 4 * 2**30
 
-_TOOLS = {"mmdebstrap": "mmdebstrap", "apt-get": "apt", "mkfs.ext4": "e2fsprogs", "tar": "tar"}
+_TOOLS = {
+    "mmdebstrap": "mmdebstrap",
+    "apt-get": "apt",
+    "mkfs.ext4": "e2fsprogs",
+    "setpriv": "util-linux",
+    "zstd": "zstd",
+}
+# Without root, also these.
+_USER_TOOLS = {"newuidmap": "uidmap"}
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# A step that prints nothing is still reported this often.
+# A step that prints nothing is still reported this often; one that prints much, no more often than that.
 _SILENCE_SECONDS = 5.0
+_COUNT_SECONDS = 5.0
 _LOG_TAIL_LINES = 15
 # Documentation and translations that no agent reads; licences stay.
 _DPKG_OPTIONS = (
@@ -43,13 +53,23 @@ _DPKG_OPTIONS = (
     "path-exclude=/usr/share/locale/*",
     "path-exclude=/usr/share/lintian/*",
 )
+_STAGES = {
+    "I: running apt-get update": "reading the mirror's lists",
+    "I: extracting archives": "unpacking the base system",
+    "I: installing essential packages": "setting up the base system",
+    "I: installing remaining packages": "the profile's own",
+    "I: running --customize-hook": "adding the agent and the guest's own files",
+    "I: cleaning package lists": "cleaning up",
+}
+_COUNTED = {"Get": "fetched", "Unpacking": "unpacked", "Setting": "set up"}
 _PACKAGE_TOTAL = re.compile(r"^0 upgraded, (\d+) newly installed")
 _PACKAGE_SIZE = re.compile(r"^Need to get ([\d.,]+ [kMG]?B)")
 
 
 def check_tools() -> None:
     """Raises HostNotReady that names the packages whose programs are missing on this host."""
-    missing = sorted({package for tool, package in _TOOLS.items() if shutil.which(tool, path=_search_path()) is None})
+    tools = _TOOLS if os.geteuid() == 0 else {**_TOOLS, **_USER_TOOLS}
+    missing = sorted({package for tool, package in tools.items() if shutil.which(tool, path=_search_path()) is None})
     if missing:
         raise HostNotReady(
             f"Building a guest image needs programs that are not installed; run: apt-get install {' '.join(missing)}",
@@ -89,7 +109,7 @@ class ImageBuilder:
         """Remove the build directory with everything in it, whoever owns it."""
         remove_build_directory(self._work)
 
-    def _timed(self, phase: str, step: Callable[[], object]) -> object:
+    def _timed(self, phase: str, step: Callable[[], T]) -> T:
         begun = time.monotonic()
         result = step()
         self.seconds[phase] = round(time.monotonic() - begun, 1)
@@ -122,7 +142,7 @@ class ImageBuilder:
         command = [str(node / "bin" / "node"), str(node / "lib/node_modules/npm/bin/npm-cli.js")]
         command += ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
         advice = f"npm could not fetch {binary.package}@{binary.version}; check that this host reaches its npm registry"
-        with self._running(command, advice, cwd=project, env=environment) as lines:
+        with self._running("npm", command, advice, cwd=project, env=environment) as lines:
             for _ in lines:
                 pass
         program = project / location / "claude"
@@ -135,6 +155,10 @@ class ImageBuilder:
     def _bootstrap(self, claude: Path) -> None:
         """The root file system as a tree, with kernel, initial file system and package list taken out of it."""
         profile = self._profile
+        # In a file of the owner's alone: neither the process list nor the log shows a proxy's password.
+        options = self._work / "apt.conf"
+        options.touch(0o600)
+        options.write_text("\n".join(['Apt::Install-Recommends "false";', *apt_options(), ""]))
         setup = self._work / "setup"
         setup.write_text(f"#!/bin/bash\nset -eu\n{profile.setup}\n")
         environment = {
@@ -150,16 +174,15 @@ class ImageBuilder:
         }
         command = ["mmdebstrap", "--verbose", "--variant=minbase", "--format=directory"]
         command += [f"--dpkgopt={option}" for option in _DPKG_OPTIONS]
-        command += [f"--aptopt={option}" for option in apt_options()]
-        command += ["--aptopt=Apt::Install-Recommends false", f"--include={','.join(profile.all_packages)}"]
-        command += [f"--customize-hook=bash {shlex.quote(str(GUEST_DIR / 'assemble.sh'))} \"$1\""]
+        command += [f"--aptopt={options}", f"--include={','.join(profile.all_packages)}"]
+        command += [f'--customize-hook=bash {shlex.quote(str(GUEST_DIR / "assemble.sh"))} "$1"']
         for name in ("kernel", "initrd", "packages"):
             command += [f"--customize-hook=download /boot/{name} {shlex.quote(str(self.output / name))}"]
         command += ['--customize-hook=rm -rf "$1"/boot/*', profile.release, str(self._work / "root")]
         command += mirror_lines(self._settings, profile.release)
         self._report(f"packages: {len(profile.all_packages)} named by profile '{profile.name}', with what they need")
         advice = "the packages could not be installed; check that this host reaches its Debian mirror (apt-get update)"
-        with self._running(command, advice, env=environment) as lines:
+        with self._running("packages", command, advice, env=environment) as lines:
             follow_packages(lines, self._report)
 
     def _make_disk(self) -> None:
@@ -171,25 +194,33 @@ class ImageBuilder:
         command = [*self._as_root, "mkfs.ext4", "-q", "-F", "-L", "root", "-m", "0", "-J", "size=16"]
         command += ["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"]
         command += ["-d", str(self._work / "root"), str(disk)]
-        with self._running(command, "the disk could not be written; check the free space of the image directory") as lines:
+        advice = "the disk could not be written; check the free space of the image directory"
+        with self._running("disk", command, advice) as lines:
             for _ in lines:
                 pass
 
     def _running(
-        self, command: Sequence[str], advice: str, *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+        self,
+        label: str,
+        command: Sequence[str],
+        advice: str,
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> LoggedProcess:
-        return LoggedProcess(command, advice, log=self._log, report=self._report, cwd=cwd, env=env)
+        return LoggedProcess(label, command, advice, log=self._log, report=self._report, cwd=cwd, env=env)
 
 
 class LoggedProcess:
     """A child process whose lines go to the log and to the caller; it never outlives the ``with`` block.
 
-    Entering gives the lines; an empty one stands for a silence, which is reported with the time it lasts. Leaving
-    raises ImageBuildFailed with ``advice`` and the end of the log when the process failed.
+    Entering gives the lines; a silence is reported under ``label``. Leaving raises ImageBuildFailed with ``advice`` and
+    the end of the log when the process failed. When this process is killed, the child is told to end too.
     """
 
     def __init__(
         self,
+        label: str,
         command: Sequence[str],
         advice: str,
         *,
@@ -198,7 +229,8 @@ class LoggedProcess:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        self._command = command
+        self._label = label
+        self._command = ["setpriv", "--pdeathsig", "TERM", "--", *command]
         self._advice = advice
         self._log = log
         self._report = report
@@ -241,12 +273,11 @@ class LoggedProcess:
 
     def _each(self) -> Iterator[str]:
         begun = time.monotonic()
-        name = Path(self._command[0]).name
         while True:
             try:
                 line = self._lines.get(timeout=_SILENCE_SECONDS)
             except queue.Empty:
-                self._report(f"  {name} is at work ({format_seconds(time.monotonic() - begun)})")
+                self._report(f"{self._label}: still at work after {format_seconds(time.monotonic() - begun)}")
                 continue
             if line is None:
                 return
@@ -274,27 +305,24 @@ class LoggedProcess:
 
 
 def follow_packages(lines: Iterator[str], report: Report) -> None:
-    """Turn the output of apt and dpkg into a line every few seconds: what is fetched, unpacked, set up, of how many."""
+    """Turn the output of mmdebstrap, apt and dpkg into lines about the stage and, now and then, the count in it."""
     total = 0
-    size = ""
-    counts = {"Get": 0, "Unpacking": 0, "Setting": 0}
-    labels = {"Get": "fetched", "Unpacking": "unpacked", "Setting": "set up"}
+    counts = dict.fromkeys(_COUNTED, 0)
     last = time.monotonic()
     for line in lines:
-        if match := _PACKAGE_TOTAL.match(line):
-            total += int(match[1])
+        if (stage := next((text for start, text in _STAGES.items() if line.startswith(start)), None)) is not None:
+            report(f"packages: {stage}")
+        elif match := _PACKAGE_TOTAL.match(line):
+            total = int(match[1])
+            counts = dict.fromkeys(_COUNTED, 0)
         elif match := _PACKAGE_SIZE.match(line):
-            size = match[1]
-            report(f"packages: fetching {size}")
-            counts["Get"] = 0
-        elif line.startswith("I: "):
-            report(f"packages: {line[3:]}")
-        word = line.split(":", 1)[0] if line.startswith("Get:") else line.split(" ", 1)[0]
+            report(f"packages: fetching {match[1]} for {total} packages")
+        word = line.partition(":" if line.startswith("Get:") else " ")[0]
         if word in counts:
             counts[word] += 1
-            if time.monotonic() - last > _SILENCE_SECONDS:
+            if total and time.monotonic() - last > _COUNT_SECONDS:
                 last = time.monotonic()
-                report(f"packages: {counts[word]} of {total} {labels[word]}")
+                report(f"packages: {min(counts[word], total)} of {total} {_COUNTED[word]}")
 
 
 def remove_build_directory(directory: Path) -> None:

@@ -10,12 +10,17 @@ _PUBLIC_MIRROR = "http://deb.debian.org/debian"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _TARGET_FORMAT = "$(ORIGIN)|$(RELEASE)|$(COMPONENT)|$(REPO_URI)"
 # How to reach a mirror. The rest of the host's apt configuration is about the host.
-_TRANSPORT_OPTIONS = ("Acquire::http", "Acquire::https", "Acquire::Check-Valid-Until", "Acquire::Check-Date")
-_TRANSPORT_OPTIONS += ("Acquire::Retries", "Acquire::ForceIPv4", "Acquire::ForceIPv6")
+_TRANSPORT_OPTIONS = (
+    "Acquire::http",  # and https, by its beginning: proxies, certificates
+    "Acquire::Check-Valid-Until",
+    "Acquire::Check-Date",
+    "Acquire::Retries",
+    "Acquire::ForceIPv",
+)
 
 
 def mirror_lines(settings: Settings, release: str) -> list[str]:
-    """The apt sources of a release, security suite included: the set mirror, else the host's own, else the public ones."""
+    """The apt sources of a release, with its security suite: the one set, else the host's own, else the public."""
     if settings.image_mirror:
         return _lines_of(settings.image_mirror, release)
     return host_lines(_ask("apt-get", "indextargets", "--format", _TARGET_FORMAT, "Created-By: Packages"), release) or (
@@ -24,7 +29,7 @@ def mirror_lines(settings: Settings, release: str) -> list[str]:
 
 
 def host_lines(targets: str, release: str) -> list[str]:
-    """The one-line sources of Debian's own suites of a release among apt's index targets (``origin|suite|component|uri``)."""
+    """Debian's own suites of a release among apt's index targets (``origin|suite|component|uri``), as apt sources."""
     suites = (release, f"{release}-updates", f"{release}-security")
     found: dict[str, None] = {}
     for target in targets.splitlines():
@@ -37,12 +42,12 @@ def host_lines(targets: str, release: str) -> list[str]:
 
 
 def apt_options() -> list[str]:
-    """The host's apt settings that say how mirrors are reached, as ``--aptopt`` takes them."""
-    options = []
+    """The host's apt settings that say how mirrors are reached, one to a line. A proxy's may hold a password."""
+    options: list[str] = []
     for line in _ask("apt-config", "dump").splitlines():
         name, _, value = line.partition(" ")
         if name.startswith(_TRANSPORT_OPTIONS) and value not in {'"";', '""'}:
-            options.append(line.rstrip(";"))
+            options.append(line)
     return options
 
 
