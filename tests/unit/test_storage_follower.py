@@ -105,17 +105,16 @@ async def test_a_bucket_that_is_away_is_waited_for(monkeypatch):
     bucket.before = fail_often
     async with RunLogFollower(bucket, TASK, poll_seconds=POLL) as one:
         reading = asyncio.create_task(ids(one))
-        await until(lambda: requests >= 50)
-        bucket.before = lambda _action, _key: None
-        # Several segments between two looks, and the bucket fails in the middle of the next one.
-        for number in range(20, 30):
-            append_event(bucket, TASK, {"n": number})
-        bucket.before = fail_often
-        requests = 0
-        await until(lambda: requests >= 50)
+        for _ in range(5):
+            await until(lambda aim=requests + 50: requests >= aim)
+            # Several segments between two looks: the bucket fails in the middle of a look, too.
+            bucket.before = lambda _action, _key: None
+            for number in range(10):
+                append_event(bucket, TASK, {"n": number})
+            bucket.before = fail_often
         bucket.before = lambda _action, _key: None
         seal(bucket, TASK)
-        assert await reading == list(range(1, 31))
+        assert await reading == list(range(1, 71))
 
 
 async def test_a_damaged_log_is_told_and_not_waited_for():
