@@ -282,14 +282,14 @@ class TaskClient:
     def _reachable(self) -> Iterator[None]:
         try:
             yield
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise TaskyardError(
+                f"'{self.server}' is not the URL of a server; write one such as {DEFAULT_SERVER}."
+            ) from error
         except httpx.TransportError as error:
             raise ServiceUnavailable(
                 f"The server at {self.server} does not answer ({type(error).__name__}); start it with 'sandbox up', "
                 "or name another with --server or TASKYARD_SERVER."
-            ) from error
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise TaskyardError(
-                f"'{self.server}' is not the URL of a server; write one such as {DEFAULT_SERVER}."
             ) from error
 
     def _check(self, response: httpx.Response) -> None:

@@ -39,10 +39,12 @@ def demo(
     Builds the guest image if it is not there, starts the stack, has Claude Code mend a seeded fault in a real package,
     and stops the stack again. A stack that runs already is used and left running.
     """
-    from cli.task_view import output as stdout
+    from rich.console import Console
+
     from foundation.settings import Settings
 
-    console = stdout()
+    # The stack's own view of its start writes markup.
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     _Demo(Settings(), console, output).run()

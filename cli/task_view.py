@@ -27,12 +27,12 @@ _PIPE_WIDTH = 10_000
 
 def output() -> Console:
     """Where data goes."""
-    return Console(highlight=False, emoji=False, soft_wrap=True)
+    return Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def talk() -> Console:
     """Where everything goes that is not data."""
-    return Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+    return Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def print_json(data: Any) -> None:
@@ -173,7 +173,7 @@ def _table(*columns: Column | str) -> Table:
 def _print_table(table: Table) -> None:
     console = output()
     if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH, highlight=False, emoji=False)
+        console = Console(width=_PIPE_WIDTH, markup=False, highlight=False, emoji=False)
         for column in table.columns:
             column.ratio = None
     console.print(table, soft_wrap=False)
