@@ -20,12 +20,14 @@ from foundation.errors import InvalidManifest, ServiceUnavailable, TaskyardError
 
 DEFAULT_SERVER = "http://localhost:8122"
 
+# How long somebody who waits for a run bears with a server that is away.
+PATIENCE_SECONDS = 60.0
+
 _TERMINAL = frozenset({"completed", "failed", "failed_preserved", "cancelled"})
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 # The server says something at least every ten seconds while a log is followed.
 _FOLLOW_TIMEOUT = httpx.Timeout(40.0, connect=5.0)
 _RECONNECT_SECONDS = 1.0
-_PATIENCE_SECONDS = 60.0
 _RETRIES = 2
 
 
@@ -150,13 +152,23 @@ class TaskClient:
     ) -> TaskPage:
         """A page of runs, newest first unless told otherwise. ``state`` is a comma-separated list."""
         wanted = {"state": state, "limit": limit, "offset": offset, "sort": sort, "order": order}
-        params = {key: value for key, value in wanted.items() if value is not None}
-        params |= {f"label.{key}": value for key, value in (labels or {}).items()}
-        return TaskPage.model_validate(self._call("GET", "", params=params))
+        return TaskPage.model_validate(self.find_raw(wanted, labels or {}))
 
-    def get(self, task_id: str) -> Task:
-        """One run as it stands."""
-        return Task.model_validate(self.raw(task_id))
+    def find_raw(self, parameters: Mapping[str, str | int | None], labels: Mapping[str, str]) -> Any:
+        """The same as the server's own JSON."""
+        params = {key: value for key, value in parameters.items() if value is not None}
+        return self._call("GET", "", params=params | {f"label.{key}": value for key, value in labels.items()})
+
+    def get(self, task_id: str, *, patience_seconds: float = 0.0) -> Task:
+        """One run as it stands. A server that is away is asked again for as long as patience lasts."""
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            try:
+                return Task.model_validate(self.raw(task_id))
+            except ServiceUnavailable:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_RECONNECT_SECONDS)
 
     def raw(self, task_id: str, part: str = "") -> Any:
         """The server's own JSON of a run, or of a part of it such as ``/artifacts``."""
@@ -164,7 +176,7 @@ class TaskClient:
 
     def wait(self, task_id: str, poll_seconds: float = 1.0) -> Task:
         """The run once it has ended."""
-        while not (task := self.get(task_id)).terminal:
+        while not (task := self.get(task_id, patience_seconds=PATIENCE_SECONDS)).terminal:
             time.sleep(poll_seconds)
         return task
 
@@ -246,7 +258,7 @@ class TaskClient:
                     return
             except ServiceUnavailable:
                 broken_since = broken_since or time.monotonic()
-                if not follow or time.monotonic() - broken_since > _PATIENCE_SECONDS:
+                if not follow or time.monotonic() - broken_since > PATIENCE_SECONDS:
                     raise
             time.sleep(_RECONNECT_SECONDS)
 

@@ -123,14 +123,16 @@ def list_tasks(
     output_format: Format = None,
 ) -> None:
     """List runs, newest first."""
+    from cli.client import TaskPage
     from cli.task_view import print_json, print_tasks, talk
 
-    labels = dict(_label(text) for text in label or [])
+    wanted = {"state": state, "limit": limit, "offset": offset, "sort": sort, "order": order}
     with _client(server) as client:
-        page = client.find(state=state, labels=labels, limit=limit, offset=offset, sort=sort, order=order)
+        found = client.find_raw(wanted, dict(_label(text) for text in label or []))
     if _as_json(output_format):
-        print_json(page.model_dump(mode="json"))
+        print_json(found)
         return
+    page = TaskPage.model_validate(found)
     print_tasks(page.tasks)
     if page.total_count > len(page.tasks):
         talk().print(f"{len(page.tasks)} of {page.total_count} runs; --limit and --offset show others.")

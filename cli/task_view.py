@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.status import Status
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -106,11 +106,14 @@ def watch(client: TaskClient, task_id: str) -> Task:
     """A line for each state as the run goes through them, with live progress on a terminal. Gives the ended run."""
     import time
 
+    from cli.client import PATIENCE_SECONDS
+
     console = output()
     shown = 0
+    state_shown: str | None = None
     with _spinner(console) as spinner:
         while True:
-            task = client.get(task_id)
+            task = client.get(task_id, patience_seconds=PATIENCE_SECONDS)
             states = list(states_of(task))
             for state, seconds in states[shown:]:
                 if seconds is None:
@@ -121,9 +124,9 @@ def watch(client: TaskClient, task_id: str) -> Task:
                 print_outcome(console, task)
                 return task
             if spinner is not None:
-                entered = states[-1:] and task.state_changed_at
-                since = format_seconds(_age(entered or task.created_at))
-                spinner.update(clean(f"{task.state:<12} {since}  {_progress(task) or task.state_message or ''}"))
+                text = f"{task.state:<14} {_progress(task) or task.state_message or ''}"
+                (spinner.add if task.state == state_shown else spinner.show)(text)
+                state_shown = task.state
             time.sleep(_WATCH_SECONDS)
 
 
@@ -135,7 +138,7 @@ def show_log(lines: Iterator[LogLine], *, waiting: bool) -> None:
         for line in lines:
             renderer.show(line)
             if spinner is not None and line.type == "state_change":
-                spinner.update(clean(str(line.event.get("message") or line.event.get("state"))))
+                spinner.show(str(line.event.get("message") or line.event.get("state")))
 
 
 def show_raw(lines: Iterator[LogLine], *, timestamps: bool) -> None:
@@ -157,13 +160,30 @@ def show_json(lines: Iterator[LogLine]) -> None:
         sys.stdout.flush()
 
 
+class _Spinner:
+    """What is going on below the lines, and for how long it has been."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._row = progress.add_task("Waiting")
+
+    def show(self, text: str) -> None:
+        """Something new goes on from now on."""
+        self._progress.reset(self._row, description=clean(text))
+
+    def add(self, text: str) -> None:
+        """More about what goes on."""
+        self._progress.update(self._row, description=clean(text))
+
+
 @contextmanager
-def _spinner(console: Console) -> Iterator[Status | None]:
+def _spinner(console: Console) -> Iterator[_Spinner | None]:
     if not console.is_terminal:
         yield None
         return
-    with console.status("Waiting", spinner="dots") as status:
-        yield status
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield _Spinner(progress)
 
 
 def _table(*columns: Column | str) -> Table:
