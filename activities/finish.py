@@ -6,6 +6,7 @@ from temporalio import activity
 
 from activities.announcements import announce_state
 from activities.failures import boundary
+from activities.heartbeat import beating
 from storage.bucket import Bucket
 from storage.records import write_record
 from storage.runlog import seal
@@ -24,6 +25,7 @@ class Finish:
     def finish_run(self, request: FinishRequest) -> None:
         """Write the final record, then close the log: who sees the log's end finds the record."""
         status = request.status
-        write_record(self._bucket, status.id, status.model_dump(mode="json"))
-        announce_state(self._bucket, status.id, status.state, status.state_message or "")
-        seal(self._bucket, status.id)
+        with beating():
+            write_record(self._bucket, status.id, status.model_dump(mode="json"))
+            announce_state(self._bucket, status.id, status.state, status.state_message or "")
+            seal(self._bucket, status.id)

@@ -23,12 +23,12 @@ from pydantic import (
 from foundation.errors import InvalidManifest
 from foundation.units import parse_duration, parse_size
 
-_TASK_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
-_ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
-_SCP_URL = re.compile(r"^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!//).+$")
-_COMMIT = re.compile(r"^[0-9a-fA-F]{7,64}$")
+_TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SCP_URL = re.compile(r"[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!//).+")
+_COMMIT = re.compile(r"[0-9a-fA-F]{7,64}")
 _MAX_NODES = 100_000
-_LABEL_KEY = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")
+_LABEL_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 
 
 def _check_size(text: str) -> str:
@@ -79,7 +79,7 @@ class Metadata(_Part):
     @field_validator("id")
     @classmethod
     def _safe_id(cls, value: str | None) -> str | None:
-        if value is not None and not _TASK_ID.match(value):
+        if value is not None and not _TASK_ID.fullmatch(value):
             raise ValueError(
                 "may hold letters, digits, '.', '_' and '-', starts with a letter or digit, 63 characters at most"
             )
@@ -89,7 +89,7 @@ class Metadata(_Part):
     @classmethod
     def _label_keys(cls, value: dict[str, str]) -> dict[str, str]:
         for key in value:
-            if not _LABEL_KEY.match(key):
+            if not _LABEL_KEY.fullmatch(key):
                 raise ValueError(f"label key '{key}' may hold letters, digits, '.', '_', '-' and '/', 63 at most")
         return value
 
@@ -105,7 +105,7 @@ class Repository(_Part):
     @field_validator("url")
     @classmethod
     def _transport(cls, value: str) -> str:
-        if value.startswith(("https://", "http://", "ssh://", "file://")) or _SCP_URL.match(value):
+        if value.startswith(("https://", "http://", "ssh://", "file://")) or _SCP_URL.fullmatch(value):
             if re.match(r"^https?://[^/@]*:[^/@]*@", value):
                 raise ValueError("must not hold a password; name the credentials in the host's git configuration")
             return value
@@ -121,7 +121,7 @@ class Repository(_Part):
     @field_validator("commit")
     @classmethod
     def _hex_commit(cls, value: str | None) -> str | None:
-        if value is not None and not _COMMIT.match(value):
+        if value is not None and not _COMMIT.fullmatch(value):
             raise ValueError("must be a commit id of 7 to 64 hexadecimal digits")
         return value
 
@@ -183,7 +183,7 @@ class SecretReference(_Part):
     @field_validator("name")
     @classmethod
     def _env_name(cls, value: str) -> str:
-        if not _ENV_NAME.match(value):
+        if not _ENV_NAME.fullmatch(value):
             raise ValueError(f"'{value}' is not a name for an environment variable")
         return value
 

@@ -142,6 +142,7 @@ RELEASE = Step(
 CLOSE: Step[CloseRequest, None] = Step(
     "close_session", CloseRequest, None, Queue.HOST, timedelta(minutes=1), _retry(1, 10, 5), _BEAT, HOST_PATIENCE
 )
+# The log of a long and chatty run takes minutes to be merged.
 FINISH: Step[FinishRequest, None] = Step(
-    "finish_run", FinishRequest, None, Queue.SHARED, timedelta(minutes=1), _retry(1, 30, 0)
+    "finish_run", FinishRequest, None, Queue.SHARED, timedelta(minutes=30), _retry(1, 30, 0), _BEAT
 )
