@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowQueryFailedError
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
@@ -285,10 +288,6 @@ def new_task_id() -> str:
 
 async def count_workers(engine: Engine, client: Client) -> int:
     """How many workers have polled the shared task queue in the last minutes. Raises EngineUnavailable."""
-    from temporalio.api.enums.v1 import TaskQueueType  # noqa: PLC0415
-    from temporalio.api.taskqueue.v1 import TaskQueue  # noqa: PLC0415
-    from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest  # noqa: PLC0415
-
     request = DescribeTaskQueueRequest(
         namespace=client.namespace,
         task_queue=TaskQueue(name=engine.task_queue),
