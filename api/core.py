@@ -123,6 +123,7 @@ class Core:
 
         The run stops its agent, collects its artifacts and tears its machine down; it is cancelled when it has.
         """
+        _check_text("reason", request.reason)
         before = await self._active(task_id)
         if not await self._signal(task_id, "cancel", request):
             raise _already_terminal((await self.status(task_id)).status)
@@ -130,6 +131,7 @@ class Core:
 
     async def send_message(self, task_id: str, message: UserMessage) -> TaskStatus:
         """Hand the agent a further message. Raises TaskNotFound, SessionClosed when the run takes no more."""
+        _check_text("text", message.text)
         status = await self._active(task_id)
         if status.state is TaskState.COMPLETING or not await self._signal(task_id, "user_message", message):
             raise SessionClosed(f"Task '{task_id}' takes no more messages; its agent has finished.")
@@ -304,6 +306,14 @@ def _check_form(task_id: str) -> None:
         task_prefix(task_id)
     except InvalidParameter as error:
         raise TaskNotFound(f"No task '{task_id[:80]}'; 'sandbox task list' shows those there are.") from error
+
+
+def _check_text(field: str, text: str) -> None:
+    """Raise InvalidParameter for text that cannot be written down."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidParameter(f"{field} holds half of a character (a lone surrogate); send Unicode text.") from error
 
 
 def _base32(number: int, digits: int) -> str:

@@ -28,6 +28,7 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SCP_URL = re.compile(r"[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!//).+")
 _COMMIT = re.compile(r"[0-9a-fA-F]{7,64}")
 _MAX_NODES = 100_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 
 
@@ -251,13 +252,11 @@ def parse_json(text: str | bytes) -> Manifest:
 
 
 def load_yaml(text: str | bytes) -> Any:
-    """The data in YAML text. Raises InvalidManifest when it is not YAML, or grows beyond measure by its aliases."""
+    """The data in YAML text. Raises InvalidManifest when it is not YAML."""
     try:
-        data = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise _unreadable("YAML", error) from error
-    _check_expansion(data)
-    return data
 
 
 def load_json(text: str | bytes) -> Any:
@@ -275,6 +274,7 @@ def parse(data: Any) -> Manifest:
             "The manifest is not a mapping; start it with 'version: \"1\"' and 'kind: Task'.",
             errors=[{"field": "", "message": "must be a mapping", "validation": "type"}],
         )
+    _check_content(data)
     try:
         return Manifest.model_validate(data)
     except ValidationError as error:
@@ -287,19 +287,27 @@ def parse(data: Any) -> Manifest:
     )
 
 
-def _check_expansion(data: Any) -> None:
-    """Refuse YAML whose aliases stand for more than anybody writes by hand: written out, it would fill the memory."""
-    pending, seen = [data], 0
+def _check_content(data: Any) -> None:
+    """Refuse what cannot be written down: text that is no Unicode, aliases that stand for more than memory holds."""
+    pending: list[tuple[str, Any]] = [("", data)]
+    seen = 0
     while pending:
-        part = pending.pop()
-        seen += 1 + (len(part) // 100 if isinstance(part, str) else 0)
+        field, part = pending.pop()
+        seen += 1
         if seen > _MAX_NODES:
             message = "The manifest is too large once its YAML aliases are written out; write it without them."
             raise InvalidManifest(message, errors=[{"field": "", "message": message, "validation": "too_large"}])
         if isinstance(part, dict):
-            pending.extend(part.values())
+            pending.extend((f"{field}.{key}".lstrip("."), value) for key, value in part.items())
+            pending.extend((field, key) for key in part)
         elif isinstance(part, list):
-            pending.extend(part)
+            pending.extend((f"{field}[{index}]", value) for index, value in enumerate(part))
+        elif isinstance(part, str):
+            seen += len(part) // 100
+            if _SURROGATE.search(part):
+                message = "holds half of a character (a lone surrogate), which is no Unicode text"
+                fault = {"field": _SURROGATE.sub("?", field), "message": message, "validation": "unicode"}
+                raise InvalidManifest(f"{fault['field']}: {message}", errors=[fault])
 
 
 def _unreadable(kind: str, error: Exception) -> InvalidManifest:

@@ -260,6 +260,10 @@ async def test_messages_reach_the_agent_in_order_and_once(site: ApiSite) -> None
         await site.until_state(task_id, "completed")
         late = await site.http.post(f"{TASKS}/{task_id}/messages", json={"text": "too late"})
         assert (late.status_code, late.json()["error"]) == (409, "task_already_terminal")
+        broken = b'{"text": "\\ud800", "id": "\\ud800"}'
+        headers = {"Content-Type": "application/json"}
+        refused = await site.http.post(f"{TASKS}/{task_id}/messages", content=broken, headers=headers)
+        assert (refused.status_code, refused.json()["error"]) == (422, "invalid_body")
         empty = await site.http.post(f"{TASKS}/{task_id}/messages", json={"text": ""})
         assert (empty.status_code, empty.json()["error"]) == (422, "invalid_body")
 

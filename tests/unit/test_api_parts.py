@@ -109,6 +109,21 @@ def test_what_is_not_offered_is_refused_together_with_all_other_faults() -> None
     ]
 
 
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"metadata": {"name": "\\ud800"}}', "metadata.name"),
+        (b'{"claude": {"allowed_tools": ["a", "\\udfff"]}}', "claude.allowed_tools[1]"),
+        (b'{"metadata": {"labels": {"\\ud800": "x"}}}', "metadata.labels"),
+    ],
+)
+def test_text_that_is_no_unicode_is_refused_where_it_stands(body: bytes, field: str) -> None:
+    with pytest.raises(InvalidManifest) as refused:
+        accept(read_body("application/json", body))
+    assert [fault["field"] for fault in refused.value.details["errors"]] == [field]
+    refused.value.message.encode()
+
+
 @pytest.mark.parametrize("data", [None, [], "text", {"vm": 1}, {"metadata": {"labels": [1]}}, {1: 2}])
 def test_data_of_any_shape_is_refused_as_a_manifest_fault(data: Any) -> None:
     with pytest.raises(InvalidManifest):
@@ -153,7 +168,7 @@ def test_every_line_of_the_log_stays_one_line_of_ndjson_and_comes_back_whole(tex
     assert json.loads(written)["data"] == text
 
 
-@given(st.text(st.characters(exclude_characters="\r")))
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\r")))
 def test_every_line_of_the_log_comes_back_whole_from_an_event(text: str) -> None:
     written = EventStream().entry(entry(text.replace("\n", "") + "\n")).decode()
     name, data, number, *end = written.split("\n")
