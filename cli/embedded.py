@@ -23,6 +23,8 @@ from foundation.settings import Settings
 # The embedded S3 server listens on its own port and on the nine after it, all on loopback.
 S3_PORT_COUNT = 10
 
+_PROOF_KEY = "stack/proof"
+
 # What the embedded servers may see of this process's environment: no key, no secret of a task.
 _HARMLESS = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 
@@ -103,10 +105,15 @@ def bucket_part(settings: Settings) -> Part:
         from storage.bucket import Bucket
 
         try:
-            Bucket(settings).ensure()
+            bucket = Bucket(settings)
+            bucket.ensure()
+            # It answers before its volumes are there: only what was written and read back shows that it works.
+            bucket.put(_PROOF_KEY, b"ready")
+            kept = bucket.get(_PROOF_KEY)
+            bucket.delete([_PROOF_KEY])
         except TaskyardError as error:
             return f"its bucket ({error})"
-        return None
+        return None if kept == b"ready" else "its bucket to keep what is written"
 
     def cleanup() -> None:
         # The server leaves its sockets behind, most of them at a place that it does not let us choose.
