@@ -71,7 +71,7 @@ def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     while time.monotonic() < deadline:
         if held := condition():
             return held
-        time.sleep(0.1)
+        time.sleep(0.5)
     pytest.fail(f"did not come true within {seconds:.0f} s: {condition}")
 
 

@@ -111,8 +111,8 @@ def test_a_killed_worker_loses_nothing_and_starts_nothing_twice(site: Site, tmp_
     def steps_logged() -> int:
         return sum("slow-step-" in (line.data or "") for line in site.client.logs(task_id))
 
-    until(lambda: site.client.get(task_id).state == "running", 180)
-    until(lambda: steps_logged() >= 3, 120)
+    until(lambda: site.client.get(task_id).state == "running", 300)
+    until(lambda: steps_logged() >= 3, 300)
     worker = site.stack.pids()["worker"]
     os.kill(worker, signal.SIGKILL)
     until(lambda: site.stack.pids().get("worker") not in {None, worker})
@@ -201,9 +201,9 @@ def test_a_message_reaches_the_running_agent_and_cancel_ends_an_open_session(sit
     def logged(text: str) -> bool:
         return any(text in (line.data or "") for line in site.client.logs(task_id))
 
-    until(lambda: logged("Waiting for a message, round 1."), 240)
+    until(lambda: logged("Waiting for a message, round 1."), 300)
     site.client.message(task_id, "That is all: finish now.")
-    until(lambda: logged("Finished as the message asked."), 120)
+    until(lambda: logged("Finished as the message asked."), 300)
     assert site.client.get(task_id).state == "running"
     site.client.cancel(task_id, "seen enough")
     task = site.client.wait(task_id, poll_seconds=0.5)
