@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "hello"
 _INTERRUPTED = 130
-_PROGRAMS = ("temporal", "weed", "qemu-system")
+_SERVERS = ("temporal", "weed")
 _CANCEL_SECONDS = 60.0
 
 
@@ -203,7 +203,7 @@ class _Demo:
         left = [f"machine {record.id}" for record in records if record.owner_workflow == owner]
         if stack_holder(self.settings) is None:
             others = [record.id for record in records if record.owner_workflow != owner]
-            left += [f"process {line}" for line in _processes_of(self.settings.home, others)]
+            left += [f"process {line}" for line in _processes_of(self.settings, others)]
         if left and not ended.ssh_command:
             raise HostNotReady("The demo left something behind: " + "; ".join(left))
         if not left:
@@ -239,16 +239,19 @@ class _Demo:
         return format_seconds(time.monotonic() - began)
 
 
-def _processes_of(home: Path, others: list[str]) -> list[str]:
-    """Servers and machines on the home directory, except the machines of other runs."""
+def _processes_of(settings: Settings, others: list[str]) -> list[str]:
+    """Servers and machines of this home, except the machines of other runs. Another home may use this one's images."""
     import psutil
 
-    found = []
+    from machines.qemu import processes_of
+
+    machines = processes_of(settings.machines.resolve())
+    found = [f"{process.pid} (machine {name})" for name, process in machines.items() if name not in others]
+    data = (str(settings.home / "temporal"), str(settings.home / "bucket"))
     for process in psutil.process_iter(["pid", "cmdline"]):
         arguments = process.info["cmdline"] or [""]
         words = " ".join(arguments)
-        ours = Path(arguments[0]).name.startswith(_PROGRAMS) and f"{home}/" in words
-        if ours and not any(machine in words for machine in others):
+        if Path(arguments[0]).name in _SERVERS and any(f"{place}/" in words for place in data):
             found.append(f"{process.info['pid']} ({words[:80]})")
     return found
 

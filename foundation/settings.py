@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from foundation.errors import HostNotReady
@@ -87,6 +87,12 @@ class Settings(BaseSettings):
     scenario: Path | None = Field(
         None, description="Scenario file (or directory of them) of the scripted model; default: the built-in ones"
     )
+
+    @field_validator("home", "image_dir")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        # The processes of a stack run in directories of their own.
+        return value and value.expanduser().absolute()
 
     # Paths below home: the one place that names them.
 
