@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
 from fastapi import FastAPI
 
 from api import errors, health, tasks
 from api.core import Core
 from api.engine import Engine
+from api.index import RunIndex
 from api.limits import BodyLimit
 from api.metrics import Metrics, RequestTimes
 from api.submission import MAX_BODY_BYTES
+from foundation.errors import EngineUnavailable
 from foundation.settings import Settings
 from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
@@ -18,11 +24,22 @@ from storage.follower import RunLogFollowers
 def create_app(settings: Settings) -> FastAPI:
     """The application. It starts whether or not Temporal and the bucket are there, and says 503 while they are not."""
     bucket = Bucket(settings)
-    core = Core(Engine(settings), bucket)
+    engine = Engine(settings)
+    index = RunIndex(engine)
+    core = Core(engine, bucket, index)
     followers = RunLogFollowers(bucket)
     metrics = Metrics(lambda: sum(followers.followed.values()))
 
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        filling = asyncio.create_task(_fill(index))
+        yield
+        filling.cancel()
+        await asyncio.gather(filling, return_exceptions=True)
+        await index.close()
+
     app = FastAPI(
+        lifespan=lifespan,
         title="Taskyard",
         version=health.VERSION,
         summary="Runs coding-agent tasks to the end, each in a throw-away virtual machine",
@@ -37,3 +54,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(tasks.router)
     app.include_router(health.router)
     return app
+
+
+async def _fill(index: RunIndex) -> None:
+    """Read what there is before somebody asks for it."""
+    with suppress(EngineUnavailable):
+        await index.look()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from api import listing, snapshot
 from api.engine import RPC_LIMIT, Engine, is_unknown
+from api.index import RunIndex
 from api.submission import accept
 from foundation.errors import (
     ArtifactNotFound,
@@ -58,9 +60,10 @@ class TaskView:
 class Core:
     """What can be done with task runs. Every method raises errors of the one tree, never Temporal's or S3's own."""
 
-    def __init__(self, engine: Engine, bucket: Bucket) -> None:
+    def __init__(self, engine: Engine, bucket: Bucket, index: RunIndex) -> None:
         self._engine = engine
         self._bucket = bucket
+        self._index = index
 
     async def submit(self, data: Any) -> TaskStatus:
         """Start a run of the manifest in parsed data and give its first status.
@@ -107,16 +110,13 @@ class Core:
 
     async def find(self, query: listing.TaskQuery) -> listing.Page:
         """A page of the runs that Temporal still knows."""
-        client = await self._engine.client()
-        with self._engine.failures():
-            return await listing.find(client, query)
+        await self._index.look()
+        return listing.find(self._index, query)
 
-    async def count(self, *states: TaskState) -> int:
-        """How many runs are in these states now."""
-        query = listing.visibility_query(listing.TaskQuery(states=frozenset(states)))
-        client = await self._engine.client()
-        with self._engine.failures():
-            return (await client.count_workflows(query, rpc_timeout=RPC_LIMIT)).count
+    async def counts(self) -> Counter[TaskState]:
+        """How many runs are in each state now."""
+        await self._index.look()
+        return self._index.counts()
 
     async def cancel(self, task_id: str, request: CancelRequest) -> TaskStatus:
         """Ask the run to end, and give its status from before. Raises TaskNotFound, TaskAlreadyTerminal.
@@ -187,7 +187,7 @@ class Core:
         client = await self._engine.client()
         try:
             with self._engine.failures():
-                await client.start_workflow(
+                handle = await client.start_workflow(
                     snapshot.WORKFLOW_TYPE,
                     TaskSubmission(task_id=task_id, manifest=manifest),
                     id=snapshot.workflow_id(task_id),
@@ -205,6 +205,7 @@ class Core:
             if error.status is RPCStatusCode.INVALID_ARGUMENT:
                 raise PayloadTooLarge(f"Temporal refused the manifest: {error.message}.") from error
             raise
+        self._index.note(status, handle.result_run_id or "")
         return status
 
     async def _duplicate(self, task_id: str) -> DuplicateTaskId:

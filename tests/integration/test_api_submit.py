@@ -177,7 +177,7 @@ async def test_shows_the_final_record_of_a_run_that_temporal_has_forgotten(site:
         task_id = await site.submit()
         await site.until_state(task_id, "failed")
     before = (await site.http.get(f"{TASKS}/{task_id}")).json()
-    await _forget(site, task_id)
+    await forget(site, task_id)
     after = (await site.http.get(f"{TASKS}/{task_id}")).json()
     assert {key: after[key] for key in BASE_KEYS - {"created_at"}} == {
         key: before[key] for key in BASE_KEYS - {"created_at"}
@@ -370,7 +370,7 @@ async def test_services_that_are_down_give_503_and_only_there(site: ApiSite) -> 
         assert (reply.status_code, reply.json()["error"]) == (503, "bucket_unavailable")
 
 
-async def _forget(site: ApiSite, task_id: str) -> None:
+async def forget(site: ApiSite, task_id: str) -> None:
     """Delete the run from Temporal, as its retention does."""
     execution = WorkflowExecution(workflow_id=f"task-{task_id}")
     await site.temporal.workflow_service.delete_workflow_execution(
