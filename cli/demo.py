@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from cli.client import Task, TaskClient
     from cli.supervisor import PartEvent
+    from client import Task, TaskClient
     from foundation.settings import Settings
 
 _EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "hello"
@@ -58,7 +58,7 @@ class _Demo:
     began: float = field(default_factory=time.monotonic)
 
     def run(self) -> None:
-        from cli.client import TaskClient
+        from client import TaskClient
 
         self._say_who_answers()
         data = self._manifest()

@@ -12,7 +12,7 @@ from rich.text import Text
 from foundation.units import format_seconds, format_size
 
 if TYPE_CHECKING:
-    from cli.client import LogLine
+    from client import LogLine
 
 # The guest writes what it likes; nothing of it may steer the reader's terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")

@@ -17,7 +17,7 @@ from foundation.errors import InvalidManifest, InvalidParameter
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from cli.client import Artifact, Task, TaskClient
+    from client import Artifact, Task, TaskClient
 
 app = typer.Typer(no_args_is_help=True, help="Submit, follow and end task runs, fetch their artifacts.")
 
@@ -123,8 +123,8 @@ def list_tasks(
     output_format: Format = None,
 ) -> None:
     """List runs, newest first."""
-    from cli.client import TaskPage
     from cli.task_view import print_json, print_tasks, talk
+    from client import TaskPage
 
     wanted = {"state": state, "limit": limit, "offset": offset, "sort": sort, "order": order}
     with _client(server) as client:
@@ -293,7 +293,7 @@ def _advance(bars: Progress, bar: TaskID, done: int, _size: int) -> None:
 
 
 def _client(server: str | None) -> TaskClient:
-    from cli.client import TaskClient
+    from client import TaskClient
 
     return TaskClient(server or _Defaults.server)
 
@@ -328,7 +328,7 @@ def _read_manifest(file: Path | None, option: Path | None) -> str:
 
 def _listed(error: InvalidManifest) -> InvalidManifest:
     """The same refusal with each fault on a line of its own."""
-    from cli.client import faults
+    from client import faults
 
     lines = [f"{fault['field']}: {fault['message']}".removeprefix(": ") for fault in faults(error)]
     text = "\n  ".join(["The manifest was refused.", *(lines or [error.message])])

@@ -18,7 +18,7 @@ from cli.render import STATE_COLOURS, LogRenderer, clean, progress_line
 from foundation.units import format_seconds, format_size
 
 if TYPE_CHECKING:
-    from cli.client import Artifact, LogLine, Task, TaskClient
+    from client import Artifact, LogLine, Task, TaskClient
 
 _WATCH_SECONDS = 1.0
 # Wide enough that nothing is cut where no terminal sets a width: what reads a pipe wants whole ids.
@@ -106,7 +106,7 @@ def watch(client: TaskClient, task_id: str) -> Task:
     """A line for each state as the run goes through them, with live progress on a terminal. Gives the ended run."""
     import time
 
-    from cli.client import PATIENCE_SECONDS
+    from client import PATIENCE_SECONDS
 
     console = output()
     shown = 0

@@ -15,12 +15,9 @@ from typing import Any
 
 import pytest
 
-from cli.client import LogLine, TaskClient
-from foundation.errors import DuplicateTaskId, InvalidManifest, ServiceUnavailable, TaskNotFound, TaskyardError
-from foundation.settings import Settings
 from storage import artifacts
 from storage.layout import artifact_key
-from tests.integration.api_site import ApiSite, api_site, as_yaml, manifest, until
+from tests.integration.api_site import ApiSite, as_yaml, manifest, until
 from workflows.messages import AgentResult
 from workflows.states import Cause
 
@@ -222,52 +219,3 @@ async def test_artifacts_are_listed_and_downloaded_into_their_directory_only(
     damaged = await sandbox("task", "download", task_id, "report.md", "-o", "again.md")
     assert (damaged.code, "arrived damaged" in damaged.err) == (1, True)
     assert list(tmp_path.glob("*again*")) == []  # noqa: ASYNC240 -- a test may wait for its own directory
-
-
-async def test_the_client_raises_the_errors_of_the_server(site: ApiSite) -> None:
-    def calls() -> None:
-        with TaskClient(site.url) as client:
-            task_id = client.submit(manifest())
-            assert client.get(task_id).state == "pending"
-            with pytest.raises(DuplicateTaskId) as duplicate:
-                client.submit(manifest(metadata={"id": task_id}))
-            assert duplicate.value.details["existing_task"]["id"] == task_id
-            with pytest.raises(InvalidManifest, match=r"claude\.prompt"):
-                client.submit("claude: {}")
-            with pytest.raises(TaskNotFound):
-                client.get("never-was")
-            assert client.find(limit=1).limit == 1
-        with TaskClient("http://127.0.0.1:9") as nobody, pytest.raises(ServiceUnavailable, match=r"127\.0\.0\.1:9"):
-            nobody.get("x")
-        with TaskClient("no url") as wrong, pytest.raises(TaskyardError, match="not the URL"):
-            wrong.get("x")
-
-    await asyncio.to_thread(calls)
-
-
-async def test_the_client_follows_on_over_a_restart_of_the_server(services: Settings, site: ApiSite) -> None:
-    told: list[LogLine] = []
-
-    def follow(url: str, task_id: str) -> None:
-        with TaskClient(url) as client:
-            told.extend(client.logs(task_id, follow=True))
-
-    async with site.worker() as steps:
-        async with api_site(services, site.temporal, site.bucket, like=None) as first:
-            task_id = await site.submit()
-            await steps.agent_running.wait()
-            following = asyncio.create_task(asyncio.to_thread(follow, first.url, task_id))
-            await site.write_log(task_id, "one", "two")
-
-            async def two() -> bool:
-                return len(told) == 2 or first.app.state.followers.followed != {}
-
-            await until(two, "the follower")
-        await site.write_log(task_id, "three")
-        async with api_site(services, site.temporal, site.bucket, like=first):
-            await site.write_log(task_id, "four")
-            steps.agent_over.set()
-            async with asyncio.timeout(60):
-                await following
-    assert [line.data for line in told if line.stream == "stdout"] == ["one\n", "two\n", "three\n", "four\n"]
-    assert (told[-1].type, told[-1].event["state"]) == ("completed", "completed")

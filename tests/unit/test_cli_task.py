@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.client import Artifact
 from cli.task import _local_path
+from client import Artifact
 
 
 def artifact(name: str) -> Artifact:

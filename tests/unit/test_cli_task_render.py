@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from cli.client import LogLine
 from cli.render import LogRenderer
+from client import LogLine
 
 AT = "2026-01-29T10:30:00Z"
 
