@@ -168,7 +168,7 @@ class _Demo:
             time.sleep(0.5)
 
     def _show(self, client: TaskClient, ended: Task) -> None:
-        from cli.task import fetch
+        from cli.task_reading import fetch
         from cli.task_view import print_artifacts, print_outcome, states_of
         from foundation.units import format_seconds
 

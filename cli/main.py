@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from cli.options import AsJson, ContextName, Format, OutputFormat, Server, remember
+
 # Name: where it is, and its line in the help. A module is imported when its command runs, so that each starts quickly.
 _COMMANDS = {
     "demo": ("cli.demo:demo", "Watch one task run from submission to artifacts"),
@@ -18,7 +20,7 @@ _COMMANDS = {
     "machine": ("cli.machine:app", "List, enter and end the machines of this host"),
     "image": ("cli.image:app", "Build and list guest images"),
     "doctor": ("cli.doctor:doctor", "Say what is missing or slow on this host, and how to mend it"),
-    "config": ("cli.config:config", "Show all settings, their values and where these come from"),
+    "config": ("cli.config:app", "Show all settings and where they come from; name servers"),
     "bench": ("cli.bench:bench", "Measure Taskyard beside the same work done by hand"),
     "server": ("cli.processes:server", "Serve the REST API"),
     "worker": ("cli.processes:worker", "Run the worker of this VM host"),
@@ -98,11 +100,24 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def sandbox(
+    ctx: typer.Context,
+    server: Server = None,
+    context: ContextName = None,
+    output_format: Format = None,
+    as_json: AsJson = False,
+    watch: Annotated[
+        str | None, typer.Option("--watch", metavar="DURATION", help="Show lists anew this often, such as 2s.")
+    ] = None,
     _version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Run coding-agent tasks to the end, each in a throw-away virtual machine, as durable workflows."""
+    """Run coding-agent tasks to the end, each in a throw-away virtual machine, as durable workflows.
+
+    Exit codes: 0 done; 1 failed, refused, or the run waited for did not complete; 2 not found, or the command line was
+    not understood; 3 conflict; 4 not authorised; 5 timed out or not reachable; 130 interrupted.
+    """
+    remember(ctx, server, context, OutputFormat.JSON if as_json else output_format, watch)
 
 
 def _settings_fault(error: ValueError) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any, Self
 import httpx
 
 from client import calls
-from client.calls import CONNECT_RETRIES, DEFAULT_SERVER, PATIENCE_SECONDS, RECONNECT_SECONDS, TIMEOUT, Call
+from client.calls import CONNECT_RETRIES, DEFAULT_SERVER, PATIENCE_SECONDS, RECONNECT_SECONDS, TIMEOUT_SECONDS, Call
 from client.reading import Download, LogReading, Progress, size_of
 from client.refusals import reachable, refusal, still_going
 from client.replies import Artifact, LogLine, Task, TaskPage
@@ -23,11 +23,16 @@ from foundation.errors import ServiceUnavailable
 class AsyncTaskClient:
     """Task runs on one server; every method does what its namesake of ``TaskClient`` does."""
 
-    def __init__(self, server: str = DEFAULT_SERVER, token: str | None = None) -> None:
+    def __init__(
+        self, server: str = DEFAULT_SERVER, token: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> None:
         self.server = server.rstrip("/")
         transport = httpx.AsyncHTTPTransport(retries=CONNECT_RETRIES)
         self._http = httpx.AsyncClient(
-            base_url=self.server, timeout=TIMEOUT, headers=calls.headers(token), transport=transport
+            base_url=self.server,
+            timeout=calls.timeout(timeout_seconds),
+            headers=calls.headers(token),
+            transport=transport,
         )
 
     async def submit(self, manifest: str | Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Self
 import httpx
 
 from client import calls
-from client.calls import CONNECT_RETRIES, DEFAULT_SERVER, PATIENCE_SECONDS, RECONNECT_SECONDS, TIMEOUT, Call
+from client.calls import CONNECT_RETRIES, DEFAULT_SERVER, PATIENCE_SECONDS, RECONNECT_SECONDS, TIMEOUT_SECONDS, Call
 from client.reading import Download, LogReading, Progress, size_of
 from client.refusals import reachable, refusal, still_going
 from client.replies import Artifact, LogLine, Task, TaskPage
@@ -22,14 +22,20 @@ from foundation.errors import ServiceUnavailable
 class TaskClient:
     """Task runs on one server. Refusals are raised as the errors of ``foundation.errors``, by their code.
 
-    ``token`` is sent as a bearer token, for a server behind something that asks for one.
+    ``token`` is sent as a bearer token, for a server behind something that asks for one. No answer may take longer than
+    ``timeout_seconds``, except a log that is followed.
     """
 
-    def __init__(self, server: str = DEFAULT_SERVER, token: str | None = None) -> None:
+    def __init__(
+        self, server: str = DEFAULT_SERVER, token: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> None:
         self.server = server.rstrip("/")
         transport = httpx.HTTPTransport(retries=CONNECT_RETRIES)
         self._http = httpx.Client(
-            base_url=self.server, timeout=TIMEOUT, headers=calls.headers(token), transport=transport
+            base_url=self.server,
+            timeout=calls.timeout(timeout_seconds),
+            headers=calls.headers(token),
+            transport=transport,
         )
 
     def submit(self, manifest: str | Mapping[str, Any]) -> str:

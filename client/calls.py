@@ -15,9 +15,10 @@ DEFAULT_SERVER = "http://localhost:8122"
 PATIENCE_SECONDS = 60.0
 RECONNECT_SECONDS = 1.0
 CONNECT_RETRIES = 2
-TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+TIMEOUT_SECONDS = 30.0
+_CONNECT_SECONDS = 5.0
 # The server says something at least every ten seconds while a log is followed.
-FOLLOW_TIMEOUT = httpx.Timeout(40.0, connect=5.0)
+FOLLOW_TIMEOUT = httpx.Timeout(40.0, connect=_CONNECT_SECONDS)
 
 _BASE = "/api/v1/tasks"
 
@@ -29,6 +30,11 @@ class Call:
     method: str
     path: str
     options: dict[str, Any] = field(default_factory=dict)
+
+
+def timeout(seconds: float) -> httpx.Timeout:
+    """The most that one answer may take; a server that is not there is noticed sooner."""
+    return httpx.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))
 
 
 def headers(token: str | None) -> dict[str, str]:

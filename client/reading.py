@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import httpx
 
-from client.calls import FOLLOW_TIMEOUT, PATIENCE_SECONDS, TIMEOUT, Call, task_url
+from client.calls import FOLLOW_TIMEOUT, PATIENCE_SECONDS, Call, task_url
 from client.replies import LogLine
 from foundation.errors import ServiceUnavailable, TaskyardError
 
@@ -38,8 +38,10 @@ class LogReading:
         headers = {"Accept": "application/x-ndjson"}
         if self._after_id:
             headers["Last-Event-ID"] = str(self._after_id)
-        timeout = FOLLOW_TIMEOUT if self._follow else TIMEOUT
-        return Call("GET", self._url, {"params": dict(self._params), "headers": headers, "timeout": timeout})
+        options: dict[str, Any] = {"params": dict(self._params), "headers": headers}
+        if self._follow:
+            options["timeout"] = FOLLOW_TIMEOUT
+        return Call("GET", self._url, options)
 
     def take(self, piece: bytes) -> Iterator[LogLine]:
         """The lines that a piece of the answer completes. Raises ServiceUnavailable when the answer tells of one.
