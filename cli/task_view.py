@@ -211,7 +211,7 @@ def print_table(
 
     kept = list(heads)
     for head in droppable:
-        if room(kept) >= min(widths[flexible], _LEAST_CHARS):
+        if room(kept) >= (widths[flexible] if fold else min(widths[flexible], _LEAST_CHARS)):
             break
         kept.remove(head)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")

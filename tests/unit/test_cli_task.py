@@ -69,7 +69,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return set_width
 
 
-@pytest.mark.parametrize("columns", [40, 50, 80, 200])
+@pytest.mark.parametrize("columns", [30, 50, 80, 200])
 def test_tables_fit_the_terminal_and_never_cut_an_id(
     capsys: pytest.CaptureFixture[str], terminal: Callable[[int], None], columns: int
 ) -> None:
