@@ -36,7 +36,7 @@ def run() -> None:
     app()
 
 
-class _LazyCommand(TyperCommand):
+class LazyCommand(TyperCommand):
     """A command known by its help line only; the real one takes over when it is called."""
 
     def __init__(self, name: str, target: str, summary: str) -> None:
@@ -45,15 +45,17 @@ class _LazyCommand(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """The context of the real command."""
+        return self.load().make_context(info_name, args, parent=parent, **extra)
+
+    def load(self) -> Any:
+        """The real command."""
         module_name, _, attribute = self._target.partition(":")
         found = getattr(importlib.import_module(module_name), attribute)
         if isinstance(found, typer.Typer):
-            command: Any = typer.main.get_group(found)
-        else:
-            single = typer.Typer(add_completion=False, rich_markup_mode=app.rich_markup_mode)
-            single.command(self.name)(found)
-            command = typer.main.get_command(single)
-        return command.make_context(info_name, args, parent=parent, **extra)
+            return typer.main.get_group(found)
+        single = typer.Typer(add_completion=False, rich_markup_mode=app.rich_markup_mode)
+        single.command(self.name)(found)
+        return typer.main.get_command(single)
 
 
 class _Sandbox(TyperGroup):
@@ -62,7 +64,7 @@ class _Sandbox(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         for name, (target, summary) in _COMMANDS.items():
-            self.add_command(_LazyCommand(name, target, summary))
+            self.add_command(LazyCommand(name, target, summary))
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
