@@ -8,13 +8,15 @@ from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
 
-from api import errors, health, tasks
+from api import errors, health, stream, tasks
 from api.core import Core
 from api.engine import Engine
+from api.events import RunEvents
 from api.index import RunIndex
 from api.limits import BodyLimit
 from api.metrics import Metrics, RequestTimes
 from api.submission import MAX_BODY_BYTES
+from api.watch import RunWatches
 from foundation.errors import EngineUnavailable
 from foundation.settings import Settings
 from storage.bucket import Bucket
@@ -48,9 +50,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.bucket = bucket
     app.state.followers = followers
     app.state.metrics = metrics
+    app.state.events = RunEvents(core, bucket, followers, RunWatches(core))
     app.add_middleware(BodyLimit, most_bytes=MAX_BODY_BYTES)
     app.add_middleware(RequestTimes, metrics=metrics)
     errors.install(app)
+    app.include_router(stream.router)
     app.include_router(tasks.router)
     app.include_router(health.router)
     return app
