@@ -20,6 +20,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from api import listing, snapshot
+from api.admission import Admission
 from api.engine import RPC_LIMIT, Engine, is_unknown
 from api.index import RunIndex
 from api.submission import accept
@@ -71,13 +72,16 @@ class Core:
         self._engine = engine
         self._bucket = bucket
         self._index = index
+        self._admission = Admission(bucket)
 
     async def submit(self, data: Any) -> TaskStatus:
         """Start a run of the manifest in parsed data and give its first status.
 
-        Raises InvalidManifest before anything starts, DuplicateTaskId when the id is taken: Temporal decides that.
+        Raises InvalidManifest and InsufficientResources before anything starts, DuplicateTaskId when the id is taken:
+        Temporal decides that.
         """
         manifest = accept(data)
+        await self._admission.check(manifest)
         if manifest.metadata.id is not None:
             return await self._start(manifest.metadata.id, manifest)
         for _ in range(_OWN_ID_ATTEMPTS - 1):

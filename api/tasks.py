@@ -18,6 +18,7 @@ from api.submission import read_body
 from foundation.errors import (
     ArtifactNotFound,
     DuplicateTaskId,
+    InsufficientResources,
     InvalidManifest,
     InvalidParameter,
     PayloadTooLarge,
@@ -97,7 +98,9 @@ CoreOf = Annotated[Core, Depends(_core)]
     status_code=202,
     summary="Submit a task",
     openapi_extra=_MANIFEST_BODY,
-    responses=errors.responses(InvalidManifest, DuplicateTaskId, PayloadTooLarge, UnsupportedMediaType),
+    responses=errors.responses(
+        InvalidManifest, DuplicateTaskId, PayloadTooLarge, UnsupportedMediaType, InsufficientResources
+    ),
     dependencies=[Depends(errors.refuse_with(accepted=False, task_id=""))],
 )
 async def submit(request: Request, core: CoreOf) -> views.SubmitReply:

@@ -27,6 +27,7 @@ from foundation.settings import Settings
 from machines.host import MachineHost
 from storage.bucket import Bucket
 from worker.gateway import Gateway
+from worker.room import telling_room
 from worker.sweeper import sweep_forever
 from workflows.task_workflow import TaskWorkflow
 
@@ -60,6 +61,7 @@ async def run(settings: Settings) -> None:
             await stack.enter_async_context(worker)
         sweeper = asyncio.create_task(sweep_forever(host, client))
         stack.callback(sweeper.cancel)
+        await stack.enter_async_context(telling_room(settings.host_name, host, bucket))
         log.info("ready", host=settings.host_name, queue=host_queue(settings), temporal=settings.temporal_target)
         if settings.model_is_scripted:
             log.warning("the model is scripted: no ANTHROPIC_API_KEY is set")
