@@ -27,10 +27,10 @@ def create_app(settings: Settings) -> FastAPI:
     """The application. It starts whether or not Temporal and the bucket are there, and says 503 while they are not."""
     bucket = Bucket(settings)
     engine = Engine(settings)
-    index = RunIndex(engine)
-    core = Core(engine, bucket, index)
     followers = RunLogFollowers(bucket)
     metrics = Metrics(lambda: sum(followers.followed.values()))
+    index = RunIndex(engine, metrics.take_change)
+    core = Core(engine, bucket, index)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -106,12 +106,9 @@ async def metrics(request: Request) -> Response:
     core: Core = request.app.state.core
     series = request.app.state.metrics
     try:
-        counts = await core.counts()
+        series.take_counts(await core.counts())
     except TaskyardError:
-        series.tasks.clear()
-    else:
-        for state in TaskState:
-            series.tasks.labels(state.value).set(counts[state])
+        series.take_counts(None)
     return Response(series.text(), media_type=CONTENT_TYPE)
 
 

@@ -77,10 +77,15 @@ class Row:
         return other is None or _RANK[self.state] >= _RANK[other.state]
 
 
-class RunIndex:
-    """The rows of one process. ``on_change`` hears of every run that was seen in another state than before."""
+OnChange = Callable[[TaskStatus, TaskState | None], None]
 
-    def __init__(self, engine: Engine, on_change: Callable[[TaskStatus], None] = lambda _: None) -> None:
+
+class RunIndex:
+    """The rows of one process. ``on_change`` hears of every run seen in another state, and of the one before."""
+
+    def __init__(
+        self, engine: Engine, on_change: Callable[[TaskStatus, TaskState | None], None] = lambda _, __: None
+    ) -> None:
         self._engine = engine
         self._on_change = on_change
         self._rows: dict[str, Row] = {}
@@ -234,7 +239,7 @@ class RunIndex:
         if (held is None or held.state is not row.state) and self._built_at is not None:
             self._moment += 1
             self._changed.append(row.id)
-            self._on_change(status)
+            self._on_change(status, held.state if held else None)
 
     def _place(self, row: Row) -> None:
         """Show the row, unless its id stands for a later run: Temporal's reset starts a second one."""

@@ -35,9 +35,12 @@ async def stream_events(socket: WebSocket) -> None:
     task_id = socket.query_params.get("task_id") or None
     sending = asyncio.create_task(_send(socket, task_id))
     leaving = asyncio.create_task(_until_left(socket))
+    streams = socket.app.state.metrics.streams
+    streams.inc()
     try:
         await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        streams.dec()
         for task in (sending, leaving):
             task.cancel()
         await asyncio.gather(sending, leaving, return_exceptions=True)
