@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from api import errors, health, stream, tasks
 from api.core import Core
@@ -40,7 +41,8 @@ def create_app(settings: Settings) -> FastAPI:
         await asyncio.gather(filling, return_exceptions=True)
         await index.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(
+        redoc_url=None,
         lifespan=lifespan,
         title="Taskyard",
         version=health.VERSION,
