@@ -61,7 +61,7 @@ class RunGateway(Protocol):
 class Agent:
     """Steps that run Claude Code in the guest of a lease.
 
-    ``client`` and ``loop`` let the follower's thread signal its workflow.
+    ``client`` and ``loop`` let the follower's thread signal its workflow; ``on_result`` hears how each agent ended.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Agent:
         gateway: RunGateway,
         client: Client,
         loop: asyncio.AbstractEventLoop,
+        on_result: Callable[[AgentResult], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._host = host
@@ -79,6 +80,7 @@ class Agent:
         self._gateway = gateway
         self._client = client
         self._loop = loop
+        self._on_result = on_result
 
     @activity.defn(name=steps.RUN_AGENT.name)
     @boundary
@@ -118,6 +120,7 @@ class Agent:
         for field in ("result", "error"):
             if text := getattr(result, field):
                 setattr(result, field, redactor.redact(text.encode()).decode(errors="replace"))
+        self._on_result(result)
         return result
 
     @activity.defn(name=steps.STOP_AGENT.name)

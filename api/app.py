@@ -7,14 +7,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
-from api import errors, health, tasks
+from api import errors, health, stream, tasks
 from api.core import Core
 from api.engine import Engine
+from api.events import RunEvents
 from api.index import RunIndex
 from api.limits import BodyLimit
 from api.metrics import Metrics, RequestTimes
 from api.submission import MAX_BODY_BYTES
+from api.watch import RunWatches
 from foundation.errors import EngineUnavailable
 from foundation.settings import Settings
 from storage.bucket import Bucket
@@ -25,10 +28,10 @@ def create_app(settings: Settings) -> FastAPI:
     """The application. It starts whether or not Temporal and the bucket are there, and says 503 while they are not."""
     bucket = Bucket(settings)
     engine = Engine(settings)
-    index = RunIndex(engine)
-    core = Core(engine, bucket, index)
     followers = RunLogFollowers(bucket)
     metrics = Metrics(lambda: sum(followers.followed.values()))
+    index = RunIndex(engine, metrics.take_change)
+    core = Core(engine, bucket, index)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -38,7 +41,8 @@ def create_app(settings: Settings) -> FastAPI:
         await asyncio.gather(filling, return_exceptions=True)
         await index.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(
+        redoc_url=None,
         lifespan=lifespan,
         title="Taskyard",
         version=health.VERSION,
@@ -48,9 +52,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.bucket = bucket
     app.state.followers = followers
     app.state.metrics = metrics
+    app.state.events = RunEvents(core, bucket, followers, RunWatches(core))
     app.add_middleware(BodyLimit, most_bytes=MAX_BODY_BYTES)
     app.add_middleware(RequestTimes, metrics=metrics)
     errors.install(app)
+    app.include_router(stream.router)
     app.include_router(tasks.router)
     app.include_router(health.router)
     return app

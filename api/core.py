@@ -20,6 +20,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from api import listing, snapshot
+from api.admission import Admission
 from api.engine import RPC_LIMIT, Engine, is_unknown
 from api.index import RunIndex
 from api.submission import accept
@@ -37,7 +38,14 @@ from storage import artifacts, records
 from storage.bucket import Bucket
 from storage.layout import task_prefix
 from workflows.manifest import Manifest
-from workflows.messages import Artifact, CancelRequest, TaskStatus, TaskSubmission, UserMessage
+from workflows.messages import (
+    Artifact,
+    CancelRequest,
+    MachineFigures,
+    TaskStatus,
+    TaskSubmission,
+    UserMessage,
+)
 from workflows.states import TaskState
 from workflows.task_workflow import STATUS_MEMO
 
@@ -64,13 +72,16 @@ class Core:
         self._engine = engine
         self._bucket = bucket
         self._index = index
+        self._admission = Admission(bucket)
 
     async def submit(self, data: Any) -> TaskStatus:
         """Start a run of the manifest in parsed data and give its first status.
 
-        Raises InvalidManifest before anything starts, DuplicateTaskId when the id is taken: Temporal decides that.
+        Raises InvalidManifest and InsufficientResources before anything starts, DuplicateTaskId when the id is taken:
+        Temporal decides that.
         """
         manifest = accept(data)
+        await self._admission.check(manifest)
         if manifest.metadata.id is not None:
             return await self._start(manifest.metadata.id, manifest)
         for _ in range(_OWN_ID_ATTEMPTS - 1):
@@ -105,8 +116,38 @@ class Core:
             created_at = described.typed_search_attributes.get(snapshot.CREATED_KEY, status.created_at)
             status = status.model_copy(update={"created_at": created_at})
         if status.state is TaskState.RUNNING:
-            status.progress = await snapshot.live_progress(described) or status.progress
+            live_progress = await snapshot.live_progress(described)
+            status.progress = live_progress.without_figures() if live_progress else status.progress
         return TaskView(status, live)
+
+    async def look(self, task_id: str, before: TaskStatus | None) -> tuple[TaskStatus, MachineFigures | None, bool]:
+        """The run, the last figures of its guest, and whether all is over, at the price of one request to Temporal.
+
+        ``before`` is the status of the last look: what cannot change within a state is taken from it. Raises
+        TaskNotFound, EngineUnavailable.
+        """
+        _check_form(task_id)
+        described = await self._describe(task_id)
+        if described is None:
+            return await self._final_record(task_id), None, True
+        ended = described.status is not WorkflowExecutionStatus.RUNNING
+        status = await snapshot.status_of(described)
+        if before is None or before.state is not status.state:
+            before = (await self.status(task_id)).status
+        live = await snapshot.live_progress(described)
+        progress = live.without_figures() if live else before.progress
+        return before.model_copy(update={"progress": progress}), live.machine if live else None, ended
+
+    async def changes(self, since: int) -> tuple[int, list[TaskStatus]]:
+        """The runs that have changed since a moment of the index, and the moment now.
+
+        Where those are not known any more, and at moment 0, all that have not ended. Raises EngineUnavailable.
+        """
+        await self._index.look()
+        moment, changed = self._index.changes(since)
+        if changed is None:
+            changed = [row.status for row in self._index.rows() if not row.state.terminal]
+        return moment, changed
 
     async def find(self, query: listing.TaskQuery) -> listing.Page:
         """A page of the runs that Temporal still knows."""

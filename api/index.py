@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
@@ -42,6 +43,7 @@ _REBUILD_SHARE = 20
 _NOTED_SECONDS = 60.0
 _PAGE = 500
 _PAUSE_ROWS = 50
+_CHANGES = 10_000
 _RANK = {state: rank for rank, state in enumerate(TaskState)}
 _LONG_AGO = datetime.fromtimestamp(0, UTC)
 
@@ -75,15 +77,22 @@ class Row:
         return other is None or _RANK[self.state] >= _RANK[other.state]
 
 
-class RunIndex:
-    """The rows of one process. ``on_change`` hears of every run that was seen in another state than before."""
+OnChange = Callable[[TaskStatus, TaskState | None], None]
 
-    def __init__(self, engine: Engine, on_change: Callable[[TaskStatus], None] = lambda _: None) -> None:
+
+class RunIndex:
+    """The rows of one process. ``on_change`` hears of every run seen in another state, and of the one before."""
+
+    def __init__(
+        self, engine: Engine, on_change: Callable[[TaskStatus, TaskState | None], None] = lambda _, __: None
+    ) -> None:
         self._engine = engine
         self._on_change = on_change
         self._rows: dict[str, Row] = {}
         self._newest: dict[str, str] = {}
         self._ordered: dict[str, list[Row]] = {}
+        self._moment = 1
+        self._changed: deque[str] = deque(maxlen=_CHANGES)
         self._left_out = 0
         self._noted: dict[str, float] = {}
         self._meanwhile: dict[str, Row] | None = None
@@ -122,6 +131,18 @@ class RunIndex:
         if name not in self._ordered:
             self._ordered[name] = sorted(self.rows(), key=lambda row: (key(row), row.id))
         return self._ordered[name]
+
+    def changes(self, since: int) -> tuple[int, list[TaskStatus] | None]:
+        """The runs shown in another state since a moment, and the moment now.
+
+        None in their place when there were too many to remember: then every row has to be looked at. Moments are
+        numbers from 0 on, which is no moment yet.
+        """
+        missed = self._moment - since
+        if not since or missed > len(self._changed):
+            return self._moment, None
+        ids = dict.fromkeys(islice(self._changed, len(self._changed) - missed, None))
+        return self._moment, [self._rows[self._newest[task_id]].status for task_id in ids if task_id in self._newest]
 
     def counts(self) -> Counter[TaskState]:
         """How many runs there are in each state."""
@@ -177,8 +198,7 @@ class RunIndex:
         self._meanwhile = {}
         try:
             async for row, status in self._read(client, _EVERY_RUN):
-                if status is not None and row.is_newer_than(self._rows.get(row.run_id)):
-                    self._tell_change(row, status)
+                self._take(row, status)
                 fresh[row.run_id] = row
             for run_id, row in self._meanwhile.items():
                 if row.is_newer_than(fresh.get(run_id)):
@@ -217,7 +237,9 @@ class RunIndex:
     def _tell_change(self, row: Row, status: TaskStatus) -> None:
         held = self._rows.get(row.run_id)
         if (held is None or held.state is not row.state) and self._built_at is not None:
-            self._on_change(status)
+            self._moment += 1
+            self._changed.append(row.id)
+            self._on_change(status, held.state if held else None)
 
     def _place(self, row: Row) -> None:
         """Show the row, unless its id stands for a later run: Temporal's reset starts a second one."""

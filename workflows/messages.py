@@ -88,6 +88,10 @@ class LiveProgress(AgentProgress):
 
     machine: MachineFigures | None = None
 
+    def without_figures(self) -> AgentProgress:
+        """The progress alone."""
+        return AgentProgress.model_validate(self.model_dump())
+
 
 class TokenUsage(Message):
     """Tokens that the model gateway counted for the run."""
