@@ -52,7 +52,7 @@ def written_commands() -> Iterator[tuple[str, str]]:
                 yield page.name, (match[1] or "").strip().rstrip(")")
 
 
-@pytest.mark.parametrize(("page", "words"), written_commands())
+@pytest.mark.parametrize(("page", "words"), list(written_commands()))
 def test_every_command_and_option_named_in_the_docs_exists(page: str, words: str) -> None:
     name, value_comes = "sandbox", False
     known = options(TREE[name])
