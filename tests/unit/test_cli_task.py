@@ -14,6 +14,7 @@ import pytest
 
 from cli.task_reading import _local_path, pause_seconds
 from cli.task_view import print_artifacts, print_tasks
+from cli.watch import repeat
 from client import Artifact, Task
 from foundation.errors import InvalidParameter
 
@@ -94,6 +95,18 @@ def test_a_pipe_gets_everything(capsys: pytest.CaptureFixture[str]) -> None:
     now = datetime.now(UTC)
     print_tasks([Task(id="a", name="name " * 99, state="running", created_at=now, state_changed_at=now)])
     assert "name " * 99 in capsys.readouterr().out
+
+
+def test_a_list_is_shown_anew_until_ctrl_c() -> None:
+    shown = []
+
+    def show() -> None:
+        shown.append(len(shown))
+        if len(shown) == 3:
+            raise KeyboardInterrupt
+
+    repeat(show, 0.01)
+    assert shown == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("500ms", 0.5), ("2", 2), ("1.5h", 5400), (" 1d ", 86400)])
