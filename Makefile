@@ -2,11 +2,11 @@
 SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin
 BIN := .venv/bin
-PACKAGES := foundation workflows activities machines storage api worker cli
+PACKAGES := foundation workflows activities machines storage api worker client cli
 CHECKED := $(PACKAGES) tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check up image bench clean requirements
+.PHONY: help setup demo test check up image bench docs clean requirements
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ image: setup ## Build the guest image if it is not there
 
 bench: setup ## Measure what docs/performance.md reports
 	@$(BIN)/python -m benchmarks
+
+docs: setup ## Write what docs/ tells of commands and settings anew
+	@$(BIN)/python -m cli.reference
 
 clean: ## Remove what Taskyard made on this host, except OS packages
 	@if [ -x $(BIN)/sandbox ]; then $(BIN)/sandbox clean --yes; fi

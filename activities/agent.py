@@ -17,6 +17,7 @@ from activities.agent_session import MCP_CONFIG, AgentSession, Launch
 from activities.announcements import announce_state
 from activities.failures import boundary
 from activities.follower import Follower
+from activities.guest_figures import GuestFigures
 from activities.heartbeat import beating
 from activities.secrets import resolve_all
 from foundation.errors import GuestUnreachable
@@ -33,6 +34,7 @@ from workflows.messages import (
     AgentResult,
     CloseRequest,
     DeliverRequest,
+    LiveProgress,
     StopAgentRequest,
     TokenUsage,
     TurnEnded,
@@ -59,7 +61,7 @@ class RunGateway(Protocol):
 class Agent:
     """Steps that run Claude Code in the guest of a lease.
 
-    ``client`` and ``loop`` let the follower's thread signal its workflow.
+    ``client`` and ``loop`` let the follower's thread signal its workflow; ``on_result`` hears how each agent ended.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Agent:
         gateway: RunGateway,
         client: Client,
         loop: asyncio.AbstractEventLoop,
+        on_result: Callable[[AgentResult], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._host = host
@@ -77,6 +80,7 @@ class Agent:
         self._gateway = gateway
         self._client = client
         self._loop = loop
+        self._on_result = on_result
 
     @activity.defn(name=steps.RUN_AGENT.name)
     @boundary
@@ -87,13 +91,15 @@ class Agent:
         redactor = Redactor({**secrets, "GATEWAY_TOKEN": token})
         writer = RunLogWriter(self._bucket, request.task_id, redactor)
         output = AgentOutput()
-        follower = Follower(writer, output, request.hang_timeout, self._turn_end_teller(), _Ticker(output.progress))
+        ticker = _Ticker(output.progress)
+        follower = Follower(writer, output, request.hang_timeout, self._turn_end_teller(), ticker)
         with beating(output.progress):
             announce_state(self._bucket, request.task_id, TaskState.RUNNING, STATE_MESSAGES[TaskState.RUNNING])
             offsets = writer.resume()
             follower.read_back(read_entries(self._bucket, request.task_id))
             try:
-                session = AgentSession(self._host.connect(request.machine_id))
+                shell = self._host.connect(request.machine_id)
+                session = AgentSession(shell)
                 session.start(_launch(request, token))
             except GuestUnreachable:
                 if follower.silent_for() < request.hang_timeout.total_seconds():
@@ -103,7 +109,8 @@ class Agent:
                     error=f"The guest has not answered for {format_seconds(follower.silent_for())}.",
                     progress=output.progress,
                 )
-        ended = follower.follow(session, offsets)
+        with GuestFigures(shell) as ticker.figures:
+            ended = follower.follow(session, offsets)
         usage = TokenUsage.model_validate(self._gateway.usage(request.machine_id))
         result = output.outcome(ended.exit_code, usage)
         if follower.hung:
@@ -113,6 +120,7 @@ class Agent:
         for field in ("result", "error"):
             if text := getattr(result, field):
                 setattr(result, field, redactor.redact(text.encode()).decode(errors="replace"))
+        self._on_result(result)
         return result
 
     @activity.defn(name=steps.STOP_AGENT.name)
@@ -148,9 +156,10 @@ class Agent:
 
 
 class _Ticker:
-    """Heartbeats with the live progress, and leaves when the worker is told to stop."""
+    """Heartbeats with the live progress and the guest's figures, and leaves when the worker is told to stop."""
 
     def __init__(self, progress: AgentProgress) -> None:
+        self.figures: GuestFigures | None = None
         self._progress = progress
         self._due = 0.0
 
@@ -163,7 +172,8 @@ class _Ticker:
                 next_retry_delay=timedelta(seconds=1),
             )
         if time.monotonic() >= self._due:
-            activity.heartbeat(self._progress)
+            machine = self.figures.latest() if self.figures else None
+            activity.heartbeat(LiveProgress(**self._progress.model_dump(), machine=machine))
             self._due = time.monotonic() + _HEARTBEAT_SECONDS
 
 

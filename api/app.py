@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
-from api import errors, health, tasks
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+
+from api import errors, health, stream, tasks
 from api.core import Core
 from api.engine import Engine
+from api.events import RunEvents
+from api.index import RunIndex
 from api.limits import BodyLimit
 from api.metrics import Metrics, RequestTimes
 from api.submission import MAX_BODY_BYTES
+from api.watch import RunWatches
+from foundation.errors import EngineUnavailable
 from foundation.settings import Settings
 from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
@@ -18,11 +27,23 @@ from storage.follower import RunLogFollowers
 def create_app(settings: Settings) -> FastAPI:
     """The application. It starts whether or not Temporal and the bucket are there, and says 503 while they are not."""
     bucket = Bucket(settings)
-    core = Core(Engine(settings), bucket)
+    engine = Engine(settings)
     followers = RunLogFollowers(bucket)
     metrics = Metrics(lambda: sum(followers.followed.values()))
+    index = RunIndex(engine, metrics.take_change)
+    core = Core(engine, bucket, index)
 
-    app = FastAPI(
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        filling = asyncio.create_task(_fill(index))
+        yield
+        filling.cancel()
+        await asyncio.gather(filling, return_exceptions=True)
+        await index.close()
+
+    app = FastAPIOffline(
+        redoc_url=None,
+        lifespan=lifespan,
         title="Taskyard",
         version=health.VERSION,
         summary="Runs coding-agent tasks to the end, each in a throw-away virtual machine",
@@ -31,9 +52,17 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.bucket = bucket
     app.state.followers = followers
     app.state.metrics = metrics
+    app.state.events = RunEvents(core, bucket, followers, RunWatches(core))
     app.add_middleware(BodyLimit, most_bytes=MAX_BODY_BYTES)
     app.add_middleware(RequestTimes, metrics=metrics)
     errors.install(app)
+    app.include_router(stream.router)
     app.include_router(tasks.router)
     app.include_router(health.router)
     return app
+
+
+async def _fill(index: RunIndex) -> None:
+    """Read what there is before somebody asks for it."""
+    with suppress(EngineUnavailable):
+        await index.look()

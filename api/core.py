@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,9 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from api import listing, snapshot
+from api.admission import Admission
 from api.engine import RPC_LIMIT, Engine, is_unknown
+from api.index import RunIndex
 from api.submission import accept
 from foundation.errors import (
     ArtifactNotFound,
@@ -35,7 +38,14 @@ from storage import artifacts, records
 from storage.bucket import Bucket
 from storage.layout import task_prefix
 from workflows.manifest import Manifest
-from workflows.messages import Artifact, CancelRequest, TaskStatus, TaskSubmission, UserMessage
+from workflows.messages import (
+    Artifact,
+    CancelRequest,
+    MachineFigures,
+    TaskStatus,
+    TaskSubmission,
+    UserMessage,
+)
 from workflows.states import TaskState
 from workflows.task_workflow import STATUS_MEMO
 
@@ -58,16 +68,20 @@ class TaskView:
 class Core:
     """What can be done with task runs. Every method raises errors of the one tree, never Temporal's or S3's own."""
 
-    def __init__(self, engine: Engine, bucket: Bucket) -> None:
+    def __init__(self, engine: Engine, bucket: Bucket, index: RunIndex) -> None:
         self._engine = engine
         self._bucket = bucket
+        self._index = index
+        self._admission = Admission(bucket)
 
     async def submit(self, data: Any) -> TaskStatus:
         """Start a run of the manifest in parsed data and give its first status.
 
-        Raises InvalidManifest before anything starts, DuplicateTaskId when the id is taken: Temporal decides that.
+        Raises InvalidManifest and InsufficientResources before anything starts, DuplicateTaskId when the id is taken:
+        Temporal decides that.
         """
         manifest = accept(data)
+        await self._admission.check(manifest)
         if manifest.metadata.id is not None:
             return await self._start(manifest.metadata.id, manifest)
         for _ in range(_OWN_ID_ATTEMPTS - 1):
@@ -102,21 +116,48 @@ class Core:
             created_at = described.typed_search_attributes.get(snapshot.CREATED_KEY, status.created_at)
             status = status.model_copy(update={"created_at": created_at})
         if status.state is TaskState.RUNNING:
-            status.progress = await snapshot.live_progress(described) or status.progress
+            live_progress = await snapshot.live_progress(described)
+            status.progress = live_progress.without_figures() if live_progress else status.progress
         return TaskView(status, live)
+
+    async def look(self, task_id: str, before: TaskStatus | None) -> tuple[TaskStatus, MachineFigures | None, bool]:
+        """The run, the last figures of its guest, and whether all is over, at the price of one request to Temporal.
+
+        ``before`` is the status of the last look: what cannot change within a state is taken from it. Raises
+        TaskNotFound, EngineUnavailable.
+        """
+        _check_form(task_id)
+        described = await self._describe(task_id)
+        if described is None:
+            return await self._final_record(task_id), None, True
+        ended = described.status is not WorkflowExecutionStatus.RUNNING
+        status = await snapshot.status_of(described)
+        if before is None or before.state is not status.state:
+            before = (await self.status(task_id)).status
+        live = await snapshot.live_progress(described)
+        progress = live.without_figures() if live else before.progress
+        return before.model_copy(update={"progress": progress}), live.machine if live else None, ended
+
+    async def changes(self, since: int) -> tuple[int, list[TaskStatus]]:
+        """The runs that have changed since a moment of the index, and the moment now.
+
+        Where those are not known any more, and at moment 0, all that have not ended. Raises EngineUnavailable.
+        """
+        await self._index.look()
+        moment, changed = self._index.changes(since)
+        if changed is None:
+            changed = [row.status for row in self._index.rows() if not row.state.terminal]
+        return moment, changed
 
     async def find(self, query: listing.TaskQuery) -> listing.Page:
         """A page of the runs that Temporal still knows."""
-        client = await self._engine.client()
-        with self._engine.failures():
-            return await listing.find(client, query)
+        await self._index.look()
+        return listing.find(self._index, query)
 
-    async def count(self, *states: TaskState) -> int:
-        """How many runs are in these states now."""
-        query = listing.visibility_query(listing.TaskQuery(states=frozenset(states)))
-        client = await self._engine.client()
-        with self._engine.failures():
-            return (await client.count_workflows(query, rpc_timeout=RPC_LIMIT)).count
+    async def counts(self) -> Counter[TaskState]:
+        """How many runs are in each state now."""
+        await self._index.look()
+        return self._index.counts()
 
     async def cancel(self, task_id: str, request: CancelRequest) -> TaskStatus:
         """Ask the run to end, and give its status from before. Raises TaskNotFound, TaskAlreadyTerminal.
@@ -187,7 +228,7 @@ class Core:
         client = await self._engine.client()
         try:
             with self._engine.failures():
-                await client.start_workflow(
+                handle = await client.start_workflow(
                     snapshot.WORKFLOW_TYPE,
                     TaskSubmission(task_id=task_id, manifest=manifest),
                     id=snapshot.workflow_id(task_id),
@@ -205,6 +246,7 @@ class Core:
             if error.status is RPCStatusCode.INVALID_ARGUMENT:
                 raise PayloadTooLarge(f"Temporal refused the manifest: {error.message}.") from error
             raise
+        self._index.note(status, handle.result_run_id or "")
         return status
 
     async def _duplicate(self, task_id: str) -> DuplicateTaskId:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from api import errors
+from api import errors, examples
 from api.core import Core
 from api.metrics import CONTENT_TYPE
 from foundation.errors import TaskyardError
@@ -28,37 +28,43 @@ _UNDER_WAY = (
 )
 
 
-@router.get("/health", summary="Is the server up")
+@router.get("/health", summary="Is the server up", responses=examples.answer({"status": "ok", "service": "taskyard"}))
 @router.get("/api/health", summary="Is the server up", include_in_schema=False)
 async def basic() -> dict[str, str]:
     """Always ok while the process answers."""
     return {"status": "ok", "service": "taskyard"}
 
 
-@router.get("/api/v1/health", summary="Version, workers and tasks", responses=errors.responses())
+@router.get(
+    "/api/v1/health",
+    summary="Version, workers and tasks",
+    responses=errors.responses() | examples.answer(examples.HEALTH),
+)
 async def detailed(request: Request) -> dict[str, Any]:
     """Version and uptime of the server, workers that poll for tasks, and tasks under way."""
     core: Core = request.app.state.core
-    workers, running, pending = await asyncio.gather(
-        core.check_engine(), core.count(*_UNDER_WAY), core.count(TaskState.PENDING)
-    )
+    workers, counts = await asyncio.gather(core.check_engine(), core.counts())
     return {
         "status": "ok",
         "version": VERSION,
         "uptime_seconds": _uptime(request),
         "agents": {"connected": workers, "ready": workers},
-        "tasks": {"running": running, "pending": pending},
+        "tasks": {"running": sum(counts[state] for state in _UNDER_WAY), "pending": counts[TaskState.PENDING]},
     }
 
 
-@router.get("/api/v1/health/ready", summary="Can the server take tasks", responses=errors.responses())
+@router.get(
+    "/api/v1/health/ready",
+    summary="Can the server take tasks",
+    responses=errors.responses() | examples.answer({"ready": True, "reason": "workers_connected"}),
+)
 async def ready(request: Request) -> dict[str, Any]:
     """Ready when Temporal and the bucket answer. Without a worker, tasks are taken and wait."""
     workers = await _usable(request)
     return {"ready": True, "reason": "workers_connected" if workers else "no_workers_but_operational"}
 
 
-@router.get("/api/v1/health/live", summary="Is the process alive")
+@router.get("/api/v1/health/live", summary="Is the process alive", responses=examples.answer({"alive": True}))
 async def live() -> dict[str, bool]:
     """Always true while the process answers."""
     return {"alive": True}
@@ -87,11 +93,12 @@ async def healthz_deep(request: Request) -> dict[str, Any]:
     """The published client's deep check, with figures that are true."""
     core: Core = request.app.state.core
     workers = await _usable(request)
+    counts = await core.counts()
     return {
         "status": "healthy",
         "uptime_seconds": _uptime(request),
         "agent_count": workers,
-        "active_tasks": await core.count(*_UNDER_WAY),
+        "active_tasks": sum(counts[state] for state in _UNDER_WAY),
         "host_runtime_enabled": False,
     }
 
@@ -100,19 +107,21 @@ async def healthz_deep(request: Request) -> dict[str, Any]:
     "/metrics",
     summary="Metrics for Prometheus",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}}, "description": "Text format 0.0.4"}},
+    responses={
+        200: {
+            "content": {"text/plain": {"example": 'agentic_tasks_active{state="running"} 2.0\n'}},
+            "description": "Text format 0.0.4",
+        }
+    },
 )
 async def metrics(request: Request) -> Response:
     """Counters of this process, and tasks by state while Temporal answers."""
     core: Core = request.app.state.core
     series = request.app.state.metrics
     try:
-        counts = await asyncio.gather(*(core.count(state) for state in TaskState))
+        series.take_counts(await core.counts())
     except TaskyardError:
-        series.tasks.clear()
-    else:
-        for state, count in zip(TaskState, counts, strict=True):
-            series.tasks.labels(state.value).set(count)
+        series.take_counts(None)
     return Response(series.text(), media_type=CONTENT_TYPE)
 
 

@@ -1,19 +1,16 @@
-"""Lists of runs out of Temporal's visibility store: filters, stable order, pages and totals."""
+"""Lists of runs: filters, stable order, pages and totals, all of them out of the index."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
-from temporalio.client import Client, WorkflowExecution
-
-from api.engine import RPC_LIMIT
-from api.snapshot import CREATED_KEY, LABELS_KEY, NAME_KEY, WORKFLOW_TYPE, label_token, status_of
+from api.index import Row, RunIndex
 from foundation.errors import InvalidParameter
 from workflows.messages import TaskStatus
 from workflows.states import TaskState
-from workflows.task_workflow import CHANGED_KEY, STARTED_KEY
 
 Sort = Literal["created_at", "started_at", "state_changed_at", "name"]
 Order = Literal["asc", "desc"]
@@ -21,9 +18,13 @@ Order = Literal["asc", "desc"]
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
 
-_TIMES = {"created_at": CREATED_KEY, "started_at": STARTED_KEY, "state_changed_at": CHANGED_KEY}
 _NEVER = datetime.min.replace(tzinfo=UTC)
-_CLOSED_OUTSIDE = ("Terminated", "TimedOut", "Failed")
+_KEYS: dict[Sort, Callable[[Row], str | datetime]] = {
+    "created_at": lambda row: row.created_at,
+    "started_at": lambda row: row.started_at or _NEVER,
+    "state_changed_at": lambda row: row.state_changed_at,
+    "name": lambda row: row.name,
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class TaskQuery:
     offset: int = 0
     sort: Sort = "created_at"
     order: Order = "desc"
+
+    def wants(self, row: Row) -> bool:
+        """Whether the filters let the run through."""
+        if self.states and row.state not in self.states:
+            return False
+        return all(row.labels.get(key) == value for key, value in self.labels.items())
 
 
 @dataclass(frozen=True)
@@ -57,62 +64,14 @@ def parse_states(text: str | None) -> frozenset[TaskState]:
     return frozenset(TaskState(word) for word in words)
 
 
-async def find(client: Client, query: TaskQuery) -> Page:
-    """The page of runs that the query asks for.
-
-    Not every visibility store can sort, so the matching runs are sorted here, with the id to break ties; only the
-    rows of the page are decoded.
-    """
-    rows = [
-        row
-        async for row in client.list_workflows(visibility_query(query), rpc_timeout=RPC_LIMIT)
-        if _has_labels(row, query.labels)
-    ]
-    rows.sort(key=lambda row: (_sorted_by(row, query.sort), row.id), reverse=query.order == "desc")
-    shown = rows[query.offset : query.offset + query.limit]
-    return Page([await status_of(row) for row in shown], len(rows))
-
-
-def visibility_query(query: TaskQuery) -> str:
-    """The query as Temporal's list filter."""
-    clauses = [f"WorkflowType = '{WORKFLOW_TYPE}'", "ExecutionStatus != 'ContinuedAsNew'"]
-    if query.states:
-        clauses.append("(" + " OR ".join(_state_clauses(query.states)) + ")")
-    clauses += [f"{LABELS_KEY.name} = '{label_token(key, value)}'" for key, value in sorted(query.labels.items())]
-    return " AND ".join(clauses)
-
-
-def _state_clauses(states: frozenset[TaskState]) -> list[str]:
-    """State filters that agree with the state shown, also for runs that were ended past their own steps."""
-    active = [state for state in TaskState if not state.terminal]
-    live = sorted(state for state in states if not state.terminal)
-    ended = sorted(state for state in states if state.terminal)
-    clauses = []
-    if live:
-        clauses.append(f"(TaskyardState IN ({_quoted(live)}) AND ExecutionStatus = 'Running')")
-    if ended:
-        clauses.append(f"TaskyardState IN ({_quoted(ended)})")
-    if TaskState.FAILED in states:
-        clauses.append(f"(TaskyardState IN ({_quoted(active)}) AND ExecutionStatus IN ({_quoted(_CLOSED_OUTSIDE)}))")
-    if TaskState.CANCELLED in states:
-        clauses.append(f"(TaskyardState IN ({_quoted(active)}) AND ExecutionStatus = 'Canceled')")
-    return clauses
-
-
-def _quoted(words: Any) -> str:
-    return ", ".join(f"'{word}'" for word in words)
-
-
-def _sorted_by(row: WorkflowExecution, sort: Sort) -> str | datetime:
-    attributes = row.typed_search_attributes
-    if sort == "name":
-        return attributes.get(NAME_KEY, "")
-    return attributes.get(_TIMES[sort], _NEVER)
-
-
-def _has_labels(row: WorkflowExecution, labels: dict[str, str]) -> bool:
-    """Exact comparison: some visibility stores fold case."""
-    if not labels:
-        return True
-    held = set(row.typed_search_attributes.get(LABELS_KEY) or ())
-    return all(label_token(key, value) in held for key, value in labels.items())
+def find(index: RunIndex, query: TaskQuery) -> Page:
+    """The page of runs that the query asks for, as the index stands. Runs of equal keys come by their ids."""
+    rows = index.ordered(query.sort, _KEYS[query.sort])
+    found = [row for row in rows if query.wants(row)] if query.states or query.labels else rows
+    first, last = query.offset, query.offset + query.limit
+    if query.order == "desc":
+        end = len(found)
+        shown = found[max(0, end - last) : max(0, end - first)][::-1]
+    else:
+        shown = found[first:last]
+    return Page([row.status for row in shown], len(found))

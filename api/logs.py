@@ -168,7 +168,7 @@ class PlainText:
     media_type = "text/plain; charset=utf-8"
 
     def entry(self, entry: LogEntry) -> bytes:
-        head = f"[{_timestamp(entry.ts)}] [{entry.stream.upper()}] "
+        head = f"[{timestamp(entry.ts)}] [{entry.stream.upper()}] "
         return "".join(f"{head}{line}\n" for line in entry.data.removesuffix("\n").split("\n")).encode()
 
     def keepalive(self) -> bytes:
@@ -178,7 +178,7 @@ class PlainText:
         return b""
 
     def error(self, error: TaskyardError) -> bytes:
-        return f"[{_timestamp(datetime.now(UTC))}] [ERROR] {error.message}\n".encode()
+        return f"[{timestamp(datetime.now(UTC))}] [ERROR] {error.message}\n".encode()
 
 
 class JsonLines:
@@ -187,19 +187,19 @@ class JsonLines:
     media_type = "application/x-ndjson"
 
     def entry(self, entry: LogEntry) -> bytes:
-        head = {"id": entry.id, "timestamp": _timestamp(entry.ts), "stream": entry.stream}
+        head = {"id": entry.id, "timestamp": timestamp(entry.ts), "stream": entry.stream}
         return _json_line(_event(entry) | head if entry.stream == "event" else head | {"data": entry.data})
 
     def keepalive(self) -> bytes:
         return b"\n"
 
     def completed(self, status: TaskStatus) -> bytes:
-        at = _timestamp(status.state_changed_at)
+        at = timestamp(status.state_changed_at)
         end = {"timestamp": at, "stream": "event", "type": "completed", "state": status.state.value}
         return _json_line(end | {"exit_code": status.exit_code})
 
     def error(self, error: TaskyardError) -> bytes:
-        at = _timestamp(datetime.now(UTC))
+        at = timestamp(datetime.now(UTC))
         return _json_line(
             {"timestamp": at, "stream": "event", "type": "error", "error": error.code, "message": error.message}
         )
@@ -235,5 +235,6 @@ def _json_line(data: Mapping[str, object]) -> bytes:
     return json.dumps(data).encode() + b"\n"
 
 
-def _timestamp(at: datetime) -> str:
+def timestamp(at: datetime) -> str:
+    """A time as every dialect writes it: UTC, to the millisecond."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,13 +1,28 @@
-"""Counters and gauges of the API process, in the text form that Prometheus reads."""
+"""Counters, gauges and histograms of the API process, in the text form that Prometheus reads.
+
+What they tell of runs follows from the index: each server process sees every run by itself, so that several servers
+tell the same, and a sum over them would count twice. Labels are states, outcomes, stages and kinds only.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import Counter as Counter_
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from workflows.messages import TaskStatus
+from workflows.states import TaskState
+
+_RUN_BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 24 * 3600, 48 * 3600)
+_STAGE_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 6 * 3600, 24 * 3600)
+_TOKEN_KINDS = ("input", "output", "cache_creation_input", "cache_read_input")
+_RANK = {state: rank for rank, state in enumerate(TaskState)}
+_AFTER_READY = frozenset({TaskState.READY, TaskState.RUNNING, TaskState.COMPLETING})
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -20,6 +35,46 @@ class Metrics:
         self.started = time.time()
         self.submitted = Counter("taskyard_tasks_submitted", "Runs accepted by this process", registry=self.registry)
         self.tasks = Gauge("taskyard_tasks", "Runs that Temporal knows, by state", ["state"], registry=self.registry)
+        self.entered = Counter(
+            "agentic_tasks", "Runs that entered this state while this process ran", ["state"], registry=self.registry
+        )
+        self.active = Gauge("agentic_tasks_active", "Runs that have not ended", ["state"], registry=self.registry)
+        self.durations = Histogram(
+            "agentic_task_duration_seconds",
+            "From submission to the end",
+            ["outcome"],
+            buckets=_RUN_BUCKETS,
+            registry=self.registry,
+        )
+        self.provisioned = Histogram(
+            "agentic_vm_provision_duration_seconds",
+            "From an image to a machine that answers",
+            buckets=_STAGE_BUCKETS,
+            registry=self.registry,
+        )
+        self.stages = Histogram(
+            "taskyard_task_stage_duration_seconds",
+            "Time of runs in each of their states",
+            ["stage"],
+            buckets=_STAGE_BUCKETS,
+            registry=self.registry,
+        )
+        self.waited = Histogram(
+            "taskyard_queue_wait_seconds",
+            "From submission to room on a host",
+            buckets=_STAGE_BUCKETS,
+            registry=self.registry,
+        )
+        self.tokens = Counter("taskyard_task_tokens", "Tokens of ended runs", ["kind"], registry=self.registry)
+        for state in TaskState:
+            self.entered.labels(state.value)
+            if state.terminal:
+                self.durations.labels(state.value)
+            else:
+                self.active.labels(state.value)
+                self.stages.labels(state.value)
+        for kind in _TOKEN_KINDS:
+            self.tokens.labels(kind)
         self.requests = Histogram(
             "taskyard_http_request_duration_seconds",
             "Time to the first byte of an answer",
@@ -28,8 +83,49 @@ class Metrics:
         )
         uptime = Gauge("taskyard_uptime_seconds", "Time since this process started", registry=self.registry)
         uptime.set_function(lambda: time.time() - self.started)
+        self.streams = Gauge("taskyard_event_streams", "Clients of the WebSocket now", registry=self.registry)
         following = Gauge("taskyard_log_followers", "Clients that follow a run now", registry=self.registry)
         following.set_function(followers)
+
+    def take_counts(self, counts: Counter_[TaskState] | None) -> None:
+        """Show how many runs are in each state; None: nobody knows now."""
+        if counts is None:
+            self.tasks.clear()
+            self.active.clear()
+            return
+        for state in TaskState:
+            self.tasks.labels(state.value).set(counts[state])
+            if not state.terminal:
+                self.active.labels(state.value).set(counts[state])
+
+    def take_change(self, status: TaskStatus, before: TaskState | None) -> None:
+        """A run was seen in another state than ``before``; what it came through since is counted once.
+
+        Times of states are known when the run has written them down: at ``ready`` and at its end.
+        """
+        rank = _RANK[before] if before else -1
+        told = [step for step in status.transitions if _RANK[step.state] > rank]
+        for state in dict.fromkeys([*(step.state for step in told), status.state]):
+            self.entered.labels(state.value).inc()
+        if status.state.terminal or (status.state in _AFTER_READY and before not in _AFTER_READY):
+            for step, following in pairwise(status.transitions):
+                if before in _AFTER_READY and _RANK[step.state] < _RANK[TaskState.READY]:
+                    continue
+                self._take_stage(step.state, (following.at - step.at).total_seconds())
+        if status.state.terminal:
+            took = (status.state_changed_at - status.created_at).total_seconds()
+            self.durations.labels(status.state.value).observe(max(0.0, took))
+            for kind in _TOKEN_KINDS if status.usage else ():
+                self.tokens.labels(kind).inc(getattr(status.usage, f"{kind}_tokens"))
+
+    def _take_stage(self, state: TaskState, seconds: float) -> None:
+        # The first two times are those of different clocks.
+        seconds = max(0.0, seconds)
+        self.stages.labels(state.value).observe(seconds)
+        if state is TaskState.PENDING:
+            self.waited.observe(seconds)
+        elif state is TaskState.PROVISIONING:
+            self.provisioned.observe(seconds)
 
     def text(self) -> bytes:
         """All series as text."""

@@ -11,7 +11,7 @@ from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSear
 
 from workflows import steps
 from workflows.manifest import Manifest
-from workflows.messages import AgentProgress, TaskStatus, Transition
+from workflows.messages import LiveProgress, TaskStatus, Transition
 from workflows.states import STATE_MESSAGES, Cause, TaskState
 from workflows.task_workflow import CHANGED_KEY, STARTED_KEY, STATE_KEY, STATUS_MEMO
 
@@ -77,8 +77,8 @@ def search_attributes(status: TaskStatus) -> TypedSearchAttributes:
 
 async def status_of(execution: WorkflowExecution) -> TaskStatus:
     """The run's status from its memo, brought up to date with the search attributes and the execution itself."""
-    status: TaskStatus = await execution.memo_value(STATUS_MEMO, type_hint=TaskStatus)
     attributes = execution.typed_search_attributes
+    status = await execution.memo_value(STATUS_MEMO, None, type_hint=TaskStatus) or _without_memo(execution)
     state = TaskState(attributes.get(STATE_KEY, status.state))
     changes: dict[str, object] = {"created_at": attributes.get(CREATED_KEY, status.created_at)}
     if state is not status.state:
@@ -96,12 +96,19 @@ async def status_of(execution: WorkflowExecution) -> TaskStatus:
     return status.model_copy(update=changes)
 
 
-async def live_progress(description: WorkflowExecutionDescription) -> AgentProgress | None:
-    """What the follower of the running agent last reported with its heartbeat."""
+def _without_memo(execution: WorkflowExecution) -> TaskStatus:
+    """A run that was not started by this API: what Temporal itself knows of it."""
+    task_id = execution.id.removeprefix(ID_PREFIX)
+    begun = execution.start_time
+    return TaskStatus(id=task_id, name=task_id, created_at=begun, state_changed_at=begun)
+
+
+async def live_progress(description: WorkflowExecutionDescription) -> LiveProgress | None:
+    """What the follower of the running agent last reported with its heartbeat: progress, and the guest's figures."""
     for pending in description.raw_description.pending_activities:
         if pending.activity_type.name == steps.RUN_AGENT.name and pending.heartbeat_details.payloads:
             details = await description.data_converter.decode(
-                pending.heartbeat_details.payloads[:1], type_hints=[AgentProgress]
+                pending.heartbeat_details.payloads[:1], type_hints=[LiveProgress]
             )
-            return details[0] if isinstance(details[0], AgentProgress) else None
+            return details[0] if isinstance(details[0], LiveProgress) else None
     return None

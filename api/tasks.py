@@ -11,13 +11,14 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field, ValidationError
 
-from api import errors, listing, logs, views
+from api import errors, examples, listing, logs, views
 from api.core import Core
 from api.ranges import NotSatisfiable, parse_range
 from api.submission import read_body
 from foundation.errors import (
     ArtifactNotFound,
     DuplicateTaskId,
+    InsufficientResources,
     InvalidManifest,
     InvalidParameter,
     PayloadTooLarge,
@@ -97,7 +98,10 @@ CoreOf = Annotated[Core, Depends(_core)]
     status_code=202,
     summary="Submit a task",
     openapi_extra=_MANIFEST_BODY,
-    responses=errors.responses(InvalidManifest, DuplicateTaskId, PayloadTooLarge, UnsupportedMediaType),
+    responses=errors.responses(
+        InvalidManifest, DuplicateTaskId, PayloadTooLarge, UnsupportedMediaType, InsufficientResources
+    )
+    | examples.answer(examples.SUBMITTED, 202, "The run was accepted"),
     dependencies=[Depends(errors.refuse_with(accepted=False, task_id=""))],
 )
 async def submit(request: Request, core: CoreOf) -> views.SubmitReply:
@@ -108,7 +112,11 @@ async def submit(request: Request, core: CoreOf) -> views.SubmitReply:
     return views.submitted(status)
 
 
-@router.get("", summary="List tasks", responses=errors.responses(InvalidParameter))
+@router.get(
+    "",
+    summary="List tasks",
+    responses=errors.responses(InvalidParameter) | examples.answer(examples.LIST, description="A page of runs"),
+)
 async def list_tasks(
     request: Request,
     core: CoreOf,
@@ -132,7 +140,11 @@ async def list_tasks(
     )
 
 
-@router.get("/{task_id}", summary="Get a task", responses=errors.responses(TaskNotFound))
+@router.get(
+    "/{task_id}",
+    summary="Get a task",
+    responses=errors.responses(TaskNotFound) | examples.answer(examples.DETAIL, description="The run"),
+)
 async def get_task(task_id: str, core: CoreOf) -> views.TaskDetail:
     """One run as it stands, with its live progress and its manifest without secrets."""
     return views.detail(await core.status(task_id, definition=True))
@@ -142,7 +154,8 @@ async def get_task(task_id: str, core: CoreOf) -> views.TaskDetail:
     "/{task_id}",
     summary="Cancel a task",
     openapi_extra=_CANCEL_BODY,
-    responses=errors.responses(TaskNotFound, TaskAlreadyTerminal, InvalidParameter),
+    responses=errors.responses(TaskNotFound, TaskAlreadyTerminal, InvalidParameter)
+    | examples.answer(examples.CANCELLED, description="The run was told to end"),
     dependencies=[Depends(errors.refuse_with(success=False))],
 )
 async def cancel_task(
@@ -166,7 +179,8 @@ async def cancel_task(
     "/{task_id}/messages",
     status_code=202,
     summary="Send the agent a message",
-    responses=errors.responses(TaskNotFound, TaskAlreadyTerminal, SessionClosed),
+    responses=errors.responses(TaskNotFound, TaskAlreadyTerminal, SessionClosed)
+    | examples.answer(examples.MESSAGE, 202, "The message was handed over"),
 )
 async def send_message(task_id: str, message: SentMessage, core: CoreOf) -> views.MessageReply:
     """Hand the running agent a further turn. A message sent before the agent runs waits for it."""
@@ -178,7 +192,8 @@ async def send_message(task_id: str, message: SentMessage, core: CoreOf) -> view
     "/{task_id}/close",
     status_code=202,
     summary="Close the agent's session",
-    responses=errors.responses(TaskNotFound, TaskAlreadyTerminal),
+    responses=errors.responses(TaskNotFound, TaskAlreadyTerminal)
+    | examples.answer(examples.MESSAGE | {"message_id": None}, 202, "The session ends after its last answer"),
 )
 async def close_session(task_id: str, core: CoreOf) -> views.MessageReply:
     """End a session that was opened with ``headless: false`` after its last answer; the run then completes."""
@@ -231,7 +246,12 @@ async def read_logs(  # noqa: PLR0917 -- all are named by their query or header
     )
 
 
-@router.get("/{task_id}/artifacts", summary="List artifacts", responses=errors.responses(TaskNotFound))
+@router.get(
+    "/{task_id}/artifacts",
+    summary="List artifacts",
+    responses=errors.responses(TaskNotFound)
+    | examples.answer(examples.ARTIFACTS, description="What the run has left so far"),
+)
 async def list_artifacts(task_id: str, core: CoreOf) -> views.ArtifactList:
     """What the run has left so far; the patch, the list of untracked files and metadata.json are always among it."""
     return views.artifact_list(task_id, await core.artifacts(task_id))
@@ -243,8 +263,8 @@ async def list_artifacts(task_id: str, core: CoreOf) -> views.ArtifactList:
     response_class=StreamingResponse,
     responses=errors.responses(TaskNotFound, ArtifactNotFound)
     | {
-        200: {"description": "The bytes", "content": {"application/octet-stream": {}}},
-        206: {"description": "The range asked for", "content": {"application/octet-stream": {}}},
+        200: {"description": "The bytes", "content": {"application/octet-stream": {"example": "# Report\n"}}},
+        206: {"description": "The range asked for", "content": {"application/octet-stream": {"example": "# Re"}}},
         416: {"description": "The range begins beyond the end"},
     },
 )

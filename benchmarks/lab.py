@@ -58,6 +58,8 @@ class Lab:
                 "temporal_address": None,
                 "temporal_port": first + 1,
                 "temporal_ui_port": first + 2,
+                "ws_port": first + 3,
+                "worker_metrics_port": first + 14,
                 "s3_endpoint": None,
                 "s3_port": first + 4,
                 "scenario": None,

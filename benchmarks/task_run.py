@@ -16,8 +16,8 @@ import yaml
 from benchmarks.case import Case, Figure, Run, Sides, Stopwatch
 from benchmarks.cold_boot import script_environment
 from benchmarks.lab import Lab, free_port
-from cli.client import TaskClient
 from cli.stack import Stack
+from client import TaskClient
 from examples.hello.prepare import prepare
 from examples.hello.serve import serve
 from foundation.errors import TaskyardError

@@ -1,13 +1,16 @@
-"""The command `sandbox config`: every setting, the value in force and where it comes from; secrets are masked."""
+"""The commands `sandbox config`: every setting with its source, secrets masked; and the servers that have a name."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from cli.options import complete_context
 
 if TYPE_CHECKING:
     from foundation.settings import Settings
@@ -28,13 +31,98 @@ class Format(StrEnum):
     JSON = "json"
 
 
-def config(
-    output: Annotated[Format, typer.Option("--format", help="How to print: text or json.")] = Format.TEXT,
-) -> None:
-    """Show all settings, their values and where these come from.
+app = typer.Typer(help="Show all settings and where they come from; name servers.", invoke_without_command=True)
 
-    Each is set by an environment variable of the name shown.
+ContextArgument = Annotated[
+    str,
+    typer.Argument(metavar="NAME", show_default=False, help="Name of the context.", autocompletion=complete_context),
+]
+Output = Annotated[Format, typer.Option("--format", help="How to print: text or json.")]
+
+
+@app.callback()
+def config(ctx: typer.Context, output: Output = Format.TEXT) -> None:
+    """Show all settings, their values and where these come from; or keep the names of servers.
+
+    Each setting is set by an environment variable of the name shown. A context is a server with a name, and a token if
+    it wants one; commands that are told of no other server talk to that of the current context.
     """
+    if ctx.invoked_subcommand is None:
+        _show_settings(output)
+
+
+@app.command("set-context")
+def set_context(
+    name: ContextArgument,
+    server: Annotated[str, typer.Option("--server", metavar="URL", help="The server.", show_default=False)],
+    token: Annotated[
+        str | None, typer.Option("--token", metavar="TOKEN", help="Bearer token that it wants; '-' reads stdin.")
+    ] = None,
+) -> None:
+    """Name a server, or give a name another server."""
+    from cli.contexts import checked, load_contexts, save_contexts
+
+    contexts = load_contexts()
+    token = sys.stdin.read().strip() if token == "-" else token  # noqa: S105 -- the word for stdin
+    contexts.by_name[name] = checked(name, server, token)
+    save_contexts(contexts)
+    hint = "" if contexts.current == name else f" Use it with: sandbox config use-context {name}"
+    typer.echo(f"Context '{name}' is {contexts.by_name[name].server}.{hint}", err=True)
+
+
+@app.command("use-context")
+def use_context(name: ContextArgument) -> None:
+    """Make a context the current one."""
+    from cli.contexts import load_contexts, save_contexts
+
+    contexts = load_contexts()
+    server = contexts.named(name).server
+    contexts.current = name
+    save_contexts(contexts)
+    typer.echo(f"Commands talk to {server} now.", err=True)
+
+
+@app.command("get-contexts")
+def get_contexts(output: Output = Format.TEXT) -> None:
+    """List the contexts; a star marks the current one."""
+    from cli.contexts import load_contexts
+
+    contexts = load_contexts()
+    known = sorted(contexts.by_name.items())
+    if output is Format.JSON:
+        rows = [
+            {"name": name, "server": each.server, "token": each.token is not None, "current": name == contexts.current}
+            for name, each in known
+        ]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    if not known:
+        typer.echo("No contexts; make one with: sandbox config set-context NAME --server URL", err=True)
+        return
+    from cli.task_view import print_table
+
+    shown = [
+        ("*" if name == contexts.current else "", name, each.server, "set" if each.token else "-")
+        for name, each in known
+    ]
+    print_table(("", "NAME", "SERVER", "TOKEN"), shown, flexible="SERVER")
+
+
+@app.command("delete-context")
+def delete_context(name: ContextArgument) -> None:
+    """Forget a context, and its token."""
+    from cli.contexts import load_contexts, save_contexts
+
+    contexts = load_contexts()
+    contexts.named(name)
+    del contexts.by_name[name]
+    if contexts.current == name:
+        contexts.current = None
+    save_contexts(contexts)
+    typer.echo(f"Context '{name}' is forgotten.", err=True)
+
+
+def _show_settings(output: Format) -> None:
     from foundation.settings import Settings
 
     rows = setting_rows(Settings())

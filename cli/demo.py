@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from cli.client import Task, TaskClient
     from cli.supervisor import PartEvent
+    from client import Task, TaskClient
     from foundation.settings import Settings
 
 _EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "hello"
@@ -58,7 +58,7 @@ class _Demo:
     began: float = field(default_factory=time.monotonic)
 
     def run(self) -> None:
-        from cli.client import TaskClient
+        from client import TaskClient
 
         self._say_who_answers()
         data = self._manifest()
@@ -168,7 +168,7 @@ class _Demo:
             time.sleep(0.5)
 
     def _show(self, client: TaskClient, ended: Task) -> None:
-        from cli.task import fetch
+        from cli.task_reading import fetch
         from cli.task_view import print_artifacts, print_outcome, states_of
         from foundation.units import format_seconds
 

@@ -150,7 +150,7 @@ def server_part(settings: Settings) -> Part:
         command=_sandbox("server"),
         environment=process_environment(settings),
         probe=probe,
-        address=f"http://{host}:{port}",
+        address=f"http://{host}:{port}, events ws://{host}:{settings.ws_port}",
     )
 
 
@@ -211,7 +211,7 @@ def needed_ports(settings: Settings, part: str) -> list[tuple[int, str]]:
             (settings.temporal_ui_port, "TASKYARD_TEMPORAL_UI_PORT"),
         ],
         "bucket": [(settings.s3_port + offset, "TASKYARD_S3_PORT") for offset in range(S3_PORT_COUNT)],
-        "server": [(settings.api_port, "TASKYARD_API_PORT")],
+        "server": [(settings.api_port, "TASKYARD_API_PORT"), (settings.ws_port, "TASKYARD_WS_PORT")],
     }.get(part, [])
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from cli.options import AsJson, ContextName, Format, OutputFormat, Server, remember
+
 # Name: where it is, and its line in the help. A module is imported when its command runs, so that each starts quickly.
 _COMMANDS = {
     "demo": ("cli.demo:demo", "Watch one task run from submission to artifacts"),
@@ -18,7 +20,7 @@ _COMMANDS = {
     "machine": ("cli.machine:app", "List, enter and end the machines of this host"),
     "image": ("cli.image:app", "Build and list guest images"),
     "doctor": ("cli.doctor:doctor", "Say what is missing or slow on this host, and how to mend it"),
-    "config": ("cli.config:config", "Show all settings, their values and where these come from"),
+    "config": ("cli.config:app", "Show all settings and where they come from; name servers"),
     "bench": ("cli.bench:bench", "Measure Taskyard beside the same work done by hand"),
     "server": ("cli.processes:server", "Serve the REST API"),
     "worker": ("cli.processes:worker", "Run the worker of this VM host"),
@@ -34,7 +36,7 @@ def run() -> None:
     app()
 
 
-class _LazyCommand(TyperCommand):
+class LazyCommand(TyperCommand):
     """A command known by its help line only; the real one takes over when it is called."""
 
     def __init__(self, name: str, target: str, summary: str) -> None:
@@ -43,15 +45,17 @@ class _LazyCommand(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """The context of the real command."""
+        return self.load().make_context(info_name, args, parent=parent, **extra)
+
+    def load(self) -> Any:
+        """The real command."""
         module_name, _, attribute = self._target.partition(":")
         found = getattr(importlib.import_module(module_name), attribute)
         if isinstance(found, typer.Typer):
-            command: Any = typer.main.get_group(found)
-        else:
-            single = typer.Typer(add_completion=False, rich_markup_mode=app.rich_markup_mode)
-            single.command(self.name)(found)
-            command = typer.main.get_command(single)
-        return command.make_context(info_name, args, parent=parent, **extra)
+            return typer.main.get_group(found)
+        single = typer.Typer(add_completion=False, rich_markup_mode=app.rich_markup_mode)
+        single.command(self.name)(found)
+        return typer.main.get_command(single)
 
 
 class _Sandbox(TyperGroup):
@@ -60,7 +64,7 @@ class _Sandbox(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         for name, (target, summary) in _COMMANDS.items():
-            self.add_command(_LazyCommand(name, target, summary))
+            self.add_command(LazyCommand(name, target, summary))
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
@@ -98,11 +102,24 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def sandbox(
+    ctx: typer.Context,
+    server: Server = None,
+    context: ContextName = None,
+    output_format: Format = None,
+    as_json: AsJson = False,
+    watch: Annotated[
+        str | None, typer.Option("--watch", metavar="DURATION", help="Show lists anew this often, such as 2s.")
+    ] = None,
     _version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Run coding-agent tasks to the end, each in a throw-away virtual machine, as durable workflows."""
+    """Run coding-agent tasks to the end, each in a throw-away virtual machine, as durable workflows.
+
+    Exit codes: 0 done; 1 failed, refused, or the run waited for did not complete; 2 not found, or the command line was
+    not understood; 3 conflict; 4 not authorised; 5 timed out or not reachable; 130 interrupted.
+    """
+    remember(ctx, server, context, OutputFormat.JSON if as_json else output_format, watch)
 
 
 def _settings_fault(error: ValueError) -> str | None:

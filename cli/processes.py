@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-# A follower of a run's log holds its connection open for as long as the run lasts.
-_SERVER_GRACE_SECONDS = 3
-
 
 def server() -> None:
-    """Serve the REST API until SIGTERM or Ctrl-C. Any number of servers may run, on any hosts."""
-    import uvicorn
-
+    """Serve the REST API and the WebSocket until SIGTERM or Ctrl-C. Any number of servers may run, on any hosts."""
     from api.app import create_app
+    from api.serving import listening, make_server
     from cli.stack import prepare_engine
     from foundation.logs import configure_logs
     from foundation.settings import Settings
@@ -19,13 +15,7 @@ def server() -> None:
     configure_logs(settings.log_format, "server")
     if not settings.embedded_temporal:
         prepare_engine(settings)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.api_host,
-        port=settings.api_port,
-        log_config=None,
-        timeout_graceful_shutdown=_SERVER_GRACE_SECONDS,
-    )
+    make_server(create_app(settings)).run(sockets=listening(settings))
 
 
 def worker() -> None:

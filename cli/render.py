@@ -12,7 +12,7 @@ from rich.text import Text
 from foundation.units import format_seconds, format_size
 
 if TYPE_CHECKING:
-    from cli.client import LogLine
+    from client import LogLine
 
 # The guest writes what it likes; nothing of it may steer the reader's terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -23,6 +23,10 @@ _INPUT_CHARS = 160
 
 # The argument of each tool that says what it is about.
 _TELLING = ("command", "file_path", "path", "pattern", "url", "query", "description", "prompt")
+
+_SCRIPTED_MODEL = "taskyard-scripted-model"
+# The model that Claude Code names for messages of its own, such as errors.
+_OWN_WORDS = "<synthetic>"
 
 STATE_COLOURS = {
     "completed": "green",
@@ -36,11 +40,17 @@ STATE_COLOURS = {
 class LogRenderer:
     """Prints log lines on a console as they come."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, timestamps: bool = False) -> None:
         self._console = console
+        self._timestamps = timestamps
+        self._at = ""
+        # Claude Code works a cost out of list prices, whoever answered; it means something for a real model only.
+        self._model_is_real = False
 
     def show(self, line: LogLine) -> None:
         """Print one line of the log; lines that tell a person nothing print nothing."""
+        if self._timestamps:
+            self._at = line.timestamp.astimezone().strftime("%H:%M:%S ")
         if line.stream == "event":
             self._event(line.event)
         elif line.stream == "stderr":
@@ -61,6 +71,9 @@ class LogRenderer:
                 version = message.get("claude_code_version", "")
                 self._print(Text(clean(f"Claude Code {version}, model {message.get('model')}"), "dim"))
             case "assistant":
+                inner = message.get("message")
+                answered = inner.get("model") if isinstance(inner, dict) else None
+                self._model_is_real |= isinstance(answered, str) and answered not in {_SCRIPTED_MODEL, _OWN_WORDS}
                 self._assistant(message)
             case "user":
                 self._user(message)
@@ -96,7 +109,7 @@ class LogRenderer:
         usage = message.get("usage")
         if isinstance(usage, dict):
             parts.append(f"{usage.get('input_tokens', 0)} tokens in, {usage.get('output_tokens', 0)} out")
-        if isinstance(message.get("total_cost_usd"), int | float):
+        if isinstance(message.get("total_cost_usd"), int | float) and self._model_is_real:
             parts.append(f"${message['total_cost_usd']:.4f}")
         word = str(message.get("subtype", "error")) if failed else "Claude Code is done"
         style = "bold red" if failed else "bold"
@@ -105,6 +118,7 @@ class LogRenderer:
             self._print(Text(clean(str(message["result"])), "red"))
 
     def _event(self, event: dict[str, Any]) -> None:
+        self._model_is_real |= event.get("scripted") is False
         text = clean(str(event.get("message") or ""))
         match event.get("type"):
             case "completed":
@@ -118,8 +132,10 @@ class LogRenderer:
     def _print(self, text: Text, mark: str = " ", mark_style: str = "dim") -> None:
         lines = text.split("\n", allow_blank=True)
         for index, line in enumerate(lines):
-            lead = Text(f"{mark if index == 0 else ' '} ", mark_style)
-            self._console.print(lead + line, soft_wrap=True, highlight=False, emoji=False)
+            first = index == 0
+            at = Text(self._at if first else " " * len(self._at), "dim")
+            lead = Text(f"{mark if first else ' '} ", mark_style)
+            self._console.print(at + lead + line, soft_wrap=True, highlight=False, emoji=False)
 
 
 def clean(text: str) -> str:

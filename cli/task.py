@@ -1,72 +1,57 @@
-"""`sandbox task`: submit, follow and end task runs, fetch their artifacts. Data on stdout, talk on stderr."""
+"""`sandbox task`: submit, list, watch and end task runs, and speak to them. Data on stdout, talk on stderr."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli import task_reading
+from cli.options import (
+    AsJson,
+    ContextName,
+    Format,
+    OutputFormat,
+    Server,
+    TaskId,
+    format_of,
+    given,
+    open_client,
+    remember,
+)
+from cli.task_reading import detachable, exit_by_outcome
 from foundation.errors import InvalidManifest, InvalidParameter
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from client import Task, TaskClient
 
-    from cli.client import Artifact, Task, TaskClient
+_HELP = "Submit, follow and end task runs, fetch their artifacts."
 
-app = typer.Typer(no_args_is_help=True, help="Submit, follow and end task runs, fetch their artifacts.")
+app = typer.Typer(no_args_is_help=True, help=_HELP)
 
-_DEFAULT_SERVER = "http://localhost:8122"
-_INTERRUPTED = 130
+_LIST_SECONDS = "2s"
+_TIMEOUT_HELP = "Give up waiting after this long, with exit code 5; the run goes on."
 
-
-class OutputFormat(StrEnum):
-    """How results are written."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class LogStream(StrEnum):
-    """Parts of the run log."""
-
-    ALL = "all"
-    STDOUT = "stdout"
-    STDERR = "stderr"
-    EVENTS = "events"
-
-
-Server = Annotated[str | None, typer.Option("--server", metavar="URL", help="Server to talk to.")]
-Format = Annotated[OutputFormat | None, typer.Option("--format", help="How to write the result.")]
-TaskId = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
-
-
-class _Defaults:
-    """Options given before the command's name; the command's own win."""
-
-    server = _DEFAULT_SERVER
-    format = OutputFormat.TEXT
+Timeout = Annotated[str | None, typer.Option("--timeout", metavar="DURATION", help=_TIMEOUT_HELP)]
 
 
 @app.callback()
 def task(
-    server: Annotated[
-        str, typer.Option("--server", envvar="TASKYARD_SERVER", metavar="URL", help="Server to talk to.")
-    ] = _DEFAULT_SERVER,
-    output_format: Annotated[OutputFormat, typer.Option("--format", help="How to write results.")] = OutputFormat.TEXT,
+    ctx: typer.Context,
+    server: Server = None,
+    context: ContextName = None,
+    output_format: Format = None,
+    as_json: AsJson = False,
 ) -> None:
     """Submit, follow and end task runs, fetch their artifacts."""
-    _Defaults.server = server
-    _Defaults.format = output_format
+    remember(ctx, server, context, OutputFormat.JSON if as_json else output_format)
 
 
 @app.command()
-def submit(
+def submit(  # noqa: PLR0917 -- options, all given by name
+    ctx: typer.Context,
     file: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="Manifest, YAML or JSON; '-' reads stdin.", show_default=False)
     ] = None,
@@ -74,6 +59,7 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow", help="Show the log until the run ends.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show the states until the run ends.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait, silently, until the run ends.")] = False,
+    timeout: Timeout = None,
     server: Server = None,
     output_format: Format = None,
 ) -> None:
@@ -84,8 +70,9 @@ def submit(
     from cli.task_view import print_json, print_task, talk
 
     text = _read_manifest(file, file_option)
-    as_json = _as_json(output_format)
-    with _client(server) as client:
+    seconds = _seconds(timeout, waiting=watch or wait, following=follow)
+    as_json = format_of(ctx, output_format, OutputFormat.TEXT) is OutputFormat.JSON
+    with open_client(ctx, server) as client:
         try:
             reply = client.submit_raw(text)
         except InvalidManifest as error:
@@ -97,209 +84,145 @@ def submit(
             return
         talk().print(f"Submitted {task_id}")
         if follow:
-            _follow_log(client, task_id, as_json=as_json)
-        elif watch and not as_json:
-            _watch_states(client, task_id)
-        with _detachable(task_id, "status", "--watch"):
-            ended = client.wait(task_id)
+            task_reading.follow_log(client, task_id, as_json=as_json)
+        with detachable(task_id, "status", "--watch"):
+            if watch and not (follow or as_json):
+                ended = _watched(client, task_id, seconds)
+            else:
+                ended = client.wait(task_id, timeout_seconds=seconds)
         if as_json and not follow:
             print_json(client.raw(task_id))
         elif wait and not (follow or watch):
             print_task(ended)
-        _exit_by_outcome(ended)
+        exit_by_outcome(ended)
 
 
 @app.command("list")
-def list_tasks(
+def list_tasks(  # noqa: PLR0917 -- options, all given by name
+    ctx: typer.Context,
     state: Annotated[str | None, typer.Option("--state", help="Comma-separated states.")] = None,
     label: Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="May be repeated.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Most rows to show.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Most rows to show; default: 100.")] = None,
     offset: Annotated[int | None, typer.Option("--offset", help="Rows to skip.")] = None,
     sort: Annotated[
         str | None, typer.Option("--sort", help="created_at, started_at, state_changed_at or name.")
     ] = None,
     order: Annotated[str | None, typer.Option("--order", help="asc or desc.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the list anew every 2 s, until Ctrl-C.")] = False,
     server: Server = None,
     output_format: Format = None,
 ) -> None:
-    """List runs, newest first."""
-    from cli.client import TaskPage
-    from cli.task_view import print_json, print_tasks, talk
+    """List runs, newest first.
+
+    A table that fits the terminal; --format text writes a line for each run, its fields divided by tabs: id, state,
+    time of creation, name.
+    """
+    from cli.task_view import print_found
+    from cli.watch import repeat
 
     wanted = {"state": state, "limit": limit, "offset": offset, "sort": sort, "order": order}
-    with _client(server) as client:
-        found = client.find_raw(wanted, dict(_label(text) for text in label or []))
-    if _as_json(output_format):
-        print_json(found)
-        return
-    page = TaskPage.model_validate(found)
-    print_tasks(page.tasks)
-    if page.total_count > len(page.tasks):
-        talk().print(f"{len(page.tasks)} of {page.total_count} runs; --limit and --offset show others.")
+    labels = dict(_label(text) for text in label or [])
+    written = format_of(ctx, output_format, OutputFormat.TABLE)
+    every = given(ctx).watch or (_LIST_SECONDS if watch else None)
+    seconds = None if every is None else task_reading.pause_seconds(every)
+    with open_client(ctx, server) as client:
+
+        def show() -> None:
+            print_found(client.find_raw(wanted, labels), written)
+
+        if seconds is None:
+            show()
+        else:
+            repeat(show, seconds)
 
 
 @app.command()
 def status(
+    ctx: typer.Context,
     task_id: TaskId,
     watch: Annotated[bool, typer.Option("--watch", help="Show the states until the run ends.")] = False,
+    timeout: Timeout = None,
     server: Server = None,
     output_format: Format = None,
 ) -> None:
     """Show one run. With --watch, until it ends; the exit code is then 0 only when it completes."""
-    from cli.task_view import print_json, print_task
+    from cli.task_view import print_json, print_task, print_tasks
 
-    with _client(server) as client:
+    seconds = _seconds(timeout, waiting=watch, following=False)
+    written = format_of(ctx, output_format, OutputFormat.TEXT)
+    with open_client(ctx, server) as client:
         if watch:
-            _exit_by_outcome(_watch_states(client, task_id))
-        elif _as_json(output_format):
+            with detachable(task_id, "status", "--watch"):
+                if written is OutputFormat.JSON:
+                    ended = client.wait(task_id, timeout_seconds=seconds)
+                    print_json(client.raw(task_id))
+                else:
+                    ended = _watched(client, task_id, seconds)
+            exit_by_outcome(ended)
+        elif written is OutputFormat.JSON:
             print_json(client.raw(task_id))
+        elif written is OutputFormat.TABLE:
+            print_tasks([client.get(task_id)])
         else:
             print_task(client.get(task_id))
 
 
-app.command("get", help="The same as status.", hidden=True)(status)
-
-
-@app.command()
-def logs(  # noqa: PLR0917 -- options, all given by name
-    task_id: TaskId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the run ends.")] = False,
-    tail: Annotated[int, typer.Option("--tail", min=0, help="Only the last N entries; 0: all.")] = 0,
-    stream: Annotated[LogStream, typer.Option("--stream", help="Which part of the log.")] = LogStream.ALL,
-    since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="Only from this time on.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="The lines as they are stored.")] = False,
-    timestamps: Annotated[bool, typer.Option("--timestamps", help="The lines as stored, with their times.")] = False,
-    server: Server = None,
-    output_format: Format = None,
-) -> None:
-    """Show a run's log: what Claude says and does, made readable.
-
-    With --follow the exit code is 0 only when the run completes. Ctrl-C leaves the run alone.
-    """
-    from cli.task_view import show_json, show_log, show_raw
-
-    with _client(server) as client:
-        lines = client.logs(task_id, follow=follow, tail=tail, stream=stream, since=since)
-        with _detachable(task_id, "logs", "--follow"):
-            if _as_json(output_format):
-                show_json(lines)
-            elif raw or timestamps:
-                show_raw(lines, timestamps=timestamps)
-            else:
-                show_log(lines, waiting=follow)
-        if follow:
-            _exit_by_outcome(client.wait(task_id))
+app.command("get", help="The same as status.")(status)
 
 
 @app.command()
 def cancel(
+    ctx: typer.Context,
     task_id: TaskId,
     reason: Annotated[str | None, typer.Option("--reason", help="Why; kept with the run.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Kill the agent without its 30 s of grace.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     server: Server = None,
     output_format: Format = None,
 ) -> None:
-    """End a run: its agent is stopped, its artifacts are collected, its machine is torn down."""
-    with _client(server) as client:
+    """End a run: its agent is stopped, its artifacts are collected, its machine is torn down.
+
+    At a terminal it asks first; in a script it does not.
+    """
+    with open_client(ctx, server) as client:
+        if not yes and sys.stdin.isatty() and sys.stderr.isatty():
+            asked = client.get(task_id)
+            if not asked.terminal:
+                typer.confirm(f"Cancel task {task_id}, which is {asked.state}?", abort=True, err=True)
         reply = client.cancel(task_id, reason, force=force)
-    _told(reply, str(reply["message"]), as_json=_as_json(output_format))
+    as_json = format_of(ctx, output_format, OutputFormat.TEXT) is OutputFormat.JSON
+    _told(reply, str(reply["message"]), as_json=as_json)
 
 
 @app.command()
 def message(
+    ctx: typer.Context,
     task_id: TaskId,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="'-' reads stdin.", show_default=False)],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The message; '-' reads stdin.", show_default=False)],
     message_id: Annotated[str | None, typer.Option("--id", help="Sending the same id again changes nothing.")] = None,
     server: Server = None,
 ) -> None:
     """Send the running agent a further message."""
     from cli.task_view import talk
 
-    with _client(server) as client:
+    with open_client(ctx, server) as client:
         client.message(task_id, sys.stdin.read() if text == "-" else text, message_id)
     talk().print("Sent.")
 
 
 @app.command()
-def close(task_id: TaskId, server: Server = None) -> None:
+def close(ctx: typer.Context, task_id: TaskId, server: Server = None) -> None:
     """Let a session with 'headless: false' end after its last answer."""
     from cli.task_view import talk
 
-    with _client(server) as client:
+    with open_client(ctx, server) as client:
         client.close_session(task_id)
     talk().print("The session ends after its last answer.")
 
 
-@app.command()
-def artifacts(task_id: TaskId, server: Server = None, output_format: Format = None) -> None:
-    """List what a run has left."""
-    from cli.task_view import print_artifacts, print_json, talk
-
-    with _client(server) as client:
-        if _as_json(output_format):
-            print_json(client.raw(task_id, "/artifacts"))
-            return
-        found = client.artifacts(task_id)
-    if found:
-        print_artifacts(found)
-    else:
-        talk().print("No artifacts yet; they are collected when the agent has ended.")
-
-
-@app.command()
-def download(
-    task_id: TaskId,
-    name: Annotated[str | None, typer.Argument(metavar="NAME", show_default=False)] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All artifacts of the run.")] = False,
-    target: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="PATH", help="File or directory to write to.")
-    ] = None,
-    server: Server = None,
-) -> None:
-    """Download an artifact (or all of them), checked against its checksum; the path written is printed."""
-    if (name is None) is not everything:
-        raise InvalidParameter("Name one artifact, or give --all.")
-    with _client(server) as client:
-        found = client.artifacts(task_id)
-        wanted = found if everything else [_named(client, task_id, found, str(name))]
-        for path in fetch(client, task_id, wanted, target, into_directory=everything):
-            typer.echo(path)
-
-
-def fetch(
-    client: TaskClient, task_id: str, wanted: list[Artifact], target: Path | None, *, into_directory: bool
-) -> Iterator[Path]:
-    """Download artifacts, each told by its path when it is there. The guest's names never leave the directory."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    from cli.render import clean
-    from cli.task_view import talk
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=talk(), transient=True) as bars:
-        for artifact in wanted:
-            bar = bars.add_task(clean(artifact.name), total=artifact.size_bytes)
-            path = _local_path(artifact, target, into_directory=into_directory)
-            client.download(task_id, artifact.name, path, partial(_advance, bars, bar))
-            bars.remove_task(bar)
-            yield path
-
-
-# --- what the commands share
-
-
-def _advance(bars: Progress, bar: TaskID, done: int, _size: int) -> None:
-    bars.update(bar, completed=done)
-
-
-def _client(server: str | None) -> TaskClient:
-    from cli.client import TaskClient
-
-    return TaskClient(server or _Defaults.server)
-
-
-def _as_json(given: OutputFormat | None) -> bool:
-    return (given or _Defaults.format) is OutputFormat.JSON
+app.command()(task_reading.logs)
+app.command()(task_reading.artifacts)
+app.command()(task_reading.download)
 
 
 def _told(data: object, text: str, *, as_json: bool) -> None:
@@ -328,7 +251,7 @@ def _read_manifest(file: Path | None, option: Path | None) -> str:
 
 def _listed(error: InvalidManifest) -> InvalidManifest:
     """The same refusal with each fault on a line of its own."""
-    from cli.client import faults
+    from client import faults
 
     lines = [f"{fault['field']}: {fault['message']}".removeprefix(": ") for fault in faults(error)]
     text = "\n  ".join(["The manifest was refused.", *(lines or [error.message])])
@@ -342,59 +265,15 @@ def _label(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _follow_log(client: TaskClient, task_id: str, *, as_json: bool) -> None:
-    from cli.task_view import show_json, show_log
-
-    with _detachable(task_id, "logs", "--follow"):
-        lines = client.logs(task_id, follow=True)
-        if as_json:
-            show_json(lines)
-        else:
-            show_log(lines, waiting=True)
+def _seconds(timeout: str | None, *, waiting: bool, following: bool) -> float | None:
+    if timeout is None:
+        return None
+    if following or not waiting:
+        raise InvalidParameter("--timeout goes with --wait and --watch.")
+    return task_reading.pause_seconds(timeout)
 
 
-def _watch_states(client: TaskClient, task_id: str) -> Task:
-    from cli.task_view import watch
+def _watched(client: TaskClient, task_id: str, seconds: float | None) -> Task:
+    from cli.watch import watch
 
-    with _detachable(task_id, "status", "--watch"):
-        return watch(client, task_id)
-
-
-@contextmanager
-def _detachable(task_id: str, command: str, option: str) -> Iterator[None]:
-    """Ctrl-C ends the looking on, not the run, and says how to come back."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        from cli.task_view import talk
-
-        talk().print(f"\nDetached; the run goes on. Come back with: sandbox task {command} {task_id} {option}")
-        raise typer.Exit(_INTERRUPTED) from None
-
-
-def _exit_by_outcome(ended: Task) -> NoReturn:
-    from cli.task_view import print_outcome, talk
-
-    if ended.state == "completed":
-        raise typer.Exit(0)
-    print_outcome(talk(), ended)
-    raise typer.Exit(1)
-
-
-def _named(client: TaskClient, task_id: str, found: list[Artifact], name: str) -> Artifact:
-    for candidate in found:
-        if name in {candidate.name, candidate.path}:
-            return candidate
-    from foundation.errors import ArtifactNotFound
-
-    names = ", ".join(candidate.name for candidate in found) or "none yet"
-    raise ArtifactNotFound(f"Task '{task_id}' at {client.server} has no artifact '{name}'; it has: {names}.")
-
-
-def _local_path(artifact: Artifact, target: Path | None, *, into_directory: bool) -> Path:
-    parts = [part for part in PurePosixPath(artifact.name).parts if part not in {"..", "/"}] or ["artifact"]
-    if into_directory:
-        return (target or Path()) / Path(*parts)
-    if target is None or target.is_dir():
-        return (target or Path()) / parts[-1]
-    return target
+    return watch(client, task_id, seconds)

@@ -1,26 +1,29 @@
-"""Runs on the terminal: tables, one run in full, and the two live views, of a run's states and of its log."""
+"""Runs on the terminal: tables that fit, one run in full, and its log."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
+from cli.options import OutputFormat
 from cli.render import STATE_COLOURS, LogRenderer, clean, progress_line
 from foundation.units import format_seconds, format_size
 
 if TYPE_CHECKING:
-    from cli.client import Artifact, LogLine, Task, TaskClient
+    from client import Artifact, LogLine, Task
 
-_WATCH_SECONDS = 1.0
+# The least of a name that still tells something.
+_LEAST_CHARS = 8
+_GAP = 2
 # Wide enough that nothing is cut where no terminal sets a width: what reads a pipe wants whole ids.
 _PIPE_WIDTH = 10_000
 
@@ -40,21 +43,48 @@ def print_json(data: Any) -> None:
     sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
+def print_found(found: Any, written: OutputFormat) -> None:
+    """A page of runs as it was asked to be written; how many more there are is told on stderr."""
+    from client import TaskPage
+
+    if written is OutputFormat.JSON:
+        print_json(found)
+        return
+    page = TaskPage.model_validate(found)
+    if written is OutputFormat.TABLE:
+        print_tasks(page.tasks)
+    else:
+        _print_rows([task.id, task.state, _utc(task.created_at), task.name] for task in page.tasks)
+    if page.total_count > len(page.tasks):
+        talk().print(f"{len(page.tasks)} of {page.total_count} runs; --limit and --offset show others.")
+
+
 def print_tasks(tasks: Sequence[Task]) -> None:
-    """Runs as a table that fits."""
-    table = _table("ID", Column("NAME", ratio=1, no_wrap=True, overflow="ellipsis"), "STATE", "CREATED", "TOOK")
-    for task in tasks:
-        table.add_row(task.id, clean(task.name), _state(task.state), _when(task.created_at), _took(task))
-    _print_table(table)
+    """Runs as a table: long names are shortened."""
+    rows = [(task.id, clean(task.name), state_text(task.state), _when(task.created_at), _took(task)) for task in tasks]
+    print_table(("ID", "NAME", "STATE", "CREATED", "TOOK"), rows, droppable=("TOOK", "CREATED"))
 
 
 def print_artifacts(artifacts: Sequence[Artifact]) -> None:
-    """Artifacts as a table, with their whole checksums."""
-    table = _table("NAME", Column("SIZE", justify="right"), "TYPE", Column("SHA256", overflow="fold"))
-    for artifact in artifacts:
-        digest = artifact.checksum.removeprefix("sha256:")
-        table.add_row(clean(artifact.name), format_size(artifact.size_bytes), clean(artifact.content_type), digest)
-    _print_table(table)
+    """Artifacts as a table, with their whole checksums where these fit."""
+    rows = [
+        (
+            clean(artifact.name),
+            format_size(artifact.size_bytes),
+            clean(artifact.content_type),
+            artifact.checksum.removeprefix("sha256:"),
+        )
+        for artifact in artifacts
+    ]
+    print_table(("NAME", "SIZE", "TYPE", "SHA256"), rows, fold=True, droppable=("SHA256", "TYPE"))
+
+
+def print_artifact_rows(artifacts: Sequence[Artifact]) -> None:
+    """Artifacts as lines for programs."""
+    _print_rows(
+        [artifact.name, str(artifact.size_bytes), artifact.content_type, artifact.checksum.removeprefix("sha256:")]
+        for artifact in artifacts
+    )
 
 
 def print_task(task: Task) -> None:
@@ -62,13 +92,13 @@ def print_task(task: Task) -> None:
     rows: list[tuple[str, str | Text | None]] = [
         ("ID", task.id),
         ("Name", task.name),
-        ("State", Text.assemble(_state(task.state), f"  {clean(task.state_message or '')}")),
+        ("State", Text.assemble(state_text(task.state), f"  {clean(task.state_message or '')}")),
         ("Labels", ", ".join(f"{key}={value}" for key, value in sorted(task.labels.items()))),
         ("Created", _when(task.created_at)),
         ("Started", _when(task.started_at) if task.started_at else None),
         ("Took", _took(task)),
         ("Machine", " on ".join(part for part in (task.vm_name, task.host) if part)),
-        ("Progress", None if task.terminal else _progress(task)),
+        ("Progress", None if task.terminal else progress_of(task)),
         ("Exit code", None if task.exit_code is None else str(task.exit_code)),
         ("Cause", task.cause),
         ("Error", task.error),
@@ -76,11 +106,12 @@ def print_task(task: Task) -> None:
         ("Tokens", _tokens(task)),
         ("Enter", task.ssh_command),
     ]
-    table = Table.grid(padding=(0, 2))
+    shown = Table.grid(padding=(0, 2))
     for name, value in rows:
         if value:
-            table.add_row(Text(name, "dim"), value if isinstance(value, Text) else Text(clean(value)))
-    _print_table(table)
+            shown.add_row(Text(name, "dim"), value if isinstance(value, Text) else Text(clean(value)))
+    console = output()
+    (console if console.is_terminal else _wide()).print(shown, soft_wrap=False)
     if not task.live:
         talk().print("No worker answers: this is the last recorded state.", style="yellow")
 
@@ -94,7 +125,7 @@ def states_of(task: Task) -> Iterator[tuple[str, float | None]]:
 
 def print_outcome(console: Console, task: Task) -> None:
     """How a run ended, and what to do next when it failed."""
-    text = Text.assemble(_state(task.state), f" after {_took(task)}")
+    text = Text.assemble(state_text(task.state), f" after {_took(task)}")
     if task.error:
         text.append(f": {clean(task.error)}")
     console.print(text)
@@ -102,38 +133,10 @@ def print_outcome(console: Console, task: Task) -> None:
         console.print(f"The machine is kept for you. Enter it with:\n  {clean(task.ssh_command)}")
 
 
-def watch(client: TaskClient, task_id: str) -> Task:
-    """A line for each state as the run goes through them, with live progress on a terminal. Gives the ended run."""
-    import time
-
-    from cli.client import PATIENCE_SECONDS
-
-    console = output()
-    shown = 0
-    state_shown: str | None = None
-    with _spinner(console) as spinner:
-        while True:
-            task = client.get(task_id, patience_seconds=PATIENCE_SECONDS)
-            states = list(states_of(task))
-            for state, seconds in states[shown:]:
-                if seconds is None:
-                    break
-                console.print(Text.assemble(("✓ ", "green"), f"{state:<14}", (format_seconds(seconds), "dim")))
-                shown += 1
-            if task.terminal:
-                print_outcome(console, task)
-                return task
-            if spinner is not None:
-                text = f"{task.state:<14} {_progress(task) or task.state_message or ''}"
-                (spinner.add if task.state == state_shown else spinner.show)(text)
-                state_shown = task.state
-            time.sleep(_WATCH_SECONDS)
-
-
-def show_log(lines: Iterator[LogLine], *, waiting: bool) -> None:
+def show_log(lines: Iterator[LogLine], *, waiting: bool, timestamps: bool = False) -> None:
     """Log lines made readable; while ``waiting`` for more, a terminal shows that something is going on."""
     console = output()
-    renderer = LogRenderer(console)
+    renderer = LogRenderer(console, timestamps=timestamps)
     with _spinner(console) if waiting else nullcontext() as spinner:
         for line in lines:
             renderer.show(line)
@@ -171,10 +174,6 @@ class _Spinner:
         """Something new goes on from now on."""
         self._progress.reset(self._row, description=clean(text))
 
-    def add(self, text: str) -> None:
-        """More about what goes on."""
-        self._progress.update(self._row, description=clean(text))
-
 
 @contextmanager
 def _spinner(console: Console) -> Iterator[_Spinner | None]:
@@ -186,25 +185,69 @@ def _spinner(console: Console) -> Iterator[_Spinner | None]:
         yield _Spinner(progress)
 
 
-def _table(*columns: Column | str) -> Table:
-    return Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+def print_table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str | Text]],
+    *,
+    flexible: str = "NAME",
+    fold: bool = False,
+    droppable: Sequence[str] = (),
+) -> None:
+    """Print a table that fits. What reads a pipe gets everything.
 
-
-def _print_table(table: Table) -> None:
+    On a terminal the flexible column takes the room that the others leave, and is shortened or folded to it. When that
+    is too little, the columns that may be dropped are: the first named first.
+    """
     console = output()
     if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH, markup=False, highlight=False, emoji=False)
-        for column in table.columns:
-            column.ratio = None
+        console = _wide()
+    widths = {
+        head: max([len(head), *(Text(cell).cell_len if isinstance(cell, str) else cell.cell_len for cell in column)])
+        for head, column in zip(heads, zip(*rows, strict=True) if rows else [()] * len(heads), strict=True)
+    }
+
+    def room(kept: Sequence[str]) -> int:
+        return console.width - sum(widths[head] + _GAP for head in kept if head != flexible)
+
+    kept = list(heads)
+    for head in droppable:
+        if room(kept) >= (widths[flexible] if fold else min(widths[flexible], _LEAST_CHARS)):
+            break
+        kept.remove(head)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for head in kept:
+        table.add_column(
+            head,
+            justify="right" if head == "SIZE" else "left",
+            no_wrap=not fold,
+            overflow="fold" if fold else "ellipsis",
+            max_width=max(room(kept), 1) if head == flexible else None,
+        )
+    for row in rows:
+        table.add_row(*(cell for head, cell in zip(heads, row, strict=True) if head in kept))
     console.print(table, soft_wrap=False)
 
 
-def _state(state: str) -> Text:
+def _wide() -> Console:
+    return Console(width=_PIPE_WIDTH, markup=False, highlight=False, emoji=False)
+
+
+def _print_rows(rows: Iterable[Sequence[str]]) -> None:
+    for row in rows:
+        sys.stdout.write("\t".join(" ".join(clean(field).split()) for field in row) + "\n")
+
+
+def state_text(state: str) -> Text:
+    """A state in its colour."""
     return Text(clean(state), STATE_COLOURS.get(state, "blue"))
 
 
 def _when(at: datetime) -> str:
     return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _utc(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _age(since: datetime) -> float:
@@ -217,7 +260,8 @@ def _took(task: Task) -> str:
     return format_seconds(_age(task.created_at))
 
 
-def _progress(task: Task) -> str | None:
+def progress_of(task: Task) -> str | None:
+    """The agent's live figures in words; none before it has said anything."""
     progress = task.progress
     if not progress.output_bytes:
         return None

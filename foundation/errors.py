@@ -5,6 +5,8 @@
     ├── InvalidParameter                 400  1   invalid_parameter
     ├── UnsupportedMediaType             415  1   unsupported_media_type
     ├── PayloadTooLarge                  413  1   payload_too_large
+    ├── Unauthorized                     401  4   unauthorized
+    ├── Forbidden                        403  4   forbidden
     ├── NotFound                         404  2
     │   ├── TaskNotFound                          task_not_found
     │   ├── ArtifactNotFound                      artifact_not_found
@@ -29,6 +31,7 @@
     ├── ServiceUnavailable               503  5   service_unavailable
     │   ├── EngineUnavailable                     engine_unavailable
     │   └── BucketUnavailable                     bucket_unavailable
+    ├── TimedOut                         504  5   timed_out
     └── HostNotReady                     503  1   host_not_ready
 
 Exit codes follow the published client: 1 anything else, 2 not found, 3 conflict, 4 not authorised, 5 timed out or
@@ -84,6 +87,22 @@ class PayloadTooLarge(TaskyardError):
 
     code = "payload_too_large"
     http_status = 413
+
+
+class Unauthorized(TaskyardError):
+    """The server, or what stands before it, wants credentials."""
+
+    code = "unauthorized"
+    http_status = 401
+    exit_code = 4
+
+
+class Forbidden(TaskyardError):
+    """The credentials given do not allow this."""
+
+    code = "forbidden"
+    http_status = 403
+    exit_code = 4
 
 
 class NotFound(TaskyardError):
@@ -242,6 +261,14 @@ class BucketUnavailable(ServiceUnavailable):
     """The bucket cannot be reached."""
 
     code = "bucket_unavailable"
+
+
+class TimedOut(TaskyardError):
+    """What was waited for did not happen in the time given; it may yet."""
+
+    code = "timed_out"
+    http_status = 504
+    exit_code = 5
 
 
 class HostNotReady(TaskyardError):

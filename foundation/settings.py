@@ -37,6 +37,11 @@ class Settings(BaseSettings):
     api_host: str = Field("127.0.0.1", description="Address the REST API listens on")
     api_port: int = Field(8122, ge=1, le=65535, description="Port the REST API listens on")
 
+    ws_port: int = Field(8121, ge=1, le=65535, description="Port the WebSocket of task events listens on")
+    worker_metrics_port: int = Field(
+        8123, ge=0, le=65535, description="Loopback port of the worker's metrics; 0: it has none"
+    )
+
     temporal_address: str | None = Field(
         None, description="host:port of a Temporal cluster; default: the embedded dev server"
     )

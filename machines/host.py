@@ -19,7 +19,7 @@ from machines import qemu
 from machines.boot import Boot
 from machines.identity import CLIENT_KEY, KNOWN_HOSTS
 from machines.image import Image
-from machines.ledger import NoRoom, admit, host_capacity
+from machines.ledger import Capacity, NoRoom, admit, host_capacity
 from machines.qemu import MachinePaths, machine_paths
 from machines.records import MachineRecord, RecordStore, Reservation
 from machines.ssh import GuestAddress, GuestShell
@@ -129,6 +129,18 @@ class MachineHost:
     def records(self) -> list[MachineRecord]:
         """The records of all machines of this host, oldest first."""
         return self._store.read_all()
+
+    def room(self) -> tuple[Capacity, Capacity]:
+        """What all machines of this host together may have, and what of it none of them has now."""
+        capacity = host_capacity(self._settings)
+        records = self._store.read_all()
+        free = Capacity(
+            cpus=max(0, capacity.cpus - sum(record.cpus for record in records)),
+            memory_bytes=max(0, capacity.memory_bytes - sum(record.memory_bytes for record in records)),
+            disk_total_bytes=capacity.disk_total_bytes,
+            disk_free_bytes=capacity.disk_free_bytes,
+        )
+        return capacity, free
 
     def is_alive(self, machine_id: str) -> bool:
         """True while the machine's own QEMU process runs, whether its guest answers or not."""

@@ -2,21 +2,22 @@
 
 The poller keeps a window of the newest entries. A subscriber that is behind the window (it came late, or its client
 is slow) reads from the bucket until it has caught up; so memory is bounded by the window, and nobody slows anybody
-down.
+down. Subscribers that read the same object of the bucket share it, and one whose client is slow lets go of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing, suppress
 from itertools import islice
 from types import TracebackType
 from typing import Self
 
 from foundation.errors import BucketUnavailable
-from storage.bucket import ObjectStore
+from storage.bucket import ObjectInfo, ObjectStore
 from storage.reader import LogReader
 from storage.segments import LogEntry, chain_end
 
@@ -25,6 +26,9 @@ _AWAY_SECONDS = 1.0
 _WINDOW_ENTRIES = 4000
 _WINDOW_CHARACTERS = 4 * 1024 * 1024
 _BATCH = 500
+# What one subscriber holds for a client that takes nothing.
+_HANDED_BATCH = 100
+_SLOW_SECONDS = 1.0
 
 
 class RunLogFollowers:
@@ -75,6 +79,7 @@ class RunLogFollower:
         self._seen: int | None = None
         self._closed = False
         self._failure: Exception | None = None
+        self._latest_object = _LatestObject(store)
         self._news = asyncio.Condition()
         self._poller: asyncio.Task[None] | None = None
 
@@ -94,22 +99,27 @@ class RunLogFollower:
         if self._poller is None:
             self._poller = asyncio.create_task(self._poll(), name=f"follow-{self._task_id}")
         position = after_id
-        stored: Iterator[LogEntry] | None = None
+        stored: list[Iterator[LogEntry]] = []
         while await self._wait_for_news(position):
             # The window holds neighbouring ids up to the last one seen.
             begin = self._window[0].id if self._window else (self._seen or 0) + 1
             if position + 1 >= begin:
-                stored = None
-                batch = list(islice(self._window, position + 1 - begin, position + 1 - begin + _BATCH))
+                self._let_go(stored)
+                batch = list(islice(self._window, position + 1 - begin, position + 1 - begin + _HANDED_BATCH))
             else:
                 # Kept from batch to batch, since a reader holds the object that it is in.
-                stored = stored or LogReader(self._store, self._task_id, position).read()
-                batch = await asyncio.to_thread(_next_stored, stored)
-                stored = stored if batch else None
-            for entry in batch:
-                yield entry
-                position = entry.id
+                if not stored:
+                    stored.append(LogReader(self._latest_object, self._task_id, position).read())
+                batch = await asyncio.to_thread(_next_stored, stored[0])
+            slow = asyncio.get_running_loop().call_later(_SLOW_SECONDS, self._let_go, stored)
+            try:
+                for entry in batch:
+                    yield entry
+                    position = entry.id
+            finally:
+                slow.cancel()
             if not batch:
+                self._let_go(stored)
                 await asyncio.sleep(self._poll_seconds)
 
     async def stop(self) -> None:
@@ -121,6 +131,12 @@ class RunLogFollower:
             self._closed = True
             self._seen = self._seen or 0
             self._news.notify_all()
+
+    def _let_go(self, stored: list[Iterator[LogEntry]]) -> None:
+        """Hold no object of the bucket any longer; it is asked for again at the position reached."""
+        if stored:
+            stored.clear()
+            self._latest_object.clear()
 
     async def _wait_for_news(self, position: int) -> bool:
         """Wait until there is something behind ``position``. False: there never will be."""
@@ -183,5 +199,37 @@ def _next_stored(stored: Iterator[LogEntry]) -> list[LogEntry]:
     """The next batch; none when all is read or the bucket is away."""
     batch: list[LogEntry] = []
     with suppress(BucketUnavailable):
-        batch.extend(islice(stored, _BATCH))
+        batch.extend(islice(stored, _HANDED_BATCH))
     return batch
+
+
+class _LatestObject:
+    """The bucket, with the object that was read last kept for those who read the same; no object ever changes."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._held: tuple[str, bytes] | None = None
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> bytes | None:
+        with self._lock:
+            held = self._held
+            if held is not None and held[0] == key:
+                return held[1]
+            body = self._store.get(key)
+            if body is not None and not key.endswith(".json"):
+                # The seal is asked for before every part, and must not take its place.
+                self._held = (key, body)
+            return body
+
+    def clear(self) -> None:
+        self._held = None
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = False, content_type: str = "") -> bool:
+        return self._store.put(key, data, if_absent=if_absent, content_type=content_type)
+
+    def list(self, prefix: str, *, start_after: str | None = None) -> Iterator[ObjectInfo]:
+        return self._store.list(prefix, start_after=start_after)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        self._store.delete(keys)

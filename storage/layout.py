@@ -1,5 +1,6 @@
 """The names of all objects in the bucket: everything of a task run lies below ``tasks/<task id>/``.
 
+    hosts/<name>.json                    what a VM host said last of its room; beside the runs, not below one
     record.json                          final record of the run
     log/segments/<first id>              one flush of the run log
     log/segments/sealed.json             the log is closed; lists its sealed parts
@@ -16,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import re
 from typing import NamedTuple
+from urllib.parse import quote
 
 from foundation.errors import InvalidParameter
 
@@ -29,6 +31,16 @@ class Span(NamedTuple):
     key: str
     first: int
     last: int
+
+
+def hosts_prefix() -> str:
+    """Prefix of what the VM hosts say."""
+    return "hosts/"
+
+
+def host_key(name: str) -> str:
+    """Key of what one host says."""
+    return f"{hosts_prefix()}{quote(name, safe='')}.json"
 
 
 def task_prefix(task_id: str) -> str:

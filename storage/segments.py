@@ -9,6 +9,7 @@ everything that a writer must know to go on.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
@@ -24,6 +25,7 @@ GuestStream = Literal["stdout", "stderr"]
 GUEST_STREAMS: tuple[GuestStream, ...] = ("stdout", "stderr")
 NDJSON = "application/x-ndjson"
 _DESCRIPTION = b'{"segment":'
+_ENTRY_ID = re.compile(rb'\{"id":(\d+),')
 
 
 class LogEntry(BaseModel):
@@ -126,12 +128,18 @@ def decode_blocks(body: bytes) -> Iterator[tuple[Segment, list[bytes]]]:
 
 
 def decode_entries(body: bytes, after_id: int) -> Iterator[LogEntry]:
-    """The entries in ``body`` (segments or a sealed part) that come after ``after_id``."""
-    for line in body.split(b"\n"):
-        if line and not line.startswith(_DESCRIPTION):
-            entry = LogEntry.model_validate_json(line)
+    """The entries in ``body`` (segments or a sealed part) that come after ``after_id``, line by line."""
+    begin = 0
+    while begin < len(body):
+        end = body.find(b"\n", begin)
+        end = len(body) if end < 0 else end
+        # An entry that was given out before is known by its first bytes.
+        known = _ENTRY_ID.match(body, begin, end)
+        if begin < end and not (known and int(known[1]) <= after_id) and not body.startswith(_DESCRIPTION, begin):
+            entry = LogEntry.model_validate_json(body[begin:end])
             if entry.id > after_id:
                 yield entry
+        begin = end + 1
 
 
 def decode_last(body: bytes, before_id: int | None, count: int) -> list[LogEntry]:

@@ -17,7 +17,14 @@ _FIRST, _LAST = 18000, 31000
 def isolated_settings(home: Path, **fields: Any) -> Settings:
     """Settings on a home, with free ports for every part."""
     base = free_ports(16)
-    ports = {"temporal_port": base, "temporal_ui_port": base + 1, "api_port": base + 2, "s3_port": base + 4}
+    ports = {
+        "temporal_port": base,
+        "temporal_ui_port": base + 1,
+        "api_port": base + 2,
+        "ws_port": base + 3,
+        "s3_port": base + 4,
+        "worker_metrics_port": base + 14,
+    }
     return Settings(**{"home": home, **ports, **fields})
 
 

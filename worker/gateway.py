@@ -27,6 +27,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from foundation.settings import Settings
+from worker.metrics import WorkerMetrics
 from worker.scenario import load_scenarios
 from worker.scripted_model import create_model_app
 from worker.unix_server import UnixServer
@@ -64,8 +65,9 @@ class Gateway:
     ``token``, ``usage`` and ``forget`` work from any thread, whether the server runs or not.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: WorkerMetrics | None = None) -> None:
         self._settings = settings
+        self._metrics = metrics or WorkerMetrics()
         self._usage = UsageLedger(settings.gateway / "usage")
         self._servers: list[UnixServer] = []
         self._client: httpx.AsyncClient | None = None
@@ -158,11 +160,14 @@ class Gateway:
         except _BodyTooLarge:
             return _error(413, "request_too_large", f"The body is larger than {MAX_BODY_BYTES} bytes.")
         except httpx.TimeoutException:
+            self._metrics.take_request(504, time.monotonic() - started)
             return self._unreachable(machine_id, 504, "timeout_error", "The model API did not answer in time.")
         except httpx.HTTPError as error:
+            self._metrics.take_request(502, time.monotonic() - started)
             sentence = f"The model API cannot be reached ({type(error).__name__})."
             return self._unreachable(machine_id, 502, "api_error", sentence)
         milliseconds = round((time.monotonic() - started) * 1000)
+        self._metrics.take_request(answer.status_code, time.monotonic() - started)
         _log.info(
             "model request", machine=machine_id, path=request.url.path, status=answer.status_code, ms=milliseconds
         )
@@ -218,7 +223,9 @@ class Gateway:
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(answer.aclose())
             if machine_id and answer.is_success and self._exists(machine_id):
-                self._usage.add(machine_id, reader.usage())
+                usage = reader.usage()
+                self._usage.add(machine_id, usage)
+                self._metrics.take_usage(usage)
 
 
 class _BodyTooLarge(Exception):

@@ -27,6 +27,8 @@ from foundation.settings import Settings
 from machines.host import MachineHost
 from storage.bucket import Bucket
 from worker.gateway import Gateway
+from worker.metrics import WorkerMetrics
+from worker.room import telling_room
 from worker.sweeper import sweep_forever
 from workflows.task_workflow import TaskWorkflow
 
@@ -52,14 +54,17 @@ async def run(settings: Settings) -> None:
         if bucket is None or client is None:
             return
         host = MachineHost(settings)
-        gateway = Gateway(settings)
+        metrics = WorkerMetrics()
+        gateway = Gateway(settings, metrics)
         await gateway.start()
         stack.push_async_callback(gateway.stop)
         threads = stack.enter_context(ThreadPoolExecutor(_STEP_THREADS, thread_name_prefix="step"))
-        for worker in _workers(settings, client, host, bucket, gateway, threads):
+        for worker in _workers(settings, client, host, bucket, gateway, metrics, threads):
             await stack.enter_async_context(worker)
         sweeper = asyncio.create_task(sweep_forever(host, client))
         stack.callback(sweeper.cancel)
+        stack.enter_context(metrics.serving(settings.worker_metrics_port, host))
+        await stack.enter_async_context(telling_room(settings.host_name, host, bucket))
         log.info("ready", host=settings.host_name, queue=host_queue(settings), temporal=settings.temporal_target)
         if settings.model_is_scripted:
             log.warning("the model is scripted: no ANTHROPIC_API_KEY is set")
@@ -68,11 +73,17 @@ async def run(settings: Settings) -> None:
 
 
 def _workers(
-    settings: Settings, client: Client, host: MachineHost, bucket: Bucket, gateway: Gateway, threads: ThreadPoolExecutor
+    settings: Settings,
+    client: Client,
+    host: MachineHost,
+    bucket: Bucket,
+    gateway: Gateway,
+    metrics: WorkerMetrics,
+    threads: ThreadPoolExecutor,
 ) -> list[Worker]:
     """One worker for each queue: what any host can do, and what only the host of the lease can."""
     leases = Leases(settings, host, bucket)
-    agent = Agent(settings, host, bucket, gateway, client, asyncio.get_running_loop())
+    agent = Agent(settings, host, bucket, gateway, client, asyncio.get_running_loop(), metrics.take_result)
 
     def worker(queue: str, activities: Sequence[Callable[..., Any]], workflows: Sequence[type] = ()) -> Worker:
         return Worker(

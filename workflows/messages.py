@@ -7,6 +7,7 @@ other systems use them directly (docs/signals.md).
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -63,6 +64,33 @@ class AgentProgress(Message):
     tool_calls: int = 0
     current_tool: str | None = None
     last_activity_at: datetime | None = None
+
+
+# Guests say them of themselves: whatever they say must pass through JSON and back.
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class MachineFigures(Message):
+    """What the guest used at ``at``: percent of all its CPUs, bytes, and its load over 1, 5 and 15 minutes."""
+
+    at: datetime
+    cpu_percent: Amount
+    memory_used_bytes: Count
+    memory_total_bytes: Count
+    disk_used_bytes: Count
+    disk_total_bytes: Count
+    load_avg: tuple[Amount, Amount, Amount]
+
+
+class LiveProgress(AgentProgress):
+    """Details of the follower's heartbeat: the progress, and the last figures of the guest. They are kept nowhere."""
+
+    machine: MachineFigures | None = None
+
+    def without_figures(self) -> AgentProgress:
+        """The progress alone."""
+        return AgentProgress.model_validate(self.model_dump())
 
 
 class TokenUsage(Message):

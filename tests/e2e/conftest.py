@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from cli.client import Task, TaskClient
 from cli.stack import Stack
+from client import Task, TaskClient
 from examples.hello.serve import serve
 from foundation.settings import Settings
 from machines.host import MachineHost

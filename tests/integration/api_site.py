@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-import uvicorn
 from temporalio.client import Client
 from temporalio.worker import Worker
 
 from api.app import create_app
+from api.serving import listening, make_server
 from foundation.settings import Settings
 from storage.bucket import Bucket
 from storage.records import write_record
@@ -162,12 +162,13 @@ async def api_site(
     settings: Settings, temporal: Client, bucket: Bucket, *, like: ApiSite | None = None
 ) -> AsyncIterator[ApiSite]:
     """Serve the API for one test; ``like`` another that has ended: on its port and task queue."""
-    port = like.settings.api_port if like else free_ports(1)
+    port = like.settings.api_port if like else free_ports(2)
     queue = like.settings.task_queue if like else f"test-{uuid.uuid4().hex[:10]}"
-    own = settings.model_copy(update={"task_queue": queue, "api_port": port})
+    own = settings.model_copy(update={"task_queue": queue, "api_port": port, "ws_port": port + 1})
     app = create_app(own)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=1))
-    serving = asyncio.create_task(server.serve())
+    server = make_server(app)
+    server.config.timeout_graceful_shutdown = 1
+    serving = asyncio.create_task(server.serve(sockets=listening(own)))
     try:
 
         async def started() -> bool:

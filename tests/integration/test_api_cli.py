@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import pty
 import signal
 import sys
 import uuid
@@ -14,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from temporalio import activity
 
-from cli.client import LogLine, TaskClient
-from foundation.errors import DuplicateTaskId, InvalidManifest, ServiceUnavailable, TaskNotFound, TaskyardError
-from foundation.settings import Settings
 from storage import artifacts
 from storage.layout import artifact_key
-from tests.integration.api_site import ApiSite, api_site, as_yaml, manifest, until
-from workflows.messages import AgentResult
+from tests.integration.api_site import ApiSite, as_yaml, manifest, until
+from workflows.messages import AgentProgress, AgentResult
 from workflows.states import Cause
 
 
@@ -38,7 +38,8 @@ class Sandbox:
     """The command `sandbox` as a person runs it, in a directory of its own."""
 
     def __init__(self, server: str, directory: Path) -> None:
-        self._environment = {**os.environ, "TASKYARD_SERVER": server, "COLUMNS": "100", "NO_COLOR": "1"}
+        own = {"TASKYARD_SERVER": server, "XDG_CONFIG_HOME": str(directory), "COLUMNS": "100", "NO_COLOR": "1"}
+        self._environment = {**os.environ, **own}
         self._directory = directory
 
     async def start(self, *arguments: str) -> asyncio.subprocess.Process:
@@ -58,11 +59,41 @@ class Sandbox:
     async def __call__(self, *arguments: str) -> Done:
         return await self.end(await self.start(*arguments))
 
+    async def at_terminal(self, typed: str, *arguments: str) -> Done:
+        """The same at a terminal, where somebody types; all it shows is in ``out``."""
+        main, terminal = pty.openpty()
+        try:
+            os.write(main, typed.encode())
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "cli", *arguments),
+                env={**self._environment, "TERM": "xterm"},
+                cwd=self._directory,
+                stdin=terminal,
+                stdout=terminal,
+                stderr=terminal,
+            )
+            os.close(terminal)
+            reading = asyncio.create_task(asyncio.to_thread(_read_all, main))
+            async with asyncio.timeout(60):
+                code = await process.wait()
+            return Done(code, (await reading).decode(), "")
+        finally:
+            os.close(main)
+
     async def end(self, process: asyncio.subprocess.Process) -> Done:
         async with asyncio.timeout(60):
             out, err = await process.communicate()
         assert process.returncode is not None
         return Done(process.returncode, out.decode(), err.decode())
+
+
+def _read_all(descriptor: int) -> bytes:
+    read = b""
+    # The kernel says that the terminal's last program has left by an error.
+    with contextlib.suppress(OSError):
+        while piece := os.read(descriptor, 65536):
+            read += piece
+    return read
 
 
 @pytest.fixture
@@ -126,12 +157,43 @@ async def test_refusals_say_what_to_do_and_have_their_exit_codes(
         (("list", "--label", "team"), 1, "KEY=VALUE"),
         (("submit", str(tmp_path / "no.yaml")), 1, "No such file"),
         (("submit",), 1, "Name the manifest"),
+        (("submit", path, "--follow", "--timeout", "1s"), 1, "--timeout goes with"),
+        (("status", task_id, "--watch", "--timeout", "soon"), 1, "not a length of time"),
+        (("status", task_id, "--watch", "--timeout", "10ms", "--format", "json"), 5, "is still pending"),
+        (("artifacts", "list", task_id, "more"), 1, "Name one run"),
+        (("download", task_id, "--all", "-o", "-"), 1, "Only one artifact"),
+        (("--context", "never", "list"), 2, "No context 'never'"),
         (("list", "--server", "http://127.0.0.1:9"), 5, "sandbox up"),
     ):
         done = await sandbox("task", *arguments)
         assert (done.code, done.out) == (code, ""), arguments
         assert words in done.err
         assert "Traceback" not in done.err
+
+
+async def test_both_spellings_and_all_formats_tell_the_same(site: ApiSite, sandbox: Sandbox) -> None:
+    team = uuid.uuid4().hex
+    ids = [await site.submit(metadata={"name": f"{n} \t name", "labels": {"team": team}}) for n in "ba"]
+    pick = ("--label", f"team={team}", "--sort", "name", "--order", "asc")
+    shown, listed, raw = await asyncio.gather(
+        sandbox("task", "list", *pick, "--limit", "1", "--offset", "1"),
+        sandbox("--format", "text", "task", "list", *pick),
+        sandbox("--json", "task", "list", *pick),
+    )
+    assert [line.split()[0] for line in shown.out.splitlines()] == ["ID", ids[0]]
+    assert "1 of 2 runs" in shown.err
+    rows = [line.split("\t") for line in listed.out.splitlines()]
+    assert [(row[0], row[1], row[3]) for row in rows] == [(ids[1], "pending", "a name"), (ids[0], "pending", "b name")]
+    assert [task["id"] for task in json.loads(raw.out)["tasks"]] == ids[::-1]
+    one, same, table, later = await asyncio.gather(
+        sandbox("task", "--json", "status", ids[0]),
+        sandbox("task", "get", ids[0], "--format", "json"),
+        sandbox("task", "--format", "text", "get", ids[0], "--format", "table"),
+        sandbox("task", "logs", ids[0], "--since", "10m", "--raw"),
+    )
+    assert json.loads(one.out)["definition"] == json.loads(same.out)["definition"] != {}
+    assert table.out.splitlines()[1].startswith(ids[0])
+    assert (later.code, later.out, later.err) == (0, "", "")
 
 
 async def test_follow_shows_the_run_and_ends_with_its_outcome(
@@ -168,6 +230,43 @@ async def test_a_failed_run_gives_exit_code_1_and_how_to_enter_its_machine(
         assert "ssh agent@machine" in done.err
     assert "failed_preserved" in waited.out
     assert "✓ provisioning" in watched.out
+
+
+async def test_a_watched_run_tells_states_and_progress_and_ctrl_c_leaves_it(site: ApiSite, sandbox: Sandbox) -> None:
+    async with site.worker() as steps:
+        progress = AgentProgress(output_bytes=2048, tool_calls=3, current_tool="Bash")
+
+        async def run(_: Any) -> None:
+            activity.heartbeat(progress)
+            await steps.agent_over.wait()
+
+        steps.instead["run_agent"] = run
+        task_id = await site.submit()
+        watching = await sandbox.start("task", "status", task_id, "--watch")
+        assert watching.stdout is not None
+        told = ""
+        async with asyncio.timeout(60):
+            while "3 tool calls" not in told:
+                told += (await watching.stdout.readline()).decode()
+        watching.send_signal(signal.SIGINT)
+        done = await sandbox.end(watching)
+        assert (done.code, f"sandbox task status {task_id} --watch" in done.err) == (130, True)
+    assert "✓ staging" in told
+    assert "· running       now Bash, 3 tool calls, 2.0 KiB of output\n" in told
+
+
+async def test_at_a_terminal_a_watched_run_shows_its_way_and_cancel_asks_first(site: ApiSite, sandbox: Sandbox) -> None:
+    task_id = await site.submit()
+    no = await sandbox.at_terminal("n\n", "task", "cancel", task_id)
+    assert no.code == 1
+    assert f"Cancel task {task_id}, which is pending? [y/N]" in no.out
+    assert await site.state(task_id) == "pending"
+    shown = await sandbox.at_terminal("", "task", "status", task_id, "--watch", "--timeout", "2s")
+    assert shown.code == 5
+    for state in ("pending", "provisioning", "completed"):
+        assert state in shown.out
+    yes = await sandbox.at_terminal("", "task", "cancel", task_id, "--yes", "--force")
+    assert (yes.code, "Cancellation requested" in yes.out) == (0, True)
 
 
 async def test_ctrl_c_leaves_the_run_alone_and_says_how_to_come_back(site: ApiSite, sandbox: Sandbox) -> None:
@@ -212,7 +311,11 @@ async def test_artifacts_are_listed_and_downloaded_into_their_directory_only(
     await asyncio.to_thread(store)
     listed = await sandbox("task", "artifacts", task_id)
     assert [line.split()[0] for line in listed.out.splitlines()] == ["NAME", *contents]
-    one = await sandbox("task", "download", task_id, "report.md")
+    assert (await sandbox("task", "artifacts", "list", task_id)).out == listed.out
+    rows = await sandbox("task", "artifacts", task_id, "--format", "text")
+    assert rows.out.splitlines()[0].split("\t")[:3] == ["report.md", "9", "text/markdown"]
+    assert (await sandbox("task", "download", task_id, "report.md", "-o", "-")).out == "# Report\n"
+    one = await sandbox("task", "download", task_id, "report.md", "--verify")
     assert (one.code, one.out) == (0, "report.md\n")
     assert (tmp_path / "report.md").read_bytes() == contents["report.md"]
     everything = await sandbox("task", "download", task_id, "--all", "-o", "all")
@@ -221,53 +324,6 @@ async def test_artifacts_are_listed_and_downloaded_into_their_directory_only(
     site.bucket.put(artifact_key(task_id, "report.md"), b"# Rep0rt\n")
     damaged = await sandbox("task", "download", task_id, "report.md", "-o", "again.md")
     assert (damaged.code, "arrived damaged" in damaged.err) == (1, True)
+    unchecked = await sandbox("task", "download", task_id, "report.md", "-o", "unchecked.md", "--no-verify")
+    assert (unchecked.code, (tmp_path / "unchecked.md").read_text()) == (0, "# Rep0rt\n")
     assert list(tmp_path.glob("*again*")) == []  # noqa: ASYNC240 -- a test may wait for its own directory
-
-
-async def test_the_client_raises_the_errors_of_the_server(site: ApiSite) -> None:
-    def calls() -> None:
-        with TaskClient(site.url) as client:
-            task_id = client.submit(manifest())
-            assert client.get(task_id).state == "pending"
-            with pytest.raises(DuplicateTaskId) as duplicate:
-                client.submit(manifest(metadata={"id": task_id}))
-            assert duplicate.value.details["existing_task"]["id"] == task_id
-            with pytest.raises(InvalidManifest, match=r"claude\.prompt"):
-                client.submit("claude: {}")
-            with pytest.raises(TaskNotFound):
-                client.get("never-was")
-            assert client.find(limit=1).limit == 1
-        with TaskClient("http://127.0.0.1:9") as nobody, pytest.raises(ServiceUnavailable, match=r"127\.0\.0\.1:9"):
-            nobody.get("x")
-        with TaskClient("no url") as wrong, pytest.raises(TaskyardError, match="not the URL"):
-            wrong.get("x")
-
-    await asyncio.to_thread(calls)
-
-
-async def test_the_client_follows_on_over_a_restart_of_the_server(services: Settings, site: ApiSite) -> None:
-    told: list[LogLine] = []
-
-    def follow(url: str, task_id: str) -> None:
-        with TaskClient(url) as client:
-            told.extend(client.logs(task_id, follow=True))
-
-    async with site.worker() as steps:
-        async with api_site(services, site.temporal, site.bucket, like=None) as first:
-            task_id = await site.submit()
-            await steps.agent_running.wait()
-            following = asyncio.create_task(asyncio.to_thread(follow, first.url, task_id))
-            await site.write_log(task_id, "one", "two")
-
-            async def two() -> bool:
-                return len(told) == 2 or first.app.state.followers.followed != {}
-
-            await until(two, "the follower")
-        await site.write_log(task_id, "three")
-        async with api_site(services, site.temporal, site.bucket, like=first):
-            await site.write_log(task_id, "four")
-            steps.agent_over.set()
-            async with asyncio.timeout(60):
-                await following
-    assert [line.data for line in told if line.stream == "stdout"] == ["one\n", "two\n", "three\n", "four\n"]
-    assert (told[-1].type, told[-1].event["state"]) == ("completed", "completed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -14,6 +14,7 @@ from temporalio import activity
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 
+from storage.hosts import HostRoom, live_hosts, say_room, withdraw
 from tests.integration.api_site import ApiSite, api_site, as_yaml, manifest, until
 from workflows.messages import AgentProgress, AgentRequest, AgentResult
 from workflows.states import Cause
@@ -109,13 +110,41 @@ async def test_refuses_what_is_no_manifest_in_the_one_error_shape(
 
 async def test_of_many_submissions_of_one_id_temporal_lets_exactly_one_in(site: ApiSite) -> None:
     task_id = f"race-{uuid.uuid4().hex[:8]}"
-    replies = await asyncio.gather(*(site.http.post(TASKS, json=manifest(metadata={"id": task_id})) for _ in range(20)))
+    replies = await asyncio.gather(*(site.http.post(TASKS, json=manifest(metadata={"id": task_id})) for _ in range(50)))
     codes = sorted(reply.status_code for reply in replies)
-    assert codes == [202] + [409] * 19
+    assert codes == [202] + [409] * 49
     refusal = next(reply.json() for reply in replies if reply.status_code == 409)
     assert refusal["error"] == "duplicate_task_id"
     assert refusal["existing_task"] == refusal["details"]["existing_task"]
     assert (refusal["existing_task"]["id"], refusal["existing_task"]["state"]) == (task_id, "pending")
+
+
+async def test_what_no_live_host_can_ever_give_is_refused_with_both_figures(
+    site: ApiSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.admission._KNOWN_SECONDS", 0.0)
+    large = manifest(vm={"cpus": 16, "memory": "32G", "disk": "100G"})
+    assert (await site.http.post(TASKS, json=large)).status_code == 202
+    room = HostRoom(
+        host=f"host/{uuid.uuid4().hex}", at=datetime.now(UTC), cpus=8, memory_bytes=16 * 2**30, disk_bytes=2**40,
+        free_cpus=0, free_memory_bytes=0, free_disk_bytes=0,
+    )  # fmt: skip
+    say_room(site.bucket, room)
+    try:
+        reply = await site.http.post(TASKS, json=large)
+        body = reply.json()
+        assert (reply.status_code, body["error"], body["accepted"]) == (507, "insufficient_resources", False)
+        assert body["details"] == {
+            "requested_cpus": 16, "available_cpus": 8, "requested_memory": "32G", "available_memory": "16G",
+            "requested_disk": "100G", "available_disk": "1024G", "hosts": 1,
+        }  # fmt: skip
+        # A host that is full now is waited for.
+        assert (await site.http.post(TASKS, json=manifest())).status_code == 202
+        say_room(site.bucket, room.model_copy(update={"at": datetime.now(UTC) - timedelta(minutes=2)}))
+        assert (await site.http.post(TASKS, json=large)).status_code == 202
+    finally:
+        withdraw(site.bucket, room.host)
+    assert live_hosts(site.bucket) == []
 
 
 async def test_shows_a_live_run_from_its_worker_with_progress_and_definition(site: ApiSite) -> None:
@@ -177,7 +206,7 @@ async def test_shows_the_final_record_of_a_run_that_temporal_has_forgotten(site:
         task_id = await site.submit()
         await site.until_state(task_id, "failed")
     before = (await site.http.get(f"{TASKS}/{task_id}")).json()
-    await _forget(site, task_id)
+    await forget(site, task_id)
     after = (await site.http.get(f"{TASKS}/{task_id}")).json()
     assert {key: after[key] for key in BASE_KEYS - {"created_at"}} == {
         key: before[key] for key in BASE_KEYS - {"created_at"}
@@ -370,7 +399,7 @@ async def test_services_that_are_down_give_503_and_only_there(site: ApiSite) -> 
         assert (reply.status_code, reply.json()["error"]) == (503, "bucket_unavailable")
 
 
-async def _forget(site: ApiSite, task_id: str) -> None:
+async def forget(site: ApiSite, task_id: str) -> None:
     """Delete the run from Temporal, as its retention does."""
     execution = WorkflowExecution(workflow_id=f"task-{task_id}")
     await site.temporal.workflow_service.delete_workflow_execution(

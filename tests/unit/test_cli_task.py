@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from cli.client import Artifact
-from cli.task import _local_path
+from cli.task_reading import _local_path, pause_seconds
+from cli.task_view import print_artifacts, print_tasks
+from cli.watch import repeat
+from client import Artifact, Task
+from foundation.errors import InvalidParameter
 
 
 def artifact(name: str) -> Artifact:
@@ -49,3 +55,88 @@ def test_help_is_shown_without_loading_what_commands_need() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "submit" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes standard output a terminal of so many columns."""
+
+    def set_width(columns: int) -> None:
+        monkeypatch.setenv("TTY_COMPATIBLE", "1")
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("NO_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
+
+    return set_width
+
+
+@pytest.mark.parametrize("columns", [30, 50, 80, 200])
+def test_tables_fit_the_terminal_and_never_cut_an_id(
+    capsys: pytest.CaptureFixture[str], terminal: Callable[[int], None], columns: int
+) -> None:
+    terminal(columns)
+    now = datetime.now(UTC)
+    print_tasks(
+        [Task(id="1ssrg4b-k3f9q", name="a long name " * 9, state="running", created_at=now, state_changed_at=now)]
+    )
+    print_artifacts([artifact("results/report.md")])
+    written = capsys.readouterr().out
+    # Of styles, NO_COLOR takes the colours away only.
+    assert not re.search("\x1b\\[[34]", written)
+    lines = re.sub("\x1b\\[[0-9;]*m", "", written).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert lines[1].startswith("1ssrg4b-k3f9q")
+    assert "running" in lines[1]
+    assert "results/report.md" in "".join(lines)
+    assert ("CREATED" in lines[0]) is (columns >= 80)
+
+
+def test_a_pipe_gets_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    now = datetime.now(UTC)
+    print_tasks([Task(id="a", name="name " * 99, state="running", created_at=now, state_changed_at=now)])
+    assert "name " * 99 in capsys.readouterr().out
+
+
+def test_a_list_is_shown_anew_until_ctrl_c() -> None:
+    shown = []
+
+    def show() -> None:
+        shown.append(len(shown))
+        if len(shown) == 3:
+            raise KeyboardInterrupt
+
+    repeat(show, 0.01)
+    assert shown == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("500ms", 0.5), ("2", 2), ("1.5h", 5400), (" 1d ", 86400)])
+def test_lengths_of_time(text: str, seconds: float) -> None:
+    assert pause_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0s", "-1s", "soon", "1w"])
+def test_what_is_no_length_of_time_is_refused(text: str) -> None:
+    with pytest.raises(InvalidParameter, match="is not a length of time"):
+        pause_seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("sandbox ta", "task"),
+        ("sandbox task sub", "submit"),
+        ("sandbox task logs --fo", "--follow"),
+        ("sandbox config use", "use-context"),
+        ("sandbox task list --format ta", "table"),
+    ],
+)
+def test_the_shell_completes_commands_options_and_values(words: str, completed: str) -> None:
+    environment = {
+        **os.environ,
+        "_SANDBOX_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    program = "import sys; from cli.main import app; sys.argv = ['sandbox']; app(prog_name='sandbox')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    assert completed in done.stdout.split()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from cli.client import LogLine
 from cli.render import LogRenderer
+from client import LogLine
 
 AT = "2026-01-29T10:30:00Z"
 
@@ -75,9 +77,37 @@ def test_the_result_tells_turns_time_tokens_and_cost() -> None:
         "total_cost_usd": 0.0123,
         "usage": {"input_tokens": 10, "output_tokens": 20},
     }
-    assert shown(result) == "■ Claude Code is done: 3 turns, 1m 01s, 10 tokens in, 20 out, $0.0123\n"
+    real = assistant({"type": "text", "text": "Hello."})
+    real["message"]["model"] = "claude-x"
+    assert shown(real, result).splitlines()[-1] == (
+        "■ Claude Code is done: 3 turns, 1m 01s, 10 tokens in, 20 out, $0.0123"
+    )
     failed = shown({"type": "result", "subtype": "error_during_execution", "is_error": True, "result": "no more"})
     assert failed.splitlines() == ["■ error_during_execution: ? turns", "  no more"]
+
+
+@pytest.mark.parametrize("model", ["taskyard-scripted-model", "<synthetic>", None])
+def test_no_cost_is_told_unless_a_real_model_answered(model: str | None) -> None:
+    result = {"type": "result", "subtype": "success", "is_error": False, "num_turns": 3, "total_cost_usd": 0.5}
+    said = assistant({"type": "text", "text": "Hello."})
+    said["message"] |= {"model": model} if model else {}
+    assert shown(said, result).splitlines()[-1] == "■ Claude Code is done: 3 turns"
+    text = io.StringIO()
+    renderer = LogRenderer(Console(file=text, width=80))
+    told = {"timestamp": AT, "stream": "event", "id": 1, "type": "model", "message": "Model API", "scripted": False}
+    renderer.show(LogLine.model_validate(told))
+    renderer.show(LogLine.model_validate({"timestamp": AT, "stream": "stdout", "id": 2, "data": json.dumps(result)}))
+    assert "$0.5" in text.getvalue()
+
+
+def test_times_stand_before_the_first_line_of_what_was_said() -> None:
+    text = io.StringIO()
+    renderer = LogRenderer(Console(file=text, width=80), timestamps=True)
+    said = json.dumps(assistant({"type": "text", "text": "One.\nTwo."}))
+    renderer.show(LogLine.model_validate({"timestamp": AT, "stream": "stdout", "id": 1, "data": said}))
+    first, second = text.getvalue().splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d ● One\.", first)
+    assert second == f"{' ' * 9}  Two."
 
 
 def test_events_and_stderr_are_told_apart_from_output() -> None:

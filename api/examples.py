@@ -1,0 +1,100 @@
+"""Answers as they look, for the OpenAPI description."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_BASE = "/api/v1/tasks"
+_DIGEST = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+SUBMITTED = {
+    "task_id": "task-001",
+    "accepted": True,
+    "state": "pending",
+    "message": "Task accepted and queued for execution",
+    "created_at": "2026-01-29T10:00:00Z",
+    "links": {
+        "self": f"{_BASE}/task-001",
+        "logs": f"{_BASE}/task-001/logs",
+        "artifacts": f"{_BASE}/task-001/artifacts",
+    },
+}
+SUMMARY = {
+    "id": "task-001",
+    "name": "Fix auth bug",
+    "state": "running",
+    "labels": {"team": "platform"},
+    "created_at": "2026-01-29T10:00:00Z",
+    "started_at": "2026-01-29T10:00:02Z",
+    "state_changed_at": "2026-01-29T10:00:40Z",
+    "state_message": "Claude Code executing",
+    "vm_name": "vm-0123456789abcdef",
+    "vm_ip": "10.0.2.15",
+    "exit_code": None,
+    "error": None,
+    "cause": None,
+    "progress": {
+        "output_bytes": 45678,
+        "tool_calls": 23,
+        "current_tool": "Bash",
+        "last_activity_at": "2026-01-29T10:25:30Z",
+    },
+}
+DETAIL = SUMMARY | {
+    "live": True,
+    "host": "vmhost-1",
+    "base_commit": "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00",
+    "result": None,
+    "ssh_command": None,
+    "usage": None,
+    "transitions": [
+        {"state": "pending", "at": "2026-01-29T10:00:00Z"},
+        {"state": "staging", "at": "2026-01-29T10:00:02Z"},
+    ],
+    "undelivered_messages": [],
+    "definition": {
+        "repository": {"url": "https://github.com/org/repo.git", "branch": "main"},
+        "claude": {"prompt": "Your instructions here"},
+        "vm": {"profile": "agentic-dev", "cpus": 4, "memory": "8G", "disk": "40G"},
+        "lifecycle": {"timeout": "24h", "failure_action": "destroy"},
+    },
+}
+LIST = {"tasks": [SUMMARY], "total_count": 1, "limit": 100, "offset": 0, "has_more": False}
+CANCELLED = {
+    "success": True,
+    "task_id": "task-001",
+    "previous_state": "running",
+    "new_state": "cancelled",
+    "message": "Cancellation requested",
+    "cancelled_at": "2026-01-29T10:30:00Z",
+}
+MESSAGE = {"accepted": True, "task_id": "task-001", "message_id": "m-1"}
+ARTIFACTS = {
+    "task_id": "task-001",
+    "artifacts": [
+        {
+            "name": "report.md",
+            "path": "report.md",
+            "size_bytes": 4,
+            "content_type": "text/markdown",
+            "checksum": f"sha256:{_DIGEST}",
+            "created_at": "2026-01-29T10:30:00Z",
+            "download_url": f"{_BASE}/task-001/artifacts/report.md",
+            "redacted": False,
+        }
+    ],
+    "total_count": 1,
+    "total_size_bytes": 4,
+}
+HEALTH = {
+    "status": "ok",
+    "version": "0.1.0",
+    "uptime_seconds": 3600,
+    "agents": {"connected": 1, "ready": 1},
+    "tasks": {"running": 2, "pending": 5},
+}
+
+
+def answer(example: Any, status: int = 200, description: str = "It was done") -> dict[int | str, dict[str, Any]]:
+    """The described answer of an endpoint, for its ``responses``."""
+    return {status: {"description": description, "content": {"application/json": {"example": example}}}}

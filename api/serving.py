@@ -1,0 +1,51 @@
+"""The server process: one application on two ports, that of REST and that of the WebSocket."""
+
+from __future__ import annotations
+
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from foundation.settings import Settings
+
+# A follower of a run's log holds its connection open for as long as the run lasts.
+_GRACE_SECONDS = 3
+# A slow client answers a ping only when it has read all that was sent before it.
+_PING_SECONDS = 20.0
+_PONG_SECONDS = 180.0
+_BACKLOG = 2048
+
+
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """The HTTP and WebSocket server of the application, for ``serve(sockets=listening(settings))``."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+            ws_ping_interval=_PING_SECONDS,
+            ws_ping_timeout=_PONG_SECONDS,
+            # Compressing costs more than loopback and log lines are worth.
+            ws_per_message_deflate=False,
+        )
+    )
+
+
+def listening(settings: Settings) -> list[socket.socket]:
+    """Sockets that listen on the settings' two ports. Raises OSError when one of them is taken."""
+    opened: list[socket.socket] = []
+    family = socket.AF_INET6 if ":" in settings.api_host else socket.AF_INET
+    try:
+        for port in dict.fromkeys((settings.api_port, settings.ws_port)):
+            # Only of sockets that say they are TCP does asyncio ask to send at once (TCP_NODELAY): without it the
+            # body of each answer waits for the acknowledgement of its head, 40 ms.
+            opened.append(listener := socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((settings.api_host, port))
+            listener.listen(_BACKLOG)
+    except OSError:
+        for one in opened:
+            one.close()
+        raise
+    return opened

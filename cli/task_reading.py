@@ -1,0 +1,244 @@
+"""What `sandbox task` reads of a run: its log, its artifacts, and how it ended."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from cli.options import Format, OutputFormat, Server, TaskId, format_of, open_client
+from foundation.errors import InvalidParameter
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from client import Artifact, Task, TaskClient
+
+_INTERRUPTED = 130
+_PAUSE = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class LogStream(StrEnum):
+    """Parts of the run log."""
+
+    ALL = "all"
+    STDOUT = "stdout"
+    STDERR = "stderr"
+    EVENTS = "events"
+
+
+def logs(  # noqa: PLR0917 -- options, all given by name
+    ctx: typer.Context,
+    task_id: TaskId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the run ends.")] = False,
+    tail: Annotated[int, typer.Option("--tail", min=0, help="Only the last N entries; 0: all.")] = 0,
+    stream: Annotated[LogStream, typer.Option("--stream", help="Which part of the log.")] = LogStream.ALL,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="TIME", help="Only from then on: an ISO-8601 time, or 10m ago.")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="The lines as they are stored.")] = False,
+    timestamps: Annotated[bool, typer.Option("--timestamps", help="Each line with its time.")] = False,
+    server: Server = None,
+    output_format: Format = None,
+) -> None:
+    """Show a run's log: what Claude says and does, made readable.
+
+    With --follow the exit code is 0 only when the run completes. Ctrl-C leaves the run alone.
+    """
+    from cli.task_view import show_json, show_log, show_raw
+
+    as_json = format_of(ctx, output_format, OutputFormat.TEXT) is OutputFormat.JSON
+    with open_client(ctx, server) as client:
+        lines = client.logs(task_id, follow=follow, tail=tail, stream=stream, since=_since(since))
+        with detachable(task_id, "logs", "--follow"):
+            if as_json:
+                show_json(lines)
+            elif raw:
+                show_raw(lines, timestamps=timestamps)
+            else:
+                show_log(lines, waiting=follow, timestamps=timestamps)
+            ended = client.wait(task_id) if follow else None
+        if ended is not None:
+            exit_by_outcome(ended)
+
+
+def artifacts(
+    ctx: typer.Context,
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="[list] ID", show_default=False, help="Id of the run; the word 'list' may precede it."),
+    ],
+    server: Server = None,
+    output_format: Format = None,
+) -> None:
+    """List what a run has left.
+
+    --format text writes a line for each artifact, its fields divided by tabs: name, bytes, type, SHA-256.
+    """
+    from cli.task_view import print_artifact_rows, print_artifacts, print_json, talk
+
+    match words:
+        case [task_id] | ["list", task_id]:
+            pass
+        case _:
+            raise InvalidParameter("Name one run: sandbox task artifacts ID.")
+    written = format_of(ctx, output_format, OutputFormat.TABLE)
+    with open_client(ctx, server) as client:
+        if written is OutputFormat.JSON:
+            print_json(client.raw(task_id, "/artifacts"))
+            return
+        found = client.artifacts(task_id)
+    if not found:
+        talk().print("No artifacts yet; they are collected when the agent has ended.")
+    elif written is OutputFormat.TEXT:
+        print_artifact_rows(found)
+    else:
+        print_artifacts(found)
+
+
+def download(
+    ctx: typer.Context,
+    task_id: TaskId,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", show_default=False, help="Name of the artifact, or its path.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All artifacts of the run.")] = False,
+    target: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="PATH", help="File or directory to write to; '-' is stdout."),
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check the SHA-256 of what arrived.")] = True,
+    server: Server = None,
+) -> None:
+    """Download an artifact, or all of them; the path written is printed."""
+    if (name is None) is not everything:
+        raise InvalidParameter("Name one artifact, or give --all.")
+    to_stdout = str(target) == "-"
+    if to_stdout and everything:
+        raise InvalidParameter("Only one artifact can go to stdout; name it.")
+    with open_client(ctx, server) as client:
+        found = client.artifacts(task_id)
+        wanted = found if everything else [_named(client, task_id, found, str(name))]
+        if to_stdout:
+            _write_out(client, task_id, wanted, verify=verify)
+            return
+        for path in fetch(client, task_id, wanted, target, into_directory=everything, verify=verify):
+            typer.echo(path)
+
+
+def fetch(
+    client: TaskClient,
+    task_id: str,
+    wanted: list[Artifact],
+    target: Path | None,
+    *,
+    into_directory: bool,
+    verify: bool = True,
+) -> Iterator[Path]:
+    """Download artifacts, each told by its path when it is there. The guest's names never leave the directory."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    from cli.render import clean
+    from cli.task_view import talk
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=talk(), transient=True) as bars:
+        for artifact in wanted:
+            bar = bars.add_task(clean(artifact.name), total=artifact.size_bytes)
+            path = _local_path(artifact, target, into_directory=into_directory)
+            client.download(task_id, artifact.name, path, partial(_advance, bars, bar), verify=verify)
+            bars.remove_task(bar)
+            yield path
+
+
+def follow_log(client: TaskClient, task_id: str, *, as_json: bool) -> None:
+    """Show the log until the run ends."""
+    from cli.task_view import show_json, show_log
+
+    with detachable(task_id, "logs", "--follow"):
+        lines = client.logs(task_id, follow=True)
+        if as_json:
+            show_json(lines)
+        else:
+            show_log(lines, waiting=True)
+
+
+@contextmanager
+def detachable(task_id: str, command: str, option: str) -> Iterator[None]:
+    """Ctrl-C ends the looking on, not the run, and says how to come back."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from cli.task_view import talk
+
+        talk().print(f"\nDetached; the run goes on. Come back with: sandbox task {command} {task_id} {option}")
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+def exit_by_outcome(ended: Task) -> NoReturn:
+    """Exit with 0 for a run that completed, else with 1 and the reason on stderr."""
+    from cli.task_view import print_outcome, talk
+
+    if ended.state == "completed":
+        raise typer.Exit(0)
+    print_outcome(talk(), ended)
+    raise typer.Exit(1)
+
+
+def pause_seconds(text: str) -> float:
+    """Seconds of a length of time: a number and one of ms, s, m, h, d; seconds without. Raises InvalidParameter."""
+    match = _PAUSE.fullmatch(text.strip())
+    seconds = float(match[1]) * _UNIT_SECONDS[match[2] or "s"] if match else 0.0
+    if seconds <= 0:
+        raise InvalidParameter(f"'{text}' is not a length of time; write one such as 500ms, 2s, 30m or 1h.")
+    return seconds
+
+
+def _since(text: str | None) -> str | None:
+    """A time, or a length of time before now, as the server takes it."""
+    if text is None or not _PAUSE.fullmatch(text.strip()):
+        return text
+    return (datetime.now(UTC) - timedelta(seconds=pause_seconds(text))).isoformat()
+
+
+def _advance(bars: Progress, bar: TaskID, done: int, _size: int) -> None:
+    bars.update(bar, completed=done)
+
+
+def _named(client: TaskClient, task_id: str, found: list[Artifact], name: str) -> Artifact:
+    for candidate in found:
+        if name in {candidate.name, candidate.path}:
+            return candidate
+    from foundation.errors import ArtifactNotFound
+
+    names = ", ".join(candidate.name for candidate in found) or "none yet"
+    raise ArtifactNotFound(f"Task '{task_id}' at {client.server} has no artifact '{name}'; it has: {names}.")
+
+
+def _write_out(client: TaskClient, task_id: str, wanted: list[Artifact], *, verify: bool) -> None:
+    """Write an artifact to stdout, once all of it is there and checked."""
+    with tempfile.TemporaryDirectory(prefix="taskyard-") as directory:
+        for path in fetch(client, task_id, wanted, Path(directory), into_directory=True, verify=verify):
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+    sys.stdout.flush()
+
+
+def _local_path(artifact: Artifact, target: Path | None, *, into_directory: bool) -> Path:
+    parts = [part for part in PurePosixPath(artifact.name).parts if part not in {"..", "/"}] or ["artifact"]
+    if into_directory:
+        return (target or Path()) / Path(*parts)
+    if target is None or target.is_dir():
+        return (target or Path()) / parts[-1]
+    return target

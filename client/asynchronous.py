@@ -1,0 +1,158 @@
+"""The client for asyncio programs: the methods of ``TaskClient``, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from client import calls
+from client.calls import CONNECT_RETRIES, DEFAULT_SERVER, PATIENCE_SECONDS, RECONNECT_SECONDS, TIMEOUT_SECONDS, Call
+from client.reading import Download, LogReading, Progress, size_of
+from client.refusals import reachable, refusal, still_going
+from client.replies import Artifact, LogLine, Task, TaskPage
+from foundation.errors import ServiceUnavailable
+
+
+class AsyncTaskClient:
+    """Task runs on one server; every method does what its namesake of ``TaskClient`` does."""
+
+    def __init__(
+        self, server: str = DEFAULT_SERVER, token: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> None:
+        self.server = server.rstrip("/")
+        transport = httpx.AsyncHTTPTransport(retries=CONNECT_RETRIES)
+        self._http = httpx.AsyncClient(
+            base_url=self.server,
+            timeout=calls.timeout(timeout_seconds),
+            headers=calls.headers(token),
+            transport=transport,
+        )
+
+    async def submit(self, manifest: str | Mapping[str, Any]) -> str:
+        """Submit a manifest, as YAML or JSON text or as data; the run's id."""
+        task_id: str = (await self._send(calls.submit(manifest)))["task_id"]
+        return task_id
+
+    async def find(
+        self,
+        *,
+        state: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+        sort: str | None = None,
+        order: str | None = None,
+    ) -> TaskPage:
+        """A page of runs, newest first unless told otherwise. ``state`` is a comma-separated list."""
+        wanted = {"state": state, "limit": limit, "offset": offset, "sort": sort, "order": order}
+        return TaskPage.model_validate(await self._send(calls.find(wanted, labels or {})))
+
+    async def get(self, task_id: str, *, patience_seconds: float = 0.0) -> Task:
+        """One run as it stands. A server that is away is asked again for as long as patience lasts."""
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            try:
+                return Task.model_validate(await self._send(calls.get(task_id)))
+            except ServiceUnavailable:
+                if time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def wait(self, task_id: str, poll_seconds: float = 1.0, timeout_seconds: float | None = None) -> Task:
+        """The run once it has ended. Raises TimedOut when it has not in time; the run goes on."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while not (task := await self.get(task_id, patience_seconds=PATIENCE_SECONDS)).terminal:
+            if deadline is not None and time.monotonic() + poll_seconds > deadline:
+                raise still_going(task)
+            await asyncio.sleep(poll_seconds)
+        return task
+
+    async def cancel(self, task_id: str, reason: str | None = None, *, force: bool = False) -> Any:
+        """Ask a run to end; the server's reply."""
+        return await self._send(calls.cancel(task_id, reason, force=force))
+
+    async def message(self, task_id: str, text: str, message_id: str | None = None) -> None:
+        """Send the agent a further message. With an id, sending it again changes nothing."""
+        await self._send(calls.message(task_id, text, message_id))
+
+    async def close_session(self, task_id: str) -> None:
+        """Let a ``headless: false`` session end after its last answer."""
+        await self._send(calls.close_session(task_id))
+
+    async def artifacts(self, task_id: str) -> list[Artifact]:
+        """What a run has left so far."""
+        listed = await self._send(calls.get(task_id, "/artifacts"))
+        return [Artifact.model_validate(item) for item in listed["artifacts"]]
+
+    async def download(
+        self,
+        task_id: str,
+        name: str,
+        target: str | Path,
+        progress: Progress = lambda _done, _all: None,
+        *,
+        verify: bool = True,
+    ) -> int:
+        """Write an artifact to a file, checked; its size in bytes."""
+        async with self._open(calls.download(task_id, name)) as response:
+            with Download(name, Path(target), progress, verify=verify) as download:
+                async for piece in response.aiter_bytes():
+                    download.take(piece, size_of(response.headers))
+                return download.finish(response.headers)
+
+    async def logs(
+        self,
+        task_id: str,
+        *,
+        follow: bool = False,
+        stream: str = "all",
+        tail: int = 0,
+        since: str | None = None,
+        after_id: int = 0,
+    ) -> AsyncIterator[LogLine]:
+        """Entries of the log, as they come when followed. A broken connection is resumed where it broke."""
+        reading = LogReading(task_id, follow=follow, stream=stream, tail=tail, since=since, after_id=after_id)
+        while True:
+            try:
+                async with self._open(reading.call()) as response:
+                    async for piece in response.aiter_bytes():
+                        for line in reading.take(piece):
+                            yield line
+                reading.ended()
+            except ServiceUnavailable as error:
+                reading.broken(error)
+            if reading.over:
+                return
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _send(self, call: Call) -> Any:
+        async with self._open(call) as response:
+            await response.aread()
+            return response.json()
+
+    @asynccontextmanager
+    async def _open(self, call: Call) -> AsyncIterator[httpx.Response]:
+        with reachable(self.server):
+            async with self._http.stream(call.method, call.path, **call.options) as response:
+                if not response.is_success:
+                    raise refusal(self.server, response.status_code, await response.aread())
+                yield response

@@ -1,0 +1,182 @@
+"""The client for programs without asyncio; what `sandbox task` uses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from client import calls
+from client.calls import CONNECT_RETRIES, DEFAULT_SERVER, PATIENCE_SECONDS, RECONNECT_SECONDS, TIMEOUT_SECONDS, Call
+from client.reading import Download, LogReading, Progress, size_of
+from client.refusals import reachable, refusal, still_going
+from client.replies import Artifact, LogLine, Task, TaskPage
+from foundation.errors import ServiceUnavailable
+
+
+class TaskClient:
+    """Task runs on one server. Refusals are raised as the errors of ``foundation.errors``, by their code.
+
+    ``token`` is sent as a bearer token, for a server behind something that asks for one. No answer may take longer than
+    ``timeout_seconds``, except a log that is followed.
+    """
+
+    def __init__(
+        self, server: str = DEFAULT_SERVER, token: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> None:
+        self.server = server.rstrip("/")
+        transport = httpx.HTTPTransport(retries=CONNECT_RETRIES)
+        self._http = httpx.Client(
+            base_url=self.server,
+            timeout=calls.timeout(timeout_seconds),
+            headers=calls.headers(token),
+            transport=transport,
+        )
+
+    def submit(self, manifest: str | Mapping[str, Any]) -> str:
+        """Submit a manifest, as YAML or JSON text or as data; the run's id.
+
+        Raises InvalidManifest (``faults(error)`` lists every fault) and DuplicateTaskId.
+        """
+        task_id: str = self.submit_raw(manifest)["task_id"]
+        return task_id
+
+    def submit_raw(self, manifest: str | Mapping[str, Any]) -> Any:
+        """The same with the server's own reply."""
+        return self._send(calls.submit(manifest))
+
+    def find(
+        self,
+        *,
+        state: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+        sort: str | None = None,
+        order: str | None = None,
+    ) -> TaskPage:
+        """A page of runs, newest first unless told otherwise. ``state`` is a comma-separated list."""
+        wanted = {"state": state, "limit": limit, "offset": offset, "sort": sort, "order": order}
+        return TaskPage.model_validate(self.find_raw(wanted, labels or {}))
+
+    def find_raw(self, parameters: Mapping[str, str | int | None], labels: Mapping[str, str]) -> Any:
+        """The same as the server's own JSON."""
+        return self._send(calls.find(parameters, labels))
+
+    def get(self, task_id: str, *, patience_seconds: float = 0.0) -> Task:
+        """One run as it stands. A server that is away is asked again for as long as patience lasts."""
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            try:
+                return Task.model_validate(self.raw(task_id))
+            except ServiceUnavailable:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(RECONNECT_SECONDS)
+
+    def raw(self, task_id: str, part: str = "") -> Any:
+        """The server's own JSON of a run, or of a part of it such as ``/artifacts``."""
+        return self._send(calls.get(task_id, part))
+
+    def wait(self, task_id: str, poll_seconds: float = 1.0, timeout_seconds: float | None = None) -> Task:
+        """The run once it has ended. Raises TimedOut when it has not in time; the run goes on."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while not (task := self.get(task_id, patience_seconds=PATIENCE_SECONDS)).terminal:
+            if deadline is not None and time.monotonic() + poll_seconds > deadline:
+                raise still_going(task)
+            time.sleep(poll_seconds)
+        return task
+
+    def cancel(self, task_id: str, reason: str | None = None, *, force: bool = False) -> Any:
+        """Ask a run to end; the server's reply. Raises TaskAlreadyTerminal."""
+        return self._send(calls.cancel(task_id, reason, force=force))
+
+    def message(self, task_id: str, text: str, message_id: str | None = None) -> None:
+        """Send the agent a further message. With an id, sending it again changes nothing."""
+        self._send(calls.message(task_id, text, message_id))
+
+    def close_session(self, task_id: str) -> None:
+        """Let a ``headless: false`` session end after its last answer."""
+        self._send(calls.close_session(task_id))
+
+    def artifacts(self, task_id: str) -> list[Artifact]:
+        """What a run has left so far."""
+        return [Artifact.model_validate(item) for item in self.raw(task_id, "/artifacts")["artifacts"]]
+
+    def download(
+        self,
+        task_id: str,
+        name: str,
+        target: str | Path,
+        progress: Progress = lambda _done, _all: None,
+        *,
+        verify: bool = True,
+    ) -> int:
+        """Write an artifact to a file; its size in bytes. ``progress`` gets bytes done and bytes in all.
+
+        What arrives is written beside the target, checked against its checksum, and only then put in place.
+        """
+        with (
+            self._open(calls.download(task_id, name)) as response,
+            Download(name, Path(target), progress, verify=verify) as download,
+        ):
+            for piece in response.iter_bytes():
+                download.take(piece, size_of(response.headers))
+            return download.finish(response.headers)
+
+    def logs(
+        self,
+        task_id: str,
+        *,
+        follow: bool = False,
+        stream: str = "all",
+        tail: int = 0,
+        since: str | None = None,
+        after_id: int = 0,
+    ) -> Iterator[LogLine]:
+        """Entries of the log, as they come when followed. A broken connection is resumed where it broke.
+
+        ``stream`` is all, stdout, stderr or events; ``tail`` asks for the last entries only; ``since`` is an ISO-8601
+        time. The last entry of a run that has ended is an event of type ``completed``.
+        """
+        reading = LogReading(task_id, follow=follow, stream=stream, tail=tail, since=since, after_id=after_id)
+        while True:
+            try:
+                with self._open(reading.call()) as response:
+                    for piece in response.iter_bytes():
+                        yield from reading.take(piece)
+                reading.ended()
+            except ServiceUnavailable as error:
+                reading.broken(error)
+            if reading.over:
+                return
+            time.sleep(RECONNECT_SECONDS)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _send(self, call: Call) -> Any:
+        with self._open(call) as response:
+            response.read()
+            return response.json()
+
+    @contextmanager
+    def _open(self, call: Call) -> Iterator[httpx.Response]:
+        with reachable(self.server), self._http.stream(call.method, call.path, **call.options) as response:
+            if not response.is_success:
+                raise refusal(self.server, response.status_code, response.read())
+            yield response

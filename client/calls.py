@@ -1,0 +1,88 @@
+"""The requests of the API as data: what both clients send, and how they name things in URLs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+DEFAULT_SERVER = "http://localhost:8122"
+
+# How long somebody who waits for a run bears with a server that is away.
+PATIENCE_SECONDS = 60.0
+RECONNECT_SECONDS = 1.0
+CONNECT_RETRIES = 2
+TIMEOUT_SECONDS = 30.0
+_CONNECT_SECONDS = 5.0
+# The server says something at least every ten seconds while a log is followed.
+FOLLOW_TIMEOUT = httpx.Timeout(40.0, connect=_CONNECT_SECONDS)
+
+_BASE = "/api/v1/tasks"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request; ``options`` are those of httpx."""
+
+    method: str
+    path: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def timeout(seconds: float) -> httpx.Timeout:
+    """The most that one answer may take; a server that is not there is noticed sooner."""
+    return httpx.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))
+
+
+def headers(token: str | None) -> dict[str, str]:
+    """What every request carries."""
+    return {"User-Agent": "taskyard"} | ({"Authorization": f"Bearer {token}"} if token else {})
+
+
+def submit(manifest: str | Mapping[str, Any]) -> Call:
+    """Submit a manifest, as YAML or JSON text or as data."""
+    if isinstance(manifest, str):
+        # The server tells YAML and JSON apart when no type says which it is.
+        return Call("POST", _BASE, {"content": manifest.encode(), "headers": {"Content-Type": "text/plain"}})
+    return Call("POST", _BASE, {"json": dict(manifest)})
+
+
+def find(parameters: Mapping[str, str | int | None], labels: Mapping[str, str]) -> Call:
+    """List runs; parameters that are None are left out."""
+    params = {key: value for key, value in parameters.items() if value is not None}
+    return Call("GET", _BASE, {"params": params | {f"label.{key}": value for key, value in labels.items()}})
+
+
+def get(task_id: str, part: str = "") -> Call:
+    """One run, or a part of it such as ``/artifacts``."""
+    return Call("GET", task_url(task_id) + part)
+
+
+def cancel(task_id: str, reason: str | None, *, force: bool) -> Call:
+    """Ask a run to end."""
+    body: dict[str, Any] = {"force": force} | ({"reason": reason} if reason else {})
+    return Call("DELETE", task_url(task_id), {"json": body})
+
+
+def message(task_id: str, text: str, message_id: str | None) -> Call:
+    """Send the agent a further message."""
+    body = {"text": text} | ({"id": message_id} if message_id else {})
+    return Call("POST", f"{task_url(task_id)}/messages", {"json": body})
+
+
+def close_session(task_id: str) -> Call:
+    """Let a ``headless: false`` session end."""
+    return Call("POST", f"{task_url(task_id)}/close")
+
+
+def download(task_id: str, name: str) -> Call:
+    """The bytes of an artifact."""
+    return Call("GET", f"{task_url(task_id)}/artifacts/{quote(name)}")
+
+
+def task_url(task_id: str) -> str:
+    """Path of a run, whatever characters its id has."""
+    return f"{_BASE}/{quote(task_id, safe='')}"

@@ -1,0 +1,120 @@
+"""Long answers as both clients take them in: a log that is resumed where it broke, a download that is checked."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from client.calls import FOLLOW_TIMEOUT, PATIENCE_SECONDS, Call, task_url
+from client.replies import LogLine
+from foundation.errors import ServiceUnavailable, TaskyardError
+
+Progress = Callable[[int, int], None]
+
+
+class LogReading:
+    """One reading of a run's log, over as many connections as it takes."""
+
+    def __init__(self, task_id: str, *, follow: bool, stream: str, tail: int, since: str | None, after_id: int) -> None:
+        self.over = False
+        self._url = f"{task_url(task_id)}/logs"
+        self._follow = follow
+        self._params: dict[str, Any] = {"follow": follow, "stream": stream, "tail": tail}
+        if since:
+            self._params["since"] = since
+        self._after_id = after_id
+        self._broken_since: float | None = None
+        self._begun = b""
+
+    def call(self) -> Call:
+        """The request that goes on after the last line taken."""
+        self._begun = b""
+        headers = {"Accept": "application/x-ndjson"}
+        if self._after_id:
+            headers["Last-Event-ID"] = str(self._after_id)
+        options: dict[str, Any] = {"params": dict(self._params), "headers": headers}
+        if self._follow:
+            options["timeout"] = FOLLOW_TIMEOUT
+        return Call("GET", self._url, options)
+
+    def take(self, piece: bytes) -> Iterator[LogLine]:
+        """The lines that a piece of the answer completes. Raises ServiceUnavailable when the answer tells of one.
+
+        Only newlines end a line; what else does so in Unicode may stand in a line of the log.
+        """
+        *lines, self._begun = (self._begun + piece).split(b"\n")
+        for text in lines:
+            if not text.strip():
+                continue
+            line = LogLine.model_validate_json(text)
+            self._broken_since = None
+            if line.id is not None:
+                # What was asked of the beginning is done; a resumed log goes on from here.
+                self._after_id, self._params["tail"] = line.id, 0
+            elif line.type == "error":
+                # An answer that has begun tells of its failure in its last line, which is no entry of the log.
+                raise ServiceUnavailable(str(line.event.get("message")))
+            elif line.type == "completed":
+                self.over = True
+            yield line
+
+    def ended(self) -> None:
+        """The answer has ended; a log that is not followed is then over."""
+        if not self._follow:
+            self.over = True
+
+    def broken(self, error: ServiceUnavailable) -> None:
+        """The connection broke: raises the error when patience is at its end."""
+        self._broken_since = self._broken_since or time.monotonic()
+        if not self._follow or time.monotonic() - self._broken_since > PATIENCE_SECONDS:
+            raise error
+
+
+class Download:
+    """An artifact on its way into a file: written beside it, checked, and only then put in place."""
+
+    def __init__(self, name: str, target: Path, progress: Progress, *, verify: bool) -> None:
+        self.done = 0
+        self._name = name
+        self._target = target
+        self._draft = target.with_name(f".{target.name}.part")
+        self._progress = progress
+        self._verify = verify
+        self._digest = hashlib.sha256()
+
+    def take(self, piece: bytes, size: int) -> None:
+        """Write a piece of the bytes; ``size`` is that of all."""
+        self._file.write(piece)
+        self._digest.update(piece)
+        self.done += len(piece)
+        self._progress(self.done, size)
+
+    def finish(self, headers: httpx.Headers) -> int:
+        """Check and put in place; the size. Raises TaskyardError for damaged bytes."""
+        self._file.close()
+        if self._verify and self._digest.hexdigest() != headers.get("X-Checksum-SHA256"):
+            raise TaskyardError(f"'{self._name}' arrived damaged; download it again.")
+        self._draft.replace(self._target)
+        return self.done
+
+    def __enter__(self) -> Self:
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._draft.open("wb")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._draft.unlink(missing_ok=True)
+
+
+def size_of(headers: httpx.Headers) -> int:
+    """Bytes that the answer will have; 0 when it does not say."""
+    return int(headers.get("Content-Length", 0))

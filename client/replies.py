@@ -1,0 +1,99 @@
+"""What the server answers, typed. Fields that this version does not know are kept and do no harm."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+TERMINAL = frozenset({"completed", "failed", "failed_preserved", "cancelled"})
+
+
+class _Reply(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class Progress(_Reply):
+    """Live figures of the agent."""
+
+    output_bytes: int = 0
+    tool_calls: int = 0
+    current_tool: str | None = None
+    last_activity_at: datetime | None = None
+
+
+class Transition(_Reply):
+    """One change of state."""
+
+    state: str
+    at: datetime
+
+
+class Task(_Reply):
+    """A run. Lists leave what follows ``progress`` empty."""
+
+    id: str
+    name: str
+    state: str
+    labels: dict[str, str] = {}
+    created_at: datetime
+    started_at: datetime | None = None
+    state_changed_at: datetime
+    state_message: str | None = None
+    vm_name: str | None = None
+    vm_ip: str | None = None
+    exit_code: int | None = None
+    error: str | None = None
+    cause: str | None = None
+    progress: Progress = Progress()
+    live: bool = True
+    host: str | None = None
+    base_commit: str | None = None
+    result: str | None = None
+    ssh_command: str | None = None
+    usage: dict[str, int] | None = None
+    transitions: list[Transition] = []
+    undelivered_messages: list[str] = []
+    definition: dict[str, Any] | None = None
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the run has ended: ``completed``, ``failed``, ``failed_preserved`` or ``cancelled``."""
+        return self.state in TERMINAL
+
+
+class TaskPage(_Reply):
+    """A page of a list."""
+
+    tasks: list[Task]
+    total_count: int
+    limit: int
+    offset: int
+    has_more: bool
+
+
+class Artifact(_Reply):
+    """One stored artifact; ``checksum`` is ``sha256:`` and hex digits."""
+
+    name: str
+    path: str
+    size_bytes: int
+    content_type: str
+    checksum: str
+    created_at: datetime
+
+
+class LogLine(_Reply):
+    """One entry of the run log. ``data`` is a line of output, or null for an event, whose fields are its own."""
+
+    timestamp: datetime
+    stream: str
+    id: int | None = None
+    data: str | None = None
+    type: str | None = None
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """Fields of an event."""
+        return {"type": self.type} | (self.model_extra or {})

@@ -1,0 +1,96 @@
+"""What a worker tells Prometheus, on a loopback port of its own: its gateway, its agents' costs, its host's room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from machines.host import MachineHost
+from worker.usage import TOKEN_FIELDS
+from workflows.messages import AgentResult
+
+log = structlog.get_logger("metrics")
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_RESOURCES = ("cpus", "memory_bytes")
+
+
+class WorkerMetrics:
+    """The series of one worker process. Labels are classes of status, kinds of tokens and of room, and outcomes."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "taskyard_gateway_requests", "Answers of the model API by class", ["status"], registry=self.registry
+        )
+        self._request_seconds = Histogram(
+            "taskyard_gateway_request_duration_seconds",
+            "To the first byte of an answer of the model API",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._tokens = Counter(
+            "taskyard_gateway_tokens", "Tokens that passed the gateway", ["kind"], registry=self.registry
+        )
+        self._cost = Counter(
+            "taskyard_agent_cost_usd", "Cost that the agents reported, in US dollars", registry=self.registry
+        )
+        self._agents = Counter(
+            "taskyard_agent_runs", "Agents that have ended here", ["outcome"], registry=self.registry
+        )
+        self._machines = Gauge("taskyard_host_machines", "Machines of this host", registry=self.registry)
+        self._room = Gauge("taskyard_host_room", "What machines may have", ["resource"], registry=self.registry)
+        self._free = Gauge("taskyard_host_free", "What no machine has", ["resource"], registry=self.registry)
+        for status in ("2xx", "4xx", "5xx"):
+            self._requests.labels(status)
+        for kind in TOKEN_FIELDS:
+            self._tokens.labels(kind.removesuffix("_tokens"))
+        for outcome in ("success", "failure"):
+            self._agents.labels(outcome)
+
+    def take_request(self, status: int, seconds: float) -> None:
+        """The model API has answered, or has not: 502 and 504 are the gateway's own."""
+        self._requests.labels(f"{status // 100}xx").inc()
+        self._request_seconds.observe(seconds)
+
+    def take_usage(self, usage: Mapping[str, int]) -> None:
+        """Tokens of one answer, by the model API's names of them."""
+        for field in TOKEN_FIELDS:
+            self._tokens.labels(field.removesuffix("_tokens")).inc(usage.get(field, 0))
+
+    def take_result(self, result: AgentResult) -> None:
+        """An agent has ended."""
+        self._agents.labels("failure" if result.cause else "success").inc()
+        if result.total_cost_usd and result.total_cost_usd > 0:
+            self._cost.inc(result.total_cost_usd)
+
+    @contextmanager
+    def serving(self, port: int, host: MachineHost) -> Iterator[None]:
+        """Serve them while the block runs; port 0: do not. A port that is taken costs the metrics, not the worker."""
+        self._machines.set_function(lambda: len(host.records()))
+        for resource in _RESOURCES:
+            self._room.labels(resource).set_function(partial(_amount, host, 0, resource))
+            self._free.labels(resource).set_function(partial(_amount, host, 1, resource))
+        if not port:
+            yield
+            return
+        try:
+            server, thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
+        except OSError as error:
+            log.warning("metrics are not served; set TASKYARD_WORKER_METRICS_PORT", port=port, error=str(error))
+            yield
+            return
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+def _amount(host: MachineHost, which: int, resource: str) -> float:
+    return float(getattr(host.room()[which], resource))

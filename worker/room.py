@@ -1,0 +1,55 @@
+"""Tells the servers, through the bucket, how much room this host has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+
+import structlog
+
+from foundation.errors import TaskyardError
+from machines.host import MachineHost
+from storage.bucket import Bucket
+from storage.hosts import SAY_SECONDS, HostRoom, say_room, withdraw
+
+log = structlog.get_logger("room")
+
+
+@asynccontextmanager
+async def telling_room(name: str, host: MachineHost, bucket: Bucket) -> AsyncIterator[None]:
+    """Tell it every few seconds while the block runs, and that there is none afterwards."""
+    telling = asyncio.create_task(_tell_forever(name, host, bucket))
+    try:
+        yield
+    finally:
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+        # A bucket that is away already forgets this host by itself.
+        with suppress(TaskyardError):
+            await asyncio.to_thread(withdraw, bucket, name)
+
+
+async def _tell_forever(name: str, host: MachineHost, bucket: Bucket) -> None:
+    while True:
+        try:
+            await asyncio.to_thread(_tell, name, host, bucket)
+        except (TaskyardError, OSError) as error:
+            log.warning("this host's room could not be told", error=str(error))
+        await asyncio.sleep(SAY_SECONDS)
+
+
+def _tell(name: str, host: MachineHost, bucket: Bucket) -> None:
+    capacity, free = host.room()
+    room = HostRoom(
+        host=name,
+        at=datetime.now(UTC),
+        cpus=capacity.cpus,
+        memory_bytes=capacity.memory_bytes,
+        disk_bytes=capacity.disk_total_bytes,
+        free_cpus=free.cpus,
+        free_memory_bytes=free.memory_bytes,
+        free_disk_bytes=free.disk_free_bytes,
+    )
+    say_room(bucket, room)
