@@ -1,4 +1,4 @@
-"""The OpenAPI description and the server, held to one another; a documentation page that needs nothing from elsewhere."""
+"""The OpenAPI description and the server, held to one another; a documentation page that is whole in itself."""
 
 from __future__ import annotations
 
