@@ -51,6 +51,8 @@ from workflows.task_workflow import STATUS_MEMO
 
 # A live worker answers a query in some 30 ms; beyond this the memo answers instead.
 _QUERY_LIMIT = timedelta(seconds=1)
+# Who asks for the state of many runs while no worker is there waits for the first of them only.
+_UNANSWERED_SECONDS = 2.0
 _SUMMARY_BYTES = 200
 _DETAILS_CHARS = 2000
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -73,6 +75,7 @@ class Core:
         self._bucket = bucket
         self._index = index
         self._admission = Admission(bucket)
+        self._unanswered_until = 0.0
 
     async def submit(self, data: Any) -> TaskStatus:
         """Start a run of the manifest in parsed data and give its first status.
@@ -91,18 +94,30 @@ class Core:
                 continue
         return await self._start(new_task_id(), manifest)
 
-    async def status(self, task_id: str, *, definition: bool = False) -> TaskView:
+    async def status(self, task_id: str, *, definition: bool = False, patient: bool = False) -> TaskView:
         """The run as it stands; with ``definition`` its manifest is always there.
+
+        Where no worker has answered a moment ago, none is asked, unless the caller is ``patient``.
 
         A running workflow is asked itself; when no worker answers, and for one that has ended, its record in Temporal
         tells; after Temporal has forgotten the run, the final record in the bucket does. Raises TaskNotFound.
         """
         _check_form(task_id)
-        described = await self._describe(task_id)
-        if described is None:
-            return TaskView(await self._final_record(task_id), live=True)
-        running = described.status is WorkflowExecutionStatus.RUNNING
-        status = await self._query(task_id) if running else None
+        asked = patient or time.monotonic() >= self._unanswered_until
+        # Asked of the run beside Temporal's own description of it; of an ended run, no worker is asked at all.
+        query = asyncio.create_task(self._query(task_id)) if asked and self._index.may_run(task_id) else None
+        try:
+            described = await self._describe(task_id)
+            if described is None:
+                return TaskView(await self._final_record(task_id), live=True)
+            running = described.status is WorkflowExecutionStatus.RUNNING
+            if running and asked:
+                status = await (query or self._query(task_id))
+            else:
+                status = None
+        finally:
+            if query is not None:
+                query.cancel()
         live = status is not None or not running
         if status is None:
             # The run may have ended while it was asked.
@@ -133,7 +148,7 @@ class Core:
         ended = described.status is not WorkflowExecutionStatus.RUNNING
         status = await snapshot.status_of(described)
         if before is None or before.state is not status.state:
-            before = (await self.status(task_id)).status
+            before = (await self.status(task_id, patient=True)).status
         live = await snapshot.live_progress(described)
         progress = live.without_figures() if live else before.progress
         return before.model_copy(update={"progress": progress}), live.machine if live else None, ended
@@ -303,7 +318,9 @@ class Core:
             with self._engine.failures():
                 answer: TaskStatus = await handle.query("status", result_type=TaskStatus, rpc_timeout=_QUERY_LIMIT)
         except (EngineUnavailable, RPCError, WorkflowQueryFailedError):
+            self._unanswered_until = time.monotonic() + _UNANSWERED_SECONDS
             return None
+        self._unanswered_until = 0.0
         return answer
 
     async def _submitted_manifest(self, task_id: str) -> Manifest | None:

@@ -122,6 +122,11 @@ class RunIndex:
         self._noted[run_id] = time.monotonic()
         self._take(row, status)
 
+    def may_run(self, task_id: str) -> bool:
+        """Whether the run has not ended, as far as the rows tell without a look."""
+        row = self._rows.get(self._newest.get(task_id, ""))
+        return row is not None and not row.state.terminal
+
     def rows(self) -> Iterable[Row]:
         """The rows, in no order."""
         return (self._rows[run_id] for run_id in self._newest.values())

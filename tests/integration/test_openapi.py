@@ -1,4 +1,4 @@
-"""The OpenAPI description and the server, held to one another; and a documentation page that stands alone."""
+"""The OpenAPI description and the server, held to one another; a documentation page that is whole in itself."""
 
 from __future__ import annotations
 
