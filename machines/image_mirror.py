@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import subprocess
 
+from foundation.errors import ImageBuildFailed
 from foundation.settings import Settings
 
-_PUBLIC_MIRROR = "http://deb.debian.org/debian"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _TARGET_FORMAT = "$(ORIGIN)|$(RELEASE)|$(COMPONENT)|$(REPO_URI)"
 # How to reach a mirror. The rest of the host's apt configuration is about the host.
@@ -20,12 +20,18 @@ _TRANSPORT_OPTIONS = (
 
 
 def mirror_lines(settings: Settings, release: str) -> list[str]:
-    """The apt sources of a release, with its security suite: the one set, else the host's own, else the public."""
+    """The apt sources of a release, with its security suite: the one set, else the host's own.
+
+    Raises ImageBuildFailed when neither is there: the host runs another release.
+    """
     if settings.image_mirror:
         return _lines_of(settings.image_mirror, release)
-    return host_lines(_ask("apt-get", "indextargets", "--format", _TARGET_FORMAT, "Created-By: Packages"), release) or (
-        _lines_of(_PUBLIC_MIRROR, release)
-    )
+    lines = host_lines(_ask("apt-get", "indextargets", "--format", _TARGET_FORMAT, "Created-By: Packages"), release)
+    if not lines:
+        raise ImageBuildFailed(
+            f"The apt sources of this host name no mirror of Debian {release}; set TASKYARD_IMAGE_MIRROR to one."
+        )
+    return lines
 
 
 def host_lines(targets: str, release: str) -> list[str]:

@@ -23,13 +23,8 @@ install -m 0600 /dev/null /root/.ssh/authorized_keys
 install -d -m 0700 -o agent -g agent /home/agent/.ssh
 install -m 0600 -o agent -g agent /dev/null /home/agent/.ssh/authorized_keys
 
-# The build's own apt settings (proxies, mirrors) are the build machine's, not the guest's.
+# The build's own apt settings (proxies, mirrors) are the build machine's, not the guest's, which reaches no mirror.
 rm -f /etc/apt/apt.conf.d/99build /etc/apt/apt.conf.d/99mmdebstrap /etc/apt/sources.list
-cat >/etc/apt/sources.list <<SOURCES
-deb http://deb.debian.org/debian $RELEASE main
-deb http://deb.debian.org/debian $RELEASE-updates main
-deb http://deb.debian.org/debian-security $RELEASE-security main
-SOURCES
 
 # Generators look for disks, consoles and old start scripts at every boot; all of that is known here.
 mkdir -p /etc/systemd/system-generators /etc/udev/rules.d
