@@ -88,6 +88,14 @@ class ApiSite:
     async def state(self, task_id: str) -> str:
         return str((await self.http.get(f"/api/v1/tasks/{task_id}")).json()["state"])
 
+    async def until_listed(self, task_id: str, state: str) -> None:
+        """Lists may lag behind the run by a moment."""
+
+        async def listed() -> bool:
+            return task_id in (await self.http.get("/api/v1/tasks", params={"state": state})).text
+
+        await until(listed, f"listed as {state}")
+
     async def until_state(self, task_id: str, *states: str) -> None:
         async def reached() -> bool:
             return await self.state(task_id) in states

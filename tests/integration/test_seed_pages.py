@@ -57,6 +57,7 @@ async def test_a_task_from_submission_to_its_artifacts(site: ApiSite, pages: See
         task_id = json.loads((await run(by_curl)).out)["task_id"]
         await steps.agent_running.wait()
         await site.until_state(task_id, "running")
+        await site.until_listed(task_id, "running")
         await site.write_log(task_id, '{"type":"assistant","message":{"content":[{"type":"text","text":"Hello."}]}}')
         for command in pages.section("look"):
             out = (await run(command, task_id)).out
