@@ -61,6 +61,10 @@ class Settings(BaseSettings):
     acceleration: Literal["auto", "kvm", "tcg"] = Field(
         "auto", description="auto boots a tiny guest once to see whether KVM really works"
     )
+    use_snapshots: bool = Field(
+        True, description="Restore new machines from a memory snapshot of their shape instead of booting them"
+    )
+    snapshot_limit: str = Field("10G", description="Disk that snapshots may use; the longest unused go first")
     image_mirror: str | None = Field(None, description="Debian mirror for image builds; default: the host's own")
     allow_file_repositories: bool = Field(False, description="Allow file:// repositories of this host")
     secret_file_roots: list[Path] = Field(
@@ -103,6 +107,10 @@ class Settings(BaseSettings):
     @property
     def machines(self) -> Path:
         return self.home / "machines"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.home / "snapshots"
 
     @property
     def mirrors(self) -> Path:

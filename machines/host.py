@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from machines.boot import Boot
 from machines.identity import CLIENT_KEY, KNOWN_HOSTS
 from machines.image import Image
 from machines.ledger import NoRoom, admit, host_capacity
-from machines.qemu import MachinePaths, machine_paths
+from machines.paths import MachinePaths, machine_paths
+from machines.pause import Pause
+from machines.qmp import Monitor
 from machines.records import MachineRecord, RecordStore, Reservation
 from machines.ssh import GuestAddress, GuestShell
 from machines.sweeper import sweep
@@ -93,9 +96,7 @@ class MachineHost:
         MachineNotFound, MachineLost (it is being destroyed), MachineError (with the end of the serial console).
         """
         with self._store.lock(machine_id):
-            record = self._store.read(machine_id)
-            if record.state == "destroying":
-                raise MachineLost(f"Machine {machine_id} is being destroyed")
+            record = self._living_record(machine_id)
             if record.booted_once and record.image_digest != image.digest:
                 raise MachineError(
                     f"Machine {machine_id} was made from image {record.image_digest}, not from {image.digest}; "
@@ -103,6 +104,8 @@ class MachineHost:
                 )
             process = self._process(record)
             shell = self._shell(machine_id)
+            if record.state == "paused":
+                return self._pause(machine_id).resume(record, process)
             if process is not None and record.boot_seconds is not None and record.pid == process.pid:
                 shell.run("true")
                 return record
@@ -117,9 +120,10 @@ class MachineHost:
         with self._store.lock(machine_id):
             self._require_alive(machine_id)
             paths = self._paths(machine_id)
-            if not qemu.has_workspace(paths):
-                _take_over(image_path, paths.workspace)
-                qemu.attach_workspace(paths)
+            with Monitor(paths.qmp) as monitor:
+                if not qemu.has_workspace(monitor):
+                    _take_over(image_path, paths.workspace)
+                    qemu.attach_workspace(monitor, paths)
             self._shell(machine_id).run(_MOUNT_WORKSPACE, timeout=120)
 
     def record(self, machine_id: str) -> MachineRecord:
@@ -177,10 +181,29 @@ class MachineHost:
     def preserve(self, machine_id: str, until: datetime) -> None:
         """Keep the machine, as it is, until then; afterwards the sweeper destroys it. Raises MachineNotFound."""
         with self._store.lock(machine_id):
-            record = self._store.read(machine_id)
-            if record.state == "destroying":
-                raise MachineLost(f"Machine {machine_id} is being destroyed")
-            self._store.write(record.model_copy(update={"state": "preserved", "deadline": until}))
+            record = self._living_record(machine_id)
+            state = "paused_from" if record.state == "paused" else "state"
+            self._store.write(record.model_copy(update={state: "preserved", "deadline": until}))
+
+    def pause(self, machine_id: str) -> MachineRecord:
+        """Save the machine's memory beside its disks and end its process; on a paused machine, nothing.
+
+        Its room is free for others then. Raises MachineNotFound, MachineLost, MachineError (the machine goes on).
+        """
+        with self._store.lock(machine_id):
+            record = self._living_record(machine_id)
+            self._forget_shell(machine_id)
+            return self._pause(machine_id).pause(record, self._process(record))
+
+    def resume(self, machine_id: str) -> MachineRecord:
+        """Have a paused machine go on where it stood, with the time of now; on a running machine, nothing.
+
+        Connections into it are gone, and its SSH port is another. Raises MachineNotFound, MachineLost, NoRoom (retry
+        later), MachineError (the machine stays paused).
+        """
+        with self._store.lock(machine_id):
+            record = self._living_record(machine_id)
+            return self._pause(machine_id).resume(record, self._process(record))
 
     def kill(self, machine_id: str) -> None:
         """End the machine's process and nothing else: its disks and its record stay."""
@@ -190,6 +213,8 @@ class MachineHost:
     def destroy(self, machine_id: str) -> None:
         """End the machine and remove all that is of it; legal in every state, and when there is none."""
         self._forget_shell(machine_id)
+        with suppress(FileNotFoundError):
+            self._paths(machine_id).ending.touch()
         while True:
             # Whoever is starting the machine holds its lock, and lets go when the process ends under it.
             self._stop(machine_id)
@@ -247,8 +272,19 @@ class MachineHost:
     def _require_alive(self, machine_id: str) -> MachineRecord:
         record = self._store.read(machine_id)
         if self._process(record) is None:
+            if record.state == "paused":
+                raise GuestUnreachable(f"Machine {machine_id} is paused; resume it first")
             raise MachineLost(f"The process of machine {machine_id} has ended; its serial console tells what happened")
         return record
+
+    def _living_record(self, machine_id: str) -> MachineRecord:
+        record = self._store.read(machine_id)
+        if record.state == "destroying":
+            raise MachineLost(f"Machine {machine_id} is being destroyed")
+        return record
+
+    def _pause(self, machine_id: str) -> Pause:
+        return Pause(self._settings, self._store, self._paths(machine_id))
 
     def _paths(self, machine_id: str) -> MachinePaths:
         self._store.directory(machine_id)  # refuses what is no machine id

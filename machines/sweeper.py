@@ -11,8 +11,9 @@ from pathlib import Path
 from foundation.errors import MachineError
 from foundation.settings import Settings
 from machines import qemu
-from machines.qemu import machine_paths, socket_owner
+from machines.paths import machine_paths, socket_owner
 from machines.records import MACHINE_ID, MachineRecord, RecordStore
+from machines.snapshot import sweep_snapshots
 
 _CONSOLE_MAX = 16 * 2**20
 _CONSOLE_KEPT = 2**20
@@ -41,7 +42,8 @@ def sweep(settings: Settings, store: RecordStore, destroy: Callable[[str], bool]
             _bound_console(settings, record.id)
     known = {record.id for record in records}
     done += _remove_strays(settings, effects, known)
-    return done + [f"removed the directory of machine {name}, which has no record" for name in store.remove_remains()]
+    done += [f"removed the directory of machine {name}, which has no record" for name in store.remove_remains()]
+    return done + sweep_snapshots(settings)
 
 
 def _reason_to_end(record: MachineRecord) -> str | None:

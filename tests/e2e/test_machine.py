@@ -42,8 +42,8 @@ def image() -> Image:
 
 @contextmanager
 def home_of_machines(directory: Path) -> Iterator[Settings]:
-    """Settings of a home that must have nothing running, no machine and no socket at the end."""
-    settings = Settings(home=directory, image_dir=Settings().images)
+    """Settings of a home that must have nothing running, no machine and no socket at the end; its machines boot."""
+    settings = Settings(home=directory, image_dir=Settings().images, use_snapshots=False)
     host = MachineHost(settings)
     try:
         yield settings
@@ -295,7 +295,8 @@ def test_a_caller_killed_while_the_guest_boots_is_continued(home: Settings, imag
         "from machines.image import find_image\n"
         "MachineHost(Settings()).ensure_running(sys.argv[1], find_image(Settings(), 'agentic-dev'), print)"
     )
-    environment = {**os.environ, "TASKYARD_HOME": str(home.home), "TASKYARD_IMAGE_DIR": str(home.images)}
+    places = {"TASKYARD_HOME": str(home.home), "TASKYARD_IMAGE_DIR": str(home.images)}
+    environment = {**os.environ, **places, "TASKYARD_USE_SNAPSHOTS": "false"}
     caller = subprocess.Popen([sys.executable, "-c", script, machine_id], env=environment, stdout=subprocess.DEVNULL)
     until(lambda: host.record(machine_id).ssh_port)
     caller.send_signal(signal.SIGKILL)
