@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import queue
@@ -10,6 +11,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,8 +38,9 @@ _TOOLS = {
     "setpriv": "util-linux",
     "zstd": "zstd",
 }
-# Without root, also these.
-_USER_TOOLS = {"newuidmap": "uidmap"}
+# Without root, also these: mapped user ids for mmdebstrap, pretended ones for mkfs.
+_USER_TOOLS = {"newuidmap": "uidmap", "fakeroot": "fakeroot"}
+_ROOT = os.geteuid() == 0
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # A step that prints nothing is still reported this often; one that prints much, no more often than that.
 _SILENCE_SECONDS = 5.0
@@ -58,7 +61,7 @@ _STAGES = {
     "I: extracting archives": "unpacking the base system",
     "I: installing essential packages": "setting up the base system",
     "I: installing remaining packages": "the profile's own",
-    "I: running --customize-hook": "adding the agent and the guest's own files",
+    "I: running special hook: tar-in": "adding the agent and the guest's own files",
     "I: cleaning package lists": "cleaning up",
 }
 _COUNTED = {"Get": "fetched", "Unpacking": "unpacked", "Setting": "set up"}
@@ -68,7 +71,7 @@ _PACKAGE_SIZE = re.compile(r"^Need to get ([\d.,]+ [kMG]?B)")
 
 def check_tools() -> None:
     """Raises HostNotReady that names the packages whose programs are missing on this host."""
-    tools = _TOOLS if os.geteuid() == 0 else {**_TOOLS, **_USER_TOOLS}
+    tools = _TOOLS if _ROOT else {**_TOOLS, **_USER_TOOLS}
     missing = sorted({package for tool, package in tools.items() if shutil.which(tool, path=_search_path()) is None})
     if missing:
         raise HostNotReady(
@@ -88,8 +91,7 @@ class ImageBuilder:
         self._log = log
         self._report = report
         self._started = time.monotonic()
-        # Without root, mmdebstrap maps a range of user ids; the tree's files belong to that range.
-        self._as_root = [] if os.geteuid() == 0 else ["mmdebstrap", "--unshare-helper"]
+        self._tree = work / ("root" if _ROOT else "root.tar")
         self.output = work / "output"
         self.seconds: dict[str, float] = {}
 
@@ -155,34 +157,29 @@ class ImageBuilder:
         return program
 
     def _bootstrap(self, claude: Path) -> None:
-        """The root file system as a tree, with kernel, initial file system and package list taken out of it."""
+        """The root file system, with kernel, initial file system and package list taken out of it."""
         profile = self._profile
+        self._report(f"packages: {len(profile.all_packages)} named by profile '{profile.name}', with what they need")
+        own_files = self._work / "guest.tar"
+        write_guest_files(own_files, profile, claude)
         # In a file of the owner's alone: neither the process list nor the log shows a proxy's password.
         options = self._work / "apt.conf"
         options.touch(0o600)
         options.write_text("\n".join(['Apt::Install-Recommends "false";', *apt_options(), ""]))
-        setup = self._work / "setup"
-        setup.write_text(f"#!/bin/bash\nset -eu\n{profile.setup}\n")
-        environment = {
-            **os.environ,
-            "PATH": _search_path(),
-            "TMPDIR": str(self._work),
-            "LC_ALL": "C.UTF-8",
-            "GUEST_DIR": str(GUEST_DIR),
-            "GUEST_CLAUDE": str(claude),
-            "GUEST_NODE": str(_node_directory()) if profile.node else "",
-            "GUEST_SETUP": str(setup),
-            "GUEST_RELEASE": profile.release,
-        }
-        command = ["mmdebstrap", "--verbose", "--variant=minbase", "--format=directory"]
+        command = ["mmdebstrap", "--verbose", "--variant=minbase", f"--format={'directory' if _ROOT else 'tar'}"]
         command += [f"--dpkgopt={option}" for option in _DPKG_OPTIONS]
-        command += [f"--aptopt={options}", f"--include={','.join(profile.all_packages)}"]
-        command += [f'--customize-hook=bash {shlex.quote(str(GUEST_DIR / "assemble.sh"))} "$1"']
+        command += [f"--include={','.join(profile.all_packages)}"]
+        # These hooks carry bytes in and out through mmdebstrap: without root, what runs in there may read no file here.
+        command += [f"--setup-hook=upload {shlex.quote(str(options))} /etc/apt/apt.conf.d/99build"]
+        command += [f"--customize-hook=tar-in {shlex.quote(str(own_files))} /"]
+        command += ['--customize-hook=chroot "$1" /bin/bash /setup && rm "$1/setup"']
         for name in ("kernel", "initrd", "packages"):
             command += [f"--customize-hook=download /boot/{name} {shlex.quote(str(self.output / name))}"]
-        command += ['--customize-hook=rm -rf "$1"/boot/*', profile.release, str(self._work / "root")]
+        command += ['--customize-hook=rm -rf "$1"/boot/*', profile.release, str(self._tree)]
         command += mirror_lines(self._settings, profile.release)
-        self._report(f"packages: {len(profile.all_packages)} named by profile '{profile.name}', with what they need")
+        environment = {**os.environ, "PATH": _search_path(), "LC_ALL": "C.UTF-8"}
+        # Without root, mmdebstrap works under mapped user ids, which reach no home directory.
+        environment["TMPDIR"] = str(self._work) if _ROOT else "/var/tmp"  # noqa: S108 -- mmdebstrap makes its own below
         advice = "the packages could not be installed; check that this host reaches its Debian mirror (apt-get update)"
         with self._running("packages", command, advice, env=environment) as lines:
             follow_packages(lines, self._report)
@@ -193,9 +190,15 @@ class ImageBuilder:
         disk = self.output / "base.raw"
         with disk.open("wb") as file:
             file.truncate(VIRTUAL_SIZE)
-        command = [*self._as_root, "mkfs.ext4", "-q", "-F", "-L", "root", "-m", "0", "-J", "size=16"]
-        command += ["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"]
-        command += ["-d", str(self._work / "root"), str(disk)]
+        make = ["mkfs.ext4", "-q", "-F", "-L", "root", "-m", "0", "-J", "size=16"]
+        make += ["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "-d"]
+        if _ROOT:
+            command = [*make, str(self._tree), str(disk)]
+        else:
+            directory = self._work / "root"
+            directory.mkdir()
+            unpack = shlex.join(["tar", "--numeric-owner", "-xpf", str(self._tree), "-C", str(directory)])
+            command = ["fakeroot", "--", "sh", "-c", f"{unpack} && {shlex.join([*make, str(directory), str(disk)])}"]
         advice = "the disk could not be written; check the free space of the image directory"
         with self._running("disk", command, advice) as lines:
             for _ in lines:
@@ -327,17 +330,50 @@ def follow_packages(lines: Iterator[str], report: Report) -> None:
                 report(f"packages: {min(counts[word], total)} of {total} {_COUNTED[word]}")
 
 
-def remove_build_directory(directory: Path) -> None:
-    """Remove a build directory, also one whose files belong to mapped user ids.
+def write_guest_files(archive: Path, profile: Profile, claude: Path) -> None:
+    """Everything that apt does not bring, as a tar archive of files that belong to root, from the guest's / on."""
 
-    Refuses (ImageBuildFailed) while something is mounted below it: removing would reach into the mount.
-    """
+    def of_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.uid = member.gid = 0
+        member.uname = member.gname = "root"
+        member.mode = 0o755 if member.mode & 0o100 else 0o644
+        return member
+
+    with tarfile.open(archive, "w") as tar:
+
+        def add_tree(source: Path, target: str, *, without: tuple[str, ...] = ()) -> None:
+            for path in sorted(source.rglob("*")):
+                inside = path.relative_to(source)
+                if inside.parts[0] not in without and (path.is_symlink() or not path.is_dir()):
+                    tar.add(path, f"{target}{inside}", filter=of_root)
+
+        def add_text(target: str, text: str) -> None:
+            member = tarfile.TarInfo(target)
+            member.size = len(text.encode())
+            tar.addfile(member, io.BytesIO(text.encode()))
+
+        def add_link(target: str, to: str) -> None:
+            member = tarfile.TarInfo(target)
+            member.type, member.linkname = tarfile.SYMTYPE, to
+            tar.addfile(member)
+
+        add_tree(GUEST_DIR / "rootfs", "")
+        tar.add(claude, "usr/local/bin/claude", filter=of_root)
+        if profile.node:
+            node = _node_directory()
+            tar.add(node / "bin" / "node", "usr/local/bin/node", filter=of_root)
+            add_tree(node / "lib/node_modules/npm", "usr/local/lib/node_modules/npm/", without=("docs", "man"))
+            for name in ("npm", "npx"):
+                add_link(f"usr/local/bin/{name}", f"../lib/node_modules/npm/bin/{name}-cli.js")
+        setup = (GUEST_DIR / "setup.sh").read_text()
+        add_text("setup", f"RELEASE={profile.release}\n{setup}\n{profile.setup}\n")
+
+
+def remove_build_directory(directory: Path) -> None:
+    """Remove a build directory. Refuses (ImageBuildFailed) while something is mounted below it, to spare what is."""
     inside = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     if mounted := [point for point in inside if point.startswith(f"{directory}/")]:
         raise ImageBuildFailed(f"{directory} still has mounts ({', '.join(mounted)}); unmount them and try again")
-    if os.geteuid() != 0 and (directory / "root").exists():
-        command = ["mmdebstrap", "--unshare-helper", "rm", "-rf", str(directory / "root")]
-        subprocess.run(command, check=False, capture_output=True)
     shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -18,7 +18,7 @@ PROFILE_DIR = Path(__file__).parent / "profiles"
 GUEST_DIR = Path(__file__).parent / "guest"
 
 # Raised when the builder itself starts to make different images from the same profile and guest files.
-_BUILDER = 2
+_BUILDER = 3
 _ARCHITECTURES = {"x86_64": "amd64"}
 
 # panic=-1 with QEMU's -no-reboot ends the process of a guest whose kernel has panicked. mitigations=off: the guest is

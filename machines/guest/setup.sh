@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs inside the new root file system, after the packages and the files of rootfs/ are in place.
+# Runs inside the new root file system, after the packages and the files of rootfs/ are in place; RELEASE is set.
 set -eu
 
 useradd --uid 1000 --user-group --create-home --shell /bin/bash agent
@@ -19,7 +19,7 @@ printf '127.0.0.1 localhost\n::1 localhost\n' >/etc/hosts
 : >/etc/fstab
 
 # The build's own apt settings (proxies, mirrors) are the build machine's, not the guest's.
-rm -f /etc/apt/apt.conf.d/99mmdebstrap /etc/apt/sources.list
+rm -f /etc/apt/apt.conf.d/99build /etc/apt/apt.conf.d/99mmdebstrap /etc/apt/sources.list
 cat >/etc/apt/sources.list <<SOURCES
 deb http://deb.debian.org/debian $RELEASE main
 deb http://deb.debian.org/debian $RELEASE-updates main

@@ -64,7 +64,7 @@ def test_image_holds_nothing_that_identifies_a_machine(image: Image) -> None:
 
 
 def test_image_holds_nothing_of_the_build_machines_apt_settings(image: Image) -> None:
-    assert "File not found" in in_image(image, "stat /etc/apt/apt.conf.d/99mmdebstrap")
+    assert not {"99build", "99mmdebstrap"} & set(in_image(image, "ls -p /etc/apt/apt.conf.d").split("/"))
     sources = in_image(image, "cat /etc/apt/sources.list").splitlines()
     assert {line.split()[1].rsplit("/", 1)[0] for line in sources} == {"http://deb.debian.org"}
 
@@ -161,8 +161,8 @@ def test_guest_has_the_versions_that_the_image_names(image: Image, guest: Guest)
 
 
 def test_guest_has_the_tools_of_the_profile(guest: Guest) -> None:
-    guest.says("git --version && rg --version && pytest-3 --version && make --version && pip3 --version", "agent")
-    guest.says("npm --version && npx --version", "agent")
+    guest.says("git --version && rg --version && pytest-3 --version && npm --version", "agent")
+    guest.says("command -v make && command -v pip3 && command -v npx && command -v jq", "agent")
     assert guest.says("cd /tmp && echo 'int main(){return 7;}' >a.c && gcc a.c && ./a.out; echo $?", "agent") == "7"
     assert guest.says("curl --version | grep -c https", "agent") != "0"
     assert int(guest.says("wc -l </etc/ssl/certs/ca-certificates.crt", "agent")) > 1000
@@ -197,10 +197,9 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(home=tmp_path, image_dir=tmp_path / "images")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_build_leaves_nothing(settings: Settings, number: signal.Signals) -> None:
+def test_stopped_build_leaves_nothing(settings: Settings) -> None:
     build = start_build(settings)
-    build.send_signal(number)
+    build.send_signal(signal.SIGINT)
     _, told = build.communicate(timeout=60)
     assert build.returncode == 130
     assert "nothing of the unfinished image is left" in told
@@ -219,7 +218,8 @@ def test_killed_build_ends_and_is_swept_by_the_next(settings: Settings) -> None:
     assert not left[0].exists()
     following.terminate()
     following.communicate(timeout=60)
-    assert unfinished(settings) == []
+    assert following.returncode == 130
+    assert (unfinished(settings), builder_processes(settings.home)) == ([], [])
 
 
 def test_unreachable_mirror_ends_the_build_with_the_log(settings: Settings) -> None:

@@ -152,7 +152,8 @@ def test_a_secret_reaches_the_agent_and_nothing_else(site: Site, tmp_path: Path)
         return site.client.get(task_id).terminal
 
     until(ended, 300)
-    assert site.client.get(task_id).state == "completed"
+    task = site.client.get(task_id)
+    assert (task.state, task.error) == ("completed", None)
     assert seen_in_processes == set()
 
     log = "".join(line.data or "" for line in site.client.logs(task_id))

@@ -1,0 +1,26 @@
+"""Runs that began under an earlier version go on under this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from temporalio.client import WorkflowHistory
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.worker import Replayer
+
+from workflows.task_workflow import TaskWorkflow
+
+HISTORIES = sorted((Path(__file__).parent.parent / "histories").glob("*.json"))
+
+
+def test_there_are_histories_to_replay() -> None:
+    assert {path.stem for path in HISTORIES} >= {"completed", "cancelled", "failed_preserved", "not_staged"}
+
+
+@pytest.mark.parametrize(("name", "recorded"), [(path.stem, path.read_text()) for path in HISTORIES])
+async def test_a_recorded_history_replays(name: str, recorded: str) -> None:
+    replayer = Replayer(workflows=[TaskWorkflow], data_converter=pydantic_data_converter)
+    history = WorkflowHistory.from_json(f"task-{name}", recorded)
+    result = await replayer.replay_workflow(history, raise_on_replay_failure=False)
+    assert result.replay_failure is None
