@@ -14,13 +14,13 @@ from pathlib import Path
 
 import psutil
 
-from foundation.errors import GuestUnreachable, MachineError, MachineLost, MachineNotFound
+from foundation.errors import GuestUnreachable, MachineError, MachineLost, MachineNotFound, TaskyardError
 from foundation.settings import Settings
-from machines import qemu
+from machines import pool, qemu
 from machines.boot import Boot
 from machines.identity import CLIENT_KEY, KNOWN_HOSTS
-from machines.image import Image
-from machines.ledger import NoRoom, admit, host_capacity
+from machines.image import Image, image_of
+from machines.ledger import NoRoom
 from machines.paths import MachinePaths, machine_paths
 from machines.pause import Pause
 from machines.qmp import Monitor
@@ -68,15 +68,14 @@ class MachineHost:
         """
         self._store.directory(request.machine_id)  # refuses what is no machine id
         with self._store.ledger_lock():
-            records = self._store.read_all()
-            for record in records:
+            for record in self._store.read_all():
                 if record.id != request.machine_id:
                     continue
                 if record.state == "destroying":
                     raise NoRoom(f"Machine {record.id} is still being destroyed; it can be made anew when it is gone")
                 return record
-            admit(host_capacity(self._settings), records, request)
-            return self._store.write(
+            given_up = pool.admit_before_members(self._settings, self._store, request)
+            made = self._store.write(
                 MachineRecord(
                     id=request.machine_id,
                     owner_workflow=request.owner_workflow,
@@ -88,6 +87,9 @@ class MachineHost:
                     deadline=request.deadline,
                 )
             )
+        for member_id in given_up:
+            self.destroy(member_id)
+        return made
 
     def ensure_running(self, machine_id: str, image: Image, report: Callable[[str], None]) -> MachineRecord:
         """Have the reserved machine run and answer over SSH; twice gives one machine.
@@ -104,11 +106,18 @@ class MachineHost:
                 )
             process = self._process(record)
             shell = self._shell(machine_id)
+            if record.state == "reserved" and process is not None and self._paths(machine_id).process_name.exists():
+                self._stop(machine_id)  # a hand-over from the pool that was cut short
+                process = None
             if record.state == "paused":
                 return self._pause(machine_id).resume(record, process)
             if process is not None and record.boot_seconds is not None and record.pid == process.pid:
                 shell.run("true")
                 return record
+            if process is None and record.state == "reserved":
+                served = self._from_pool(record, image, report)
+                if served is not None:
+                    return served
             boot = Boot(self._settings, self._store, self._paths(machine_id), image, shell, report)
             return boot.run(record, process)
 
@@ -185,6 +194,32 @@ class MachineHost:
             state = "paused_from" if record.state == "paused" else "state"
             self._store.write(record.model_copy(update={state: "preserved", "deadline": until}))
 
+    def keep_pool(self, report: Callable[[str], None]) -> None:
+        """Bring the warm pool to its size: members too many are destroyed, and those that lack are made, one by one.
+
+        They end with this process: whoever sweeps next destroys them. One caller at a time.
+        """
+        records = self._store.read_all()
+        for member in pool.superfluous(self._settings, records):
+            self._destroy_unless_busy(member.id)
+        for wanted in pool.shortage(self._settings, self._store.read_all()):
+            for _ in range(wanted.count):
+                reserved = pool.reserve_member(self._settings, self._store, wanted)
+                if reserved is None:
+                    return
+                try:
+                    self.ensure_running(reserved.id, image_of(self._settings, wanted.image_digest), report)
+                except TaskyardError as error:
+                    report(f"the pool got no machine: {error.message}")
+                    self.destroy(reserved.id)
+                    return
+
+    def drain_pool(self) -> None:
+        """Destroy the members that this process keeps."""
+        for member in pool.members(self._store.read_all()):
+            if member.pooled_by == pool.keeper():
+                self._destroy_unless_busy(member.id)
+
     def pause(self, machine_id: str) -> MachineRecord:
         """Save the machine's memory beside its disks and end its process; on a paused machine, nothing.
 
@@ -230,6 +265,23 @@ class MachineHost:
     def sweep(self) -> list[str]:
         """Repair what dead processes left, in both directions; gives a line for each thing done."""
         return sweep(self._settings, self._store, self._destroy_unless_busy)
+
+    def _from_pool(self, record: MachineRecord, image: Image, report: Callable[[str], None]) -> MachineRecord | None:
+        """The machine, served from the warm pool; None when that has nothing for it."""
+        if record.pooled_by is not None or not self._settings.use_snapshots:
+            return None
+        handover = pool.Handover(self._settings, self._store, self._paths(record.id), image, self._shell)
+        try:
+            served = handover.take(record)
+        except (MachineError, OSError, psutil.Error) as error:
+            report(f"the machine from the pool is of no use ({error}); making another")
+            self._forget_shell(record.id)
+            self._stop(record.id)
+            self._store.write(record)
+            return None
+        if served is not None:
+            report(f"machine {record.id} is taken from the warm pool")
+        return served
 
     def _destroy_unless_busy(self, machine_id: str) -> bool:
         try:

@@ -53,9 +53,11 @@ def make_keys(directory: Path, machine_id: str) -> None:
 def identity_line(directory: Path, machine_id: str) -> bytes:
     """The line that makes a guest a machine: its name, its keys, who may enter, the time and a random seed."""
     authorized = (directory / f"{CLIENT_KEY}.pub").read_text()
+    host_public = (directory / f"{HOST_KEY}.pub").read_bytes()
     return _line(
         {
-            **_name(directory, machine_id),
+            "hostname": machine_id,
+            "machine-id": f"{hashlib.sha256(host_public).hexdigest()[:32]}\n",
             "boot-id": str(uuid.uuid4()),
             "authorized-keys": authorized,
             "host-key": (directory / HOST_KEY).read_text(),
@@ -68,14 +70,14 @@ def grow_line() -> bytes:
     return _line({"grow": "1"})
 
 
+def name_line(machine_id: str) -> bytes:
+    """The line that gives a guest another name, the time and a random seed."""
+    return _line({"hostname": machine_id, "grow": "1"})
+
+
 def clock_line() -> bytes:
     """The line that gives a guest that has slept the time and a random seed."""
     return _line({})
-
-
-def _name(directory: Path, machine_id: str) -> dict[str, str]:
-    host_public = (directory / f"{HOST_KEY}.pub").read_bytes()
-    return {"hostname": machine_id, "machine-id": f"{hashlib.sha256(host_public).hexdigest()[:32]}\n"}
 
 
 def _line(fields: Mapping[str, str]) -> bytes:

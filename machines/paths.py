@@ -16,6 +16,7 @@ OUTPUT = "qemu.log"
 PID_FILE = "qemu.pid"
 MEMORY = "memory.state"
 ENDING = "ending"
+PROCESS_NAME = "process"
 
 _SOCKET_NAME = re.compile(rf"({MACHINE_ID.pattern})\.(?:qmp|identity)")
 
@@ -48,6 +49,11 @@ class MachinePaths:
     def memory(self) -> Path:
         """What a paused machine remembers."""
         return self.directory / MEMORY
+
+    @property
+    def process_name(self) -> Path:
+        """Holds the name that the machine's process was started with, when that is not the machine's own."""
+        return self.directory / PROCESS_NAME
 
     @property
     def ending(self) -> Path:

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from machines import qmp
 from machines.acceleration import QEMU
 from machines.hardware import GUEST_ADDRESS, workspace_disk
 from machines.image import Image
-from machines.paths import OVERLAY, PID_FILE, MachinePaths
+from machines.paths import OVERLAY, PID_FILE, PROCESS_NAME, MachinePaths
 from machines.qmp import Monitor
 from machines.records import MACHINE_ID
 
@@ -82,7 +83,7 @@ def _spawn(paths: MachinePaths, command: list[str]) -> subprocess.Popen[bytes]:
         if shutil.which(program) is None:
             raise HostNotReady(f"{program} is not installed; `sandbox doctor` says which packages are missing")
     make_socket_directory(paths.sockets)
-    for stale in (paths.qmp, paths.identity):
+    for stale in (paths.qmp, paths.identity, paths.process_name):
         stale.unlink(missing_ok=True)
     with paths.output.open("wb") as output:
         return subprocess.Popen(
@@ -112,7 +113,7 @@ def find_process(
     if pid is not None:
         try:
             process = psutil.Process(pid)
-            if start_ticks(pid) == process_start and _owner_of(process, paths.directory.parent) == paths.machine_id:
+            if start_ticks(pid) == process_start and _name_of(process, paths.directory.parent) == _started_as(paths):
                 return process
         except (psutil.NoSuchProcess, OSError):
             pass
@@ -121,14 +122,20 @@ def find_process(
 
 def processes_of(machines: Path) -> dict[str, psutil.Process]:
     """Every running QEMU whose machine is below ``machines``, by machine id."""
-    found = {}
+    found: dict[str, psutil.Process] = {}
     for process in psutil.process_iter():
         try:
-            machine_id = _owner_of(process, machines)
+            name = _name_of(process, machines)
         except psutil.NoSuchProcess:
             continue
-        if machine_id is not None:
-            found[machine_id] = process
+        if name is not None:
+            found[name] = process
+    # Looked up after the processes: one that is handed over meanwhile is found under either name, and never under none.
+    for path in machines.glob(f"*/{PROCESS_NAME}"):
+        with suppress(OSError):
+            name = path.read_text()
+            if name in found:
+                found[path.parent.name] = found.pop(name)
     return found
 
 
@@ -215,8 +222,16 @@ def _ended(process: psutil.Process, patience: float) -> bool:
     return True
 
 
-def _owner_of(process: psutil.Process, machines: Path) -> str | None:
-    """The machine that a process is the QEMU of; None for any other process, and for one that has ended.
+def _started_as(paths: MachinePaths) -> str:
+    """The name that the machine's process has in its arguments."""
+    try:
+        return paths.process_name.read_text()
+    except FileNotFoundError:
+        return paths.machine_id
+
+
+def _name_of(process: psutil.Process, machines: Path) -> str | None:
+    """The machine that a process was started for as its QEMU; None for any other process, and for one that has ended.
 
     The name alone could be another home's: the pid file's path says which home the machine is of.
     """

@@ -47,7 +47,8 @@ class MachineRecord(BaseModel):
 
     ``deadline`` is when the sweeper may destroy it, whatever it does then. ``booted_once`` says that the root disk
     holds more than the image, ``holds_room`` that its CPUs and memory are taken. ``paused_from`` is the state that a
-    paused machine goes back to, with its workspace disk if ``workspace_attached``.
+    paused machine goes back to, with its workspace disk if ``workspace_attached``. ``pooled_by`` is set for a member of
+    the warm pool, which has no owner: the process that keeps it.
 
     What follows is of the present process: ``process_start`` is in clock ticks since the host's boot, ``boot_seconds``
     the time from QEMU's start until the guest could be used, null until then, and ``snapshot`` the key of the one that
@@ -68,6 +69,7 @@ class MachineRecord(BaseModel):
     image_digest: str | None = None
     booted_once: bool = False
     holds_room: bool = True
+    pooled_by: str | None = None
     paused_from: MachineState | None = None
     workspace_attached: bool = False
     acceleration: Literal["kvm", "tcg"] | None = None

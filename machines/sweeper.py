@@ -12,6 +12,7 @@ from foundation.errors import MachineError
 from foundation.settings import Settings
 from machines import qemu
 from machines.paths import machine_paths, socket_owner
+from machines.pool import keeper_lives
 from machines.records import MACHINE_ID, MachineRecord, RecordStore
 from machines.snapshot import sweep_snapshots
 
@@ -49,6 +50,8 @@ def sweep(settings: Settings, store: RecordStore, destroy: Callable[[str], bool]
 def _reason_to_end(record: MachineRecord) -> str | None:
     if record.state == "destroying":
         return "its removal was begun and not finished"
+    if record.pooled_by is not None and not keeper_lives(record):
+        return "nobody keeps the pool that it belongs to"
     if record.deadline <= datetime.now(UTC):
         return "preserved until its deadline" if record.state == "preserved" else "past its deadline"
     return None

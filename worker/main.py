@@ -27,6 +27,7 @@ from foundation.settings import Settings
 from machines.host import MachineHost
 from storage.bucket import Bucket
 from worker.gateway import Gateway
+from worker.pool import keep_pool
 from worker.sweeper import sweep_forever
 from workflows.task_workflow import TaskWorkflow
 
@@ -60,6 +61,9 @@ async def run(settings: Settings) -> None:
             await stack.enter_async_context(worker)
         sweeper = asyncio.create_task(sweep_forever(host, client))
         stack.callback(sweeper.cancel)
+        stack.push_async_callback(asyncio.to_thread, host.drain_pool)
+        pool = asyncio.create_task(keep_pool(settings, host))
+        stack.callback(pool.cancel)
         log.info("ready", host=settings.host_name, queue=host_queue(settings), temporal=settings.temporal_target)
         if settings.model_is_scripted:
             log.warning("the model is scripted: no ANTHROPIC_API_KEY is set")

@@ -19,6 +19,7 @@ from foundation.settings import Settings
 from machines.host import MachineHost, Reservation
 from machines.image import Image, find_image
 from machines.qemu import processes_of
+from machines.records import RecordStore
 from machines.snapshot import _signature, list_snapshots
 from machines.workspace import build_workspace
 
@@ -320,3 +321,98 @@ def test_a_pause_or_a_resume_that_was_cut_short_is_continued(
     cut_short("machines.pause._set_clock", host.resume)
     assert host.resume(machine_id).state == "running"
     assert said(host, machine_id, "cat /run/mark") == "here"
+
+
+@pytest.fixture
+def pooled(settings: Settings, host: MachineHost, image: Image) -> MachineHost:
+    """A host that keeps one machine of the tests' shape in its pool, and has it."""
+    host.destroy(make(host, image))
+    keeping = MachineHost(settings.model_copy(update={"warm_pool": 1}))
+    keeping.keep_pool(print)
+    return keeping
+
+
+def pool_of(host: MachineHost) -> list[str]:
+    return [record.id for record in host.records() if record.pooled_by is not None]
+
+
+def test_a_machine_of_the_pool_is_handed_over_once_and_is_its_new_owners(
+    pooled: MachineHost, settings: Settings, image: Image
+) -> None:
+    (member,) = pool_of(pooled)
+    process = pooled.record(member).pid
+    one, two = reserve(pooled), reserve(pooled)
+    record = pooled.ensure_running(one, image, print)
+    assert said(pooled, one, "hostname") == one
+    assert (record.pid, record.state, record.owner_workflow) == (process, "running", "task-x")
+    assert [each.id for each in pooled.records()] == [one, two]
+    assert not (settings.machines / member).exists()
+    assert pooled.ensure_running(two, image, print).pid != process
+    pooled.destroy(member)  # whoever still knows it by its old name ends nothing
+    assert pooled.sweep() == []
+    assert (pooled.is_alive(one), pooled.is_alive(two)) == (True, True)
+    assert set(traits(pooled, one)).isdisjoint(traits(pooled, two))
+    until(lambda: int(said(pooled, one, "df --output=size -B1 / | tail -1")) > 0.9 * DISK)
+    elsewhere = MachineHost(settings)
+    assert said(elsewhere, one, "cat /etc/hosts | head -1") == f"127.0.0.1 localhost {one}"
+    assert elsewhere.pause(one).state == "paused"
+    assert elsewhere.resume(one).state == "running"
+    assert said(elsewhere, one, "hostname") == one
+    pooled.keep_pool(print)
+    assert len(pool_of(pooled)) == 1
+
+
+def test_a_hand_over_that_was_cut_short_gives_a_machine_all_the_same(
+    pooled: MachineHost, settings: Settings, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    for place in ("machines.pool.make_keys", "machines.pool.name_line"):
+        pooled.keep_pool(print)
+        machine_id = reserve(pooled)
+        with monkeypatch.context() as patch:
+            patch.setattr(place, die)
+            with pytest.raises(Killed):
+                pooled.ensure_running(machine_id, image, print)
+        later = MachineHost(settings)
+        assert later.ensure_running(machine_id, image, print).state == "running"
+        assert said(later, machine_id, "hostname") == machine_id
+        later.sweep()
+        assert [each.id for each in later.records()] == [machine_id]
+        assert said(later, machine_id, "hostname") == machine_id
+        later.destroy(machine_id)
+        pooled.sweep()
+
+
+def test_the_pool_gives_way_and_ends_with_whoever_keeps_it(
+    pooled: MachineHost, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (member,) = pool_of(pooled)
+    assert pooled.sweep() == []
+    full = MachineHost(settings.model_copy(update={"warm_pool": 1, "cpu_overcommit": 1}))
+    deadline = datetime.now(UTC) + timedelta(hours=1)
+    larger = Reservation(f"vm-{secrets.token_hex(8)}", "task-x", "run-x", os.cpu_count() or 1, GIB // 2, DISK, deadline)
+    full.reserve(larger)
+    assert pool_of(pooled) == []
+    assert not pooled.is_alive(member)
+    pooled.destroy(larger.machine_id)
+
+    pooled.keep_pool(print)
+    assert len(pool_of(pooled)) == 1
+    monkeypatch.setattr("machines.pool.under_pressure", lambda _: True)
+    pooled.keep_pool(print)
+    assert pool_of(pooled) == []
+    monkeypatch.undo()
+
+    pooled.keep_pool(print)
+    store = RecordStore(settings)
+    (record,) = pooled.records()
+    store.write(record.model_copy(update={"pooled_by": "1 1"}))
+    assert pooled.sweep() == [f"destroyed machine {record.id}: nobody keeps the pool that it belongs to"]
+    pooled.keep_pool(print)
+    pooled.drain_pool()
+    assert pooled.records() == []
