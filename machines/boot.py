@@ -15,7 +15,7 @@ from foundation.units import format_seconds, format_size
 from machines import qemu, qmp
 from machines.acceleration import usable_acceleration
 from machines.hardware import BOOT, Shape, Start, qemu_arguments
-from machines.identity import Introduction, grow_line, identity_line, make_keys
+from machines.identity import Introduction, identity_line, make_keys
 from machines.image import Image
 from machines.paths import MachinePaths
 from machines.qmp import Monitor
@@ -92,18 +92,21 @@ class Boot:
         self.report(f"restoring machine {record.id} ({_described(shape)})")
         since = time.time()
         record, process = self._start(record, shape, Start(memory=snapshot.memory, incoming=True))
+        # A snapshot's disk is as small as the image. The guest grows its file system after it has answered.
+        size = max(record.disk_bytes, self.image.virtual_size)
 
         def reach(watch: _Watch) -> MachineRecord:
             with Monitor(self.paths.qmp, waiting=watch.look) as monitor, Introduction(self.paths.identity) as guest:
                 load(monitor, snapshot.state, mapped_memory=True, look=watch.look)
                 port = qemu.forwarded_port(monitor)
+                qemu.grow_root(monitor, size)
                 monitor.execute("cont")
                 guest.send(identity_line(self.paths.directory, record.id))
                 # Written while the guest is at work.
                 reached = self.store.write(record.model_copy(update={"ssh_port": port}))
                 while not guest.answered(watch.look):
                     pass
-                return self._enter(reached, watch, monitor, guest)
+                return self._enter(reached, watch)
 
         return self._guarded(process, since, reach)
 
@@ -168,17 +171,12 @@ class Boot:
                 lambda: qemu.guest_is_listening(monitor),
                 already_known,
             )
-            return self._enter(record, watch, monitor, guest)
+            return self._enter(record, watch)
 
-    def _enter(self, record: MachineRecord, watch: _Watch, monitor: Monitor, guest: Introduction) -> MachineRecord:
+    def _enter(self, record: MachineRecord, watch: _Watch) -> MachineRecord:
         while not self.shell.answers(_SSH_LIMIT_SECONDS):
             watch.look()
         seconds = round(time.time() - watch.since, 2)
-        # A snapshot's disk is as small as the image. The guest grows its file system after it has answered.
-        qemu.grow_root(monitor, max(record.disk_bytes, self.image.virtual_size))
-        guest.send(grow_line())
-        while not guest.answered(watch.look):
-            pass
         self.report(f"machine {record.id} is up after {format_seconds(seconds)}")
         state = "running" if record.state == "starting" else record.state
         return self.store.write(

@@ -51,7 +51,10 @@ def make_keys(directory: Path, machine_id: str) -> None:
 
 
 def identity_line(directory: Path, machine_id: str) -> bytes:
-    """The line that makes a guest a machine: its name, its keys, who may enter, the time and a random seed."""
+    """The line that makes a guest a machine: its name, its keys, who may enter, the time and a random seed.
+
+    When it has answered, the guest grows its root file system to the size of its disk.
+    """
     authorized = (directory / f"{CLIENT_KEY}.pub").read_text()
     host_public = (directory / f"{HOST_KEY}.pub").read_bytes()
     return _line(
@@ -61,13 +64,9 @@ def identity_line(directory: Path, machine_id: str) -> bytes:
             "boot-id": str(uuid.uuid4()),
             "authorized-keys": authorized,
             "host-key": (directory / HOST_KEY).read_text(),
+            "grow": "1",
         }
     )
-
-
-def grow_line() -> bytes:
-    """The line that has a guest grow its root file system to the size of its disk, after it has answered."""
-    return _line({"grow": "1"})
 
 
 def name_line(machine_id: str) -> bytes:
