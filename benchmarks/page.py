@@ -17,15 +17,16 @@ END = "<!-- figures: end -->"
 
 
 def table(results: Results) -> Table:
-    """Every figure with both sides and their ratio."""
+    """Every figure: the median of both sides, and the ratio with its spread."""
     made = Table(title="Taskyard beside the same work done by hand", title_justify="left", title_style="bold")
-    for column in ("case", "figure"):
-        made.add_column(column)
+    made.add_column("figure", min_width=24)
     for column in ("Taskyard", "by hand", "ratio", "rounds"):
-        made.add_column(column, justify="right", no_wrap=True)
+        made.add_column(column, justify="right")
     for case in results.cases:
         for figure in case.figures:
-            made.add_row(case.name, figure.title, *_cells(figure), str(case.rounds))
+            ours, by_hand = (Spread.of(runs).median for runs in (figure.ours, figure.by_hand))
+            numbers = [f"{median:.1f} {figure.unit}" for median in (ours, by_hand)]
+            made.add_row(f"{case.name}: {figure.title}", *numbers, _shown(figure.ratio, "", 2), str(case.rounds))
         made.add_section()
     return made
 
@@ -61,8 +62,8 @@ def _figures(results: Results) -> Iterator[str]:
 
 def _phases(results: Results) -> Iterator[str]:
     yield "Where the time goes (median seconds of each phase):"
+    yield ""
     for case in results.cases:
-        yield ""
         yield f"- {case.title}, Taskyard: {_listed(case.phases_ours)}."
         yield f"- {case.title}, by hand with {case.by_hand}: {_listed(case.phases_by_hand)}."
 
@@ -73,8 +74,9 @@ def _conditions(results: Results) -> Iterator[str]:
         f"Machine: {machine.cores} cores ({machine.processor}), {format_size(machine.memory)} of memory, guests "
         f"run with {machine.acceleration}; {machine.qemu}; {machine.system}."
     )
+    yield ""
     for case in results.cases:
-        yield f"{_measured(case)}"
+        yield f"- {_measured(case)}"
 
 
 def _measured(case: CaseResult) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
+
+import psutil
 
 from benchmarks import cold_boot, image_build, task_run
 from benchmarks.case import Case, Run
@@ -13,6 +16,10 @@ from benchmarks.measurements import CaseResult, make_result, now
 from foundation.errors import InvalidParameter
 
 CASES: tuple[Case, ...] = (image_build.CASE, cold_boot.CASE, task_run.CASE)
+
+_QUIET_PERCENT = 20.0
+_QUIET_LOOKS = 2
+_LOOK_SECONDS = 1.0
 
 
 class Watcher(Protocol):
@@ -36,8 +43,21 @@ def choose(names: Sequence[str]) -> list[Case]:
     return [case for case in CASES if not names or case.name in names]
 
 
-def measure(cases: Sequence[Case], lab: Lab, repeat: int | None, watcher: Watcher) -> Iterator[CaseResult]:
-    """Run the cases and give the result of each as it ends; ``repeat`` overrides how many rounds they have."""
+def measure(
+    cases: Sequence[Case], lab: Lab, watcher: Watcher, *, repeat: int | None = None, patience: float = 0.0
+) -> Iterator[CaseResult]:
+    """Run the cases and give the result of each as it ends; ``repeat`` overrides how many rounds they have.
+
+    Before each run it waits for the host to be quiet, but no longer than ``patience`` seconds.
+    """
+
+    def run(side: str, number: int, work: Callable[[], Run]) -> Run:
+        watcher.run(side, number)
+        _await_quiet(lab, patience)
+        done = work()
+        watcher.ended(done)
+        return done
+
     for case in cases:
         rounds = repeat or case.repeat
         warm_up = 1 if case.warm_up else 0
@@ -45,14 +65,17 @@ def measure(cases: Sequence[Case], lab: Lab, repeat: int | None, watcher: Watche
         with case.open(lab) as sides:
             began, load = now(), os.getloadavg()[0]
             done = [
-                (_run(watcher, "ours", number, sides.ours), _run(watcher, "by hand", number, sides.by_hand))
+                (run("ours", number, sides.ours), run("by hand", number, sides.by_hand))
                 for number in range(1 - warm_up, rounds + 1)
             ]
         yield make_result(case, done[warm_up:], began, load)
 
 
-def _run(watcher: Watcher, side: str, number: int, work: Callable[[], Run]) -> Run:
-    watcher.run(side, number)
-    run = work()
-    watcher.ended(run)
-    return run
+def _await_quiet(lab: Lab, patience: float) -> None:
+    """Wait until other programs leave most of the processors alone for two looks in a row."""
+    deadline = time.monotonic() + patience
+    quiet_looks = 0
+    while quiet_looks < _QUIET_LOOKS and time.monotonic() < deadline:
+        busy = psutil.cpu_percent(_LOOK_SECONDS)
+        quiet_looks = quiet_looks + 1 if busy < _QUIET_PERCENT else 0
+        lab.report(f"waiting for the host to be quiet ({busy:.0f} % busy)")

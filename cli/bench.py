@@ -12,6 +12,9 @@ import typer
 def bench(
     cases: Annotated[list[str] | None, typer.Argument(help="Cases to run; all when none is named.")] = None,
     repeat: Annotated[int | None, typer.Option(min=1, help="Rounds of each case; default: the case's own.")] = None,
+    patience: Annotated[
+        float, typer.Option(min=0, help="Most seconds to wait before each run for the host to be quiet.")
+    ] = 20.0,
     publish: Annotated[bool, typer.Option("--publish", help="Write the figures into docs/performance.md too.")] = False,
     known: Annotated[bool, typer.Option("--list", help="Print the names of the cases and exit.")] = False,
 ) -> None:
@@ -40,7 +43,7 @@ def bench(
         signal.signal(number, _interrupt_once)
     with View(console) as view, Lab(view.report) as lab:
         results = load_results(LATEST, this_machine(lab.acceleration()))
-        for result in measure(chosen, lab, repeat, view):
+        for result in measure(chosen, lab, view, repeat=repeat, patience=patience):
             results.take(result, [case.name for case in CASES])
             results.save(LATEST)
     console.print(table(results))

@@ -82,7 +82,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 def test_both_sides_take_turns_and_the_warm_up_does_not_count(lab: Lab) -> None:
     journal = Journal()
     case = a_case(ours=iter([9, 1, 2]), by_hand=iter([9, 2, 2]), repeat=2, warm_up=True)
-    (result,) = measure([case], lab, None, journal)
+    (result,) = measure([case], lab, journal)
     sides = [line for line in journal.lines if not line.startswith("took")]
     assert sides == ["case 6", "ours 0", "by hand 0", "ours 1", "by hand 1", "ours 2", "by hand 2"]
     assert (result.figures[0].ours, result.figures[0].by_hand) == ([1, 2], [2, 2])
@@ -90,7 +90,7 @@ def test_both_sides_take_turns_and_the_warm_up_does_not_count(lab: Lab) -> None:
 
 
 def test_rounds_asked_for_override_those_of_the_case(lab: Lab) -> None:
-    (result,) = measure([a_case(ours=iter([1]), by_hand=iter([1]), repeat=5)], lab, 1, Journal())
+    (result,) = measure([a_case(ours=iter([1]), by_hand=iter([1]), repeat=5)], lab, Journal(), repeat=1)
     assert result.rounds == 1
 
 
@@ -186,7 +186,7 @@ def opened(place):
     yield Sides(lambda: place.by_hand("long.sh", {"PLACE": sys.argv[1]}), None)
 runner.CASES = (Case("long", "Long", "", (Figure("whole", "the whole"),), opened),)
 try:
-    bench.bench([], None, False, False)
+    bench.bench([], None, 0, False, False)
 except KeyboardInterrupt:
     sys.exit(130)
 """
