@@ -40,7 +40,7 @@ def _open(lab: Lab) -> Iterator[Sides]:
     acceleration = lab.acceleration()
 
     def ours() -> Run:
-        host = MachineHost(lab.settings)
+        host = MachineHost(lab.settings.model_copy(update={"use_snapshots": False}))
         wanted = Reservation(
             machine_id=f"vm-{secrets.token_hex(8)}",
             owner_workflow="benchmark",

@@ -38,14 +38,16 @@ def build(
 def list_images(
     output: Annotated[Format, typer.Option("--format", help="How to print: text or json.")] = Format.TEXT,
 ) -> None:
-    """List the images on this host, newest first; a star marks those that new machines use."""
+    """List the images on this host with their snapshots, newest first; a star marks those that new machines use."""
     from foundation.settings import Settings
     from foundation.units import format_seconds, format_size
     from machines.image import current_digests
     from machines.image import list_images as find_all
+    from machines.snapshot import list_snapshots
 
     images = find_all(Settings())
     current = current_digests()
+    snapshots = list_snapshots(Settings())
     if output is Format.JSON:
         rows = [
             {
@@ -57,6 +59,19 @@ def list_images(
                 "build_seconds": image.build_seconds,
                 "directory": str(image.directory),
                 "versions": image.versions,
+                "snapshots": [
+                    {
+                        "key": snapshot.key,
+                        "cpus": snapshot.cpus,
+                        "memory_bytes": snapshot.memory_bytes,
+                        "acceleration": snapshot.acceleration,
+                        "size_bytes": snapshot.bytes,
+                        "made_at": snapshot.made_at.isoformat(),
+                        "used_at": snapshot.used_at.isoformat(),
+                    }
+                    for snapshot in snapshots
+                    if snapshot.image_digest == image.digest
+                ],
             }
             for image in images
         ]
@@ -68,7 +83,9 @@ def list_images(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("PROFILE", "DIGEST", "", "SIZE", "BUILT", "TOOK", "CLAUDE CODE", box=None, pad_edge=False)
+    table = Table(
+        "PROFILE", "DIGEST", "", "SIZE", "BUILT", "TOOK", "CLAUDE CODE", "SNAPSHOTS", box=None, pad_edge=False
+    )
     for image in images:
         table.add_row(
             image.profile,
@@ -78,6 +95,12 @@ def list_images(
             image.built_at.astimezone().strftime("%Y-%m-%d %H:%M"),
             format_seconds(image.build_seconds),
             image.versions.get("claude-code", ""),
+            ", ".join(
+                f"{snapshot.cpus} CPUs {format_size(snapshot.memory_bytes)}: {format_size(snapshot.bytes)}"
+                for snapshot in snapshots
+                if snapshot.image_digest == image.digest
+            )
+            or "none",
         )
     Console(highlight=False, width=_WIDTH).print(table)
 
@@ -89,10 +112,13 @@ def remove(
     """Remove images. Machines that run on one go on; a new machine of its profile needs a build first."""
     from foundation.settings import Settings
     from machines.image import remove_image
+    from machines.snapshot import discard_snapshots_of
 
     settings = Settings()
     for digest in digests:
-        typer.echo(f"Removed image {remove_image(settings, digest).digest[:12]}")
+        image = remove_image(settings, digest)
+        discard_snapshots_of(settings, image.digest)
+        typer.echo(f"Removed image {image.digest[:12]}")
 
 
 @contextmanager

@@ -66,6 +66,13 @@ class Settings(BaseSettings):
     acceleration: Literal["auto", "kvm", "tcg"] = Field(
         "auto", description="auto boots a tiny guest once to see whether KVM really works"
     )
+    use_snapshots: bool = Field(
+        True, description="Restore new machines from a memory snapshot of their shape instead of booting them"
+    )
+    snapshot_limit: str = Field("10G", description="Disk that snapshots may use; the longest unused go first")
+    warm_pool: int = Field(
+        0, ge=0, description="Machines of each shape in use that a worker keeps restored and ready to be handed over"
+    )
     image_mirror: str | None = Field(None, description="Debian mirror for image builds; default: the host's own")
     allow_file_repositories: bool = Field(False, description="Allow file:// repositories of this host")
     secret_file_roots: list[Path] = Field(
@@ -108,6 +115,10 @@ class Settings(BaseSettings):
     @property
     def machines(self) -> Path:
         return self.home / "machines"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.home / "snapshots"
 
     @property
     def mirrors(self) -> Path:

@@ -8,19 +8,22 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 
-from foundation.errors import GuestUnreachable, MachineError, MachineLost, MachineNotFound
+from foundation.errors import GuestUnreachable, MachineError, MachineLost, MachineNotFound, TaskyardError
 from foundation.settings import Settings
-from machines import qemu
+from machines import pool, qemu
 from machines.boot import Boot
 from machines.identity import CLIENT_KEY, KNOWN_HOSTS
-from machines.image import Image
-from machines.ledger import Capacity, NoRoom, admit, host_capacity
-from machines.qemu import MachinePaths, machine_paths
+from machines.image import Image, image_of
+from machines.ledger import Capacity, NoRoom, host_capacity
+from machines.paths import MachinePaths, machine_paths
+from machines.pause import Pause
+from machines.qmp import Monitor
 from machines.records import MachineRecord, RecordStore, Reservation
 from machines.ssh import GuestAddress, GuestShell
 from machines.sweeper import sweep
@@ -65,15 +68,14 @@ class MachineHost:
         """
         self._store.directory(request.machine_id)  # refuses what is no machine id
         with self._store.ledger_lock():
-            records = self._store.read_all()
-            for record in records:
+            for record in self._store.read_all():
                 if record.id != request.machine_id:
                     continue
                 if record.state == "destroying":
                     raise NoRoom(f"Machine {record.id} is still being destroyed; it can be made anew when it is gone")
                 return record
-            admit(host_capacity(self._settings), records, request)
-            return self._store.write(
+            given_up = pool.admit_before_members(self._settings, self._store, request)
+            made = self._store.write(
                 MachineRecord(
                     id=request.machine_id,
                     owner_workflow=request.owner_workflow,
@@ -85,6 +87,9 @@ class MachineHost:
                     deadline=request.deadline,
                 )
             )
+        for member_id in given_up:
+            self.destroy(member_id)
+        return made
 
     def ensure_running(self, machine_id: str, image: Image, report: Callable[[str], None]) -> MachineRecord:
         """Have the reserved machine run and answer over SSH; twice gives one machine.
@@ -93,9 +98,7 @@ class MachineHost:
         MachineNotFound, MachineLost (it is being destroyed), MachineError (with the end of the serial console).
         """
         with self._store.lock(machine_id):
-            record = self._store.read(machine_id)
-            if record.state == "destroying":
-                raise MachineLost(f"Machine {machine_id} is being destroyed")
+            record = self._living_record(machine_id)
             if record.booted_once and record.image_digest != image.digest:
                 raise MachineError(
                     f"Machine {machine_id} was made from image {record.image_digest}, not from {image.digest}; "
@@ -103,9 +106,18 @@ class MachineHost:
                 )
             process = self._process(record)
             shell = self._shell(machine_id)
+            if record.state == "reserved" and process is not None and self._paths(machine_id).process_name.exists():
+                self._stop(machine_id)  # a hand-over from the pool that was cut short
+                process = None
+            if record.state == "paused":
+                return self._pause(machine_id).resume(record, process)
             if process is not None and record.boot_seconds is not None and record.pid == process.pid:
                 shell.run("true")
                 return record
+            if process is None and record.state == "reserved":
+                served = self._from_pool(record, image, report)
+                if served is not None:
+                    return served
             boot = Boot(self._settings, self._store, self._paths(machine_id), image, shell, report)
             return boot.run(record, process)
 
@@ -117,9 +129,10 @@ class MachineHost:
         with self._store.lock(machine_id):
             self._require_alive(machine_id)
             paths = self._paths(machine_id)
-            if not qemu.has_workspace(paths):
-                _take_over(image_path, paths.workspace)
-                qemu.attach_workspace(paths)
+            with Monitor(paths.qmp) as monitor:
+                if not qemu.has_workspace(monitor):
+                    _take_over(image_path, paths.workspace)
+                    qemu.attach_workspace(monitor, paths)
             self._shell(machine_id).run(_MOUNT_WORKSPACE, timeout=120)
 
     def record(self, machine_id: str) -> MachineRecord:
@@ -131,9 +144,12 @@ class MachineHost:
         return self._store.read_all()
 
     def room(self) -> tuple[Capacity, Capacity]:
-        """What all machines of this host together may have, and what of it none of them has now."""
+        """What all machines of this host together may have, and what of it none of them has now.
+
+        Members of the warm pool give way to any machine, and a paused machine has given up its room.
+        """
         capacity = host_capacity(self._settings)
-        records = self._store.read_all()
+        records = [each for each in self._store.read_all() if each.holds_room and each.pooled_by is None]
         free = Capacity(
             cpus=max(0, capacity.cpus - sum(record.cpus for record in records)),
             memory_bytes=max(0, capacity.memory_bytes - sum(record.memory_bytes for record in records)),
@@ -189,10 +205,55 @@ class MachineHost:
     def preserve(self, machine_id: str, until: datetime) -> None:
         """Keep the machine, as it is, until then; afterwards the sweeper destroys it. Raises MachineNotFound."""
         with self._store.lock(machine_id):
-            record = self._store.read(machine_id)
-            if record.state == "destroying":
-                raise MachineLost(f"Machine {machine_id} is being destroyed")
-            self._store.write(record.model_copy(update={"state": "preserved", "deadline": until}))
+            record = self._living_record(machine_id)
+            state = "paused_from" if record.state == "paused" else "state"
+            self._store.write(record.model_copy(update={state: "preserved", "deadline": until}))
+
+    def keep_pool(self, report: Callable[[str], None]) -> None:
+        """Bring the warm pool to its size: members too many are destroyed, and those that lack are made, one by one.
+
+        They end with this process: whoever sweeps next destroys them. One caller at a time.
+        """
+        records = self._store.read_all()
+        for member in pool.superfluous(self._settings, records):
+            self._destroy_unless_busy(member.id)
+        for wanted in pool.shortage(self._settings, self._store.read_all()):
+            for _ in range(wanted.count):
+                reserved = pool.reserve_member(self._settings, self._store, wanted)
+                if reserved is None:
+                    return
+                try:
+                    self.ensure_running(reserved.id, image_of(self._settings, wanted.image_digest), report)
+                except TaskyardError as error:
+                    report(f"the pool got no machine: {error.message}")
+                    self.destroy(reserved.id)
+                    return
+
+    def drain_pool(self) -> None:
+        """Destroy the members that this process keeps."""
+        for member in pool.members(self._store.read_all()):
+            if member.pooled_by == pool.keeper():
+                self._destroy_unless_busy(member.id)
+
+    def pause(self, machine_id: str) -> MachineRecord:
+        """Save the machine's memory beside its disks and end its process; on a paused machine, nothing.
+
+        Its room is free for others then. Raises MachineNotFound, MachineLost, MachineError (the machine goes on).
+        """
+        with self._store.lock(machine_id):
+            record = self._living_record(machine_id)
+            self._forget_shell(machine_id)
+            return self._pause(machine_id).pause(record, self._process(record))
+
+    def resume(self, machine_id: str) -> MachineRecord:
+        """Have a paused machine go on where it stood, with the time of now; on a running machine, nothing.
+
+        Connections into it are gone, and its SSH port is another. Raises MachineNotFound, MachineLost, NoRoom (retry
+        later), MachineError (the machine stays paused).
+        """
+        with self._store.lock(machine_id):
+            record = self._living_record(machine_id)
+            return self._pause(machine_id).resume(record, self._process(record))
 
     def kill(self, machine_id: str) -> None:
         """End the machine's process and nothing else: its disks and its record stay."""
@@ -202,6 +263,8 @@ class MachineHost:
     def destroy(self, machine_id: str) -> None:
         """End the machine and remove all that is of it; legal in every state, and when there is none."""
         self._forget_shell(machine_id)
+        with suppress(FileNotFoundError):
+            self._paths(machine_id).ending.touch()
         while True:
             # Whoever is starting the machine holds its lock, and lets go when the process ends under it.
             self._stop(machine_id)
@@ -217,6 +280,23 @@ class MachineHost:
     def sweep(self) -> list[str]:
         """Repair what dead processes left, in both directions; gives a line for each thing done."""
         return sweep(self._settings, self._store, self._destroy_unless_busy)
+
+    def _from_pool(self, record: MachineRecord, image: Image, report: Callable[[str], None]) -> MachineRecord | None:
+        """The machine, served from the warm pool; None when that has nothing for it."""
+        if record.pooled_by is not None or not self._settings.use_snapshots:
+            return None
+        handover = pool.Handover(self._settings, self._store, self._paths(record.id), image, self._shell)
+        try:
+            served = handover.take(record)
+        except (MachineError, OSError, psutil.Error) as error:
+            report(f"the machine from the pool is of no use ({error}); making another")
+            self._forget_shell(record.id)
+            self._stop(record.id)
+            self._store.write(record)
+            return None
+        if served is not None:
+            report(f"machine {record.id} is taken from the warm pool")
+        return served
 
     def _destroy_unless_busy(self, machine_id: str) -> bool:
         try:
@@ -259,8 +339,19 @@ class MachineHost:
     def _require_alive(self, machine_id: str) -> MachineRecord:
         record = self._store.read(machine_id)
         if self._process(record) is None:
+            if record.state == "paused":
+                raise GuestUnreachable(f"Machine {machine_id} is paused; resume it first")
             raise MachineLost(f"The process of machine {machine_id} has ended; its serial console tells what happened")
         return record
+
+    def _living_record(self, machine_id: str) -> MachineRecord:
+        record = self._store.read(machine_id)
+        if record.state == "destroying":
+            raise MachineLost(f"Machine {machine_id} is being destroyed")
+        return record
+
+    def _pause(self, machine_id: str) -> Pause:
+        return Pause(self._settings, self._store, self._paths(machine_id))
 
     def _paths(self, machine_id: str) -> MachinePaths:
         self._store.directory(machine_id)  # refuses what is no machine id

@@ -7,17 +7,16 @@ nothing.
 
 from __future__ import annotations
 
-import base64
-import gzip
 import hashlib
-import io
 import os
 import secrets
 import socket
-import tarfile
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -31,6 +30,7 @@ PORT_NAME = "org.taskyard.identity"
 _SEED_BYTES = 128
 _ANSWER_MAX = 4096
 _POLL_SECONDS = 0.25
+_SEND_SECONDS = 10.0
 
 
 def make_keys(directory: Path, machine_id: str) -> None:
@@ -51,72 +51,110 @@ def make_keys(directory: Path, machine_id: str) -> None:
 
 
 def identity_line(directory: Path, machine_id: str) -> bytes:
-    """The line that the guest waits for: base64 of a gzip tar of its name, keys, the time and a random seed."""
-    host_public = (directory / f"{HOST_KEY}.pub").read_bytes()
-    authorized = (directory / f"{CLIENT_KEY}.pub").read_bytes()
-    files = {
-        "hostname": f"{machine_id}\n".encode(),
-        "machine-id": f"{hashlib.sha256(host_public).hexdigest()[:32]}\n".encode(),
-        "ssh_host_ed25519_key": (directory / HOST_KEY).read_bytes(),
-        "ssh_host_ed25519_key.pub": host_public,
-        "authorized_keys": authorized,
-        "authorized_keys.agent": authorized,
-        "time": f"{time.time():.6f}\n".encode(),
-        "seed": secrets.token_bytes(_SEED_BYTES),
-    }
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size, member.mode = len(data), 0o600
-            archive.addfile(member, io.BytesIO(data))
-    return base64.b64encode(gzip.compress(buffer.getvalue(), mtime=0)) + b"\n"
+    """The line that makes a guest a machine: its name, its keys, who may enter, the time and a random seed.
 
-
-def introduce(
-    port: Path, line: Callable[[], bytes], listening: Callable[[], bool], already_known: Callable[[], bool]
-) -> None:
-    """Give the guest its identity over the unix socket ``port`` and return when it has answered ``ready``.
-
-    ``listening`` says whether the guest has the port open: ``line`` is made and sent only then, so that its time is
-    fresh. ``already_known`` is called several times a second: it raises to give up, and gives True when the guest is
-    seen to have its identity from an earlier caller. Raises MachineError when the guest answers with an error or
-    QEMU closes the connection.
+    When it has answered, the guest grows its root file system to the size of its disk.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+    authorized = (directory / f"{CLIENT_KEY}.pub").read_text()
+    host_public = (directory / f"{HOST_KEY}.pub").read_bytes()
+    return _line(
+        {
+            "hostname": machine_id,
+            "machine-id": f"{hashlib.sha256(host_public).hexdigest()[:32]}\n",
+            "boot-id": str(uuid.uuid4()),
+            "authorized-keys": authorized,
+            "host-key": (directory / HOST_KEY).read_text(),
+            "grow": "1",
+        }
+    )
+
+
+def name_line(machine_id: str) -> bytes:
+    """The line that gives a guest another name, the time and a random seed."""
+    return _line({"hostname": machine_id, "grow": "1"})
+
+
+def clock_line() -> bytes:
+    """The line that gives a guest that has slept the time and a random seed."""
+    return _line({})
+
+
+def _line(fields: Mapping[str, str]) -> bytes:
+    """One line of fields, name=value, parted by tabs; no value has a tab or a percent sign of its own."""
+    whole = {"time": f"{time.time():.6f}", "seed": secrets.token_hex(_SEED_BYTES), **fields}
+    return "\t".join(f"{name}={value}" for name, value in whole.items()).replace("\n", "%0A").encode() + b"\n"
+
+
+class Introduction:
+    """One conversation with the guest's identity service over the unix socket ``port``; a context manager.
+
+    Every method raises MachineError when the guest answers with an error or QEMU closes the connection.
+    """
+
+    def __init__(self, port: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._answer = b""
         try:
-            connection.connect(str(port))
-            answer = _converse(connection, line, listening, already_known)
+            self._socket.connect(str(port))
         except OSError as error:
-            raise MachineError(f"The connection to the guest's identity port failed ({error})") from error
-    if answer not in {"ready", None}:
-        raise MachineError(f"The guest could not take on its identity: {answer or 'no reason given'}")
+            self._socket.close()
+            raise _failed(error) from error
 
+    def __enter__(self) -> Self:
+        return self
 
-def _converse(
-    connection: socket.socket,
-    line: Callable[[], bytes],
-    listening: Callable[[], bool],
-    already_known: Callable[[], bool],
-) -> str | None:
-    sent = False
-    answer = b""
-    while b"\n" not in answer and len(answer) < _ANSWER_MAX:
-        if not sent and listening():
-            connection.settimeout(None)
-            connection.sendall(line())
-            sent = True
-        connection.settimeout(_POLL_SECONDS)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+
+    def introduce(
+        self, line: Callable[[], bytes], listening: Callable[[], bool], already_known: Callable[[], object]
+    ) -> None:
+        """Send ``line`` and return when the guest is ready.
+
+        ``listening`` says whether the guest has the port open: ``line`` is made and sent only then, so that its time is
+        fresh. ``already_known`` is called several times a second: it raises to give up, and gives True when the guest
+        is seen to have its identity from an earlier caller.
+        """
+        while not listening():
+            if self.answered(already_known):
+                return
+        self.send(line())
+        while not self.answered(already_known):
+            pass
+
+    def send(self, line: bytes) -> None:
+        """Send one line. QEMU takes as much of it as the guest reads."""
+        self._socket.settimeout(_SEND_SECONDS)
         try:
-            received = connection.recv(_ANSWER_MAX)
+            self._socket.sendall(line)
+        except OSError as error:
+            raise _failed(error) from error
+
+    def answered(self, meanwhile: Callable[[], object]) -> bool:
+        """Wait a moment for the answer to a line; True when the guest is ready or ``meanwhile`` says that it is."""
+        self._socket.settimeout(_POLL_SECONDS)
+        try:
+            received = self._socket.recv(_ANSWER_MAX)
         except TimeoutError:
-            if already_known():
-                return None
-            continue
+            return bool(meanwhile())
+        except OSError as error:
+            raise _failed(error) from error
         if not received:
             raise MachineError("QEMU closed the guest's identity port; it has ended")
-        answer += received
-    return answer.partition(b"\n")[0].decode(errors="replace").strip()
+        self._answer += received
+        if b"\n" not in self._answer and len(self._answer) < _ANSWER_MAX:
+            return False
+        line, _, self._answer = self._answer.partition(b"\n")
+        answer = line.decode(errors="replace").strip()
+        if answer != "ready":
+            raise MachineError(f"The guest could not take on its identity: {answer or 'no reason given'}")
+        return True
+
+
+def _failed(error: OSError) -> MachineError:
+    return MachineError(f"The connection to the guest's identity port failed ({error})")
 
 
 def _write(path: Path, data: bytes) -> None:

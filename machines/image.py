@@ -28,6 +28,7 @@ __all__ = [
     "build_image",
     "current_digests",
     "find_image",
+    "image_of",
     "list_images",
     "load_profile",
     "remove_image",
@@ -78,6 +79,14 @@ def find_image(settings: Settings, profile: str) -> Image:
             profile=profile,
             digest=digest,
         )
+    return image
+
+
+def image_of(settings: Settings, digest: str) -> Image:
+    """The image of a digest, whatever the profiles are now. Raises ImageNotFound."""
+    image = _read(settings.images / digest)
+    if image is None:
+        raise ImageNotFound(f"The image {digest} is not on this host any more", digest=digest)
     return image
 
 

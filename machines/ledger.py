@@ -60,6 +60,7 @@ def admit(capacity: Capacity, records: Sequence[MachineRecord], request: Reserva
     NoRoom when it may fit later.
     """
     _fits_at_all(capacity, request)
+    records = [record for record in records if record.holds_room]
     cpus = capacity.cpus - sum(record.cpus for record in records)
     memory = capacity.memory_bytes - sum(record.memory_bytes for record in records)
     missing = []

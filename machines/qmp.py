@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
@@ -16,32 +18,70 @@ from foundation.errors import MachineError
 # The library reports every lost connection as a critical error; the callers here say it better, by an exception.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
+_LOST = (QMPError, OSError, EOFError, TimeoutError)
+_CONNECT_POLL_SECONDS = 0.005
+
 
 class CommandRefused(MachineError):
     """QEMU took the command and answered with an error."""
 
 
-def execute(socket: Path, command: str, arguments: Mapping[str, Any] | None = None, *, limit: float = 10) -> Any:
-    """QEMU's answer to one command, over a connection of its own, within ``limit`` seconds.
+class Monitor:
+    """One connection to a QEMU's monitor, for several commands; a context manager. Not for use on an event loop."""
 
-    Raises CommandRefused with QEMU's reason, or MachineError when QEMU does not answer. Not for use on an event loop.
-    """
+    def __init__(self, socket: Path, *, waiting: Callable[[], object] | None = None) -> None:
+        """``waiting`` is called while the socket does not take connections yet: it raises to give up."""
+        self._socket = socket
+        self._waiting = waiting
+        self._runner = asyncio.Runner()
+        self._client = QMPClient("monitor")
+
+    def __enter__(self) -> Self:
+        try:
+            while not self._connected():
+                time.sleep(_CONNECT_POLL_SECONDS)
+        except BaseException:
+            self._runner.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(*_LOST):
+            self._runner.run(asyncio.wait_for(self._client.disconnect(), 1))
+        self._runner.close()
+
+    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, limit: float = 10) -> Any:
+        """QEMU's answer to one command. Raises CommandRefused with QEMU's reason, or MachineError without an answer."""
+        with _told(command, self._socket):
+            return self._runner.run(asyncio.wait_for(self._client.execute(command, dict(arguments or {})), limit))
+
+    def _connected(self) -> bool:
+        with _told("connections", self._socket):
+            try:
+                self._runner.run(asyncio.wait_for(self._client.connect(str(self._socket)), 10))
+            except (QMPError, OSError):
+                if self._waiting is None:
+                    raise
+                self._waiting()
+                self._client = QMPClient("monitor")
+                return False
+        return True
+
+
+def execute(socket: Path, command: str, arguments: Mapping[str, Any] | None = None, *, limit: float = 10) -> Any:
+    """QEMU's answer to one command, over a connection of its own; raises as ``Monitor.execute`` does."""
+    with Monitor(socket) as monitor:
+        return monitor.execute(command, arguments, limit=limit)
+
+
+@contextlib.contextmanager
+def _told(command: str, socket: Path) -> Iterator[None]:
     try:
-        return asyncio.run(_execute(socket, command, dict(arguments or {}), limit))
+        yield
     except ExecuteError as error:
         raise CommandRefused(f"QEMU refused {command}: {error}") from error
-    except (QMPError, OSError, EOFError, TimeoutError) as error:
+    except _LOST as error:
         reason = str(error) or type(error).__name__
         raise MachineError(f"QEMU does not answer {command} at {socket} ({reason}); it may have ended") from error
-
-
-async def _execute(socket: Path, command: str, arguments: dict[str, Any], limit: float) -> Any:
-    client = QMPClient(command)
-    try:
-        async with asyncio.timeout(limit):
-            await client.connect(str(socket))
-            return await client.execute(command, arguments)
-    finally:
-        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
-            async with asyncio.timeout(1):
-                await client.disconnect()

@@ -26,7 +26,7 @@ LOCK_NAME = "lock"
 _REMOVED_PREFIX = ".removed-"
 _LOCK_POLL_SECONDS = 0.05
 
-MachineState = Literal["reserved", "starting", "running", "preserved", "destroying"]
+MachineState = Literal["reserved", "starting", "running", "preserved", "paused", "destroying"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,13 @@ class MachineRecord(BaseModel):
     """What this host knows of one machine.
 
     ``deadline`` is when the sweeper may destroy it, whatever it does then. ``booted_once`` says that the root disk
-    holds more than the image. What follows is of the present process: ``process_start`` is in clock ticks since the
-    host's boot, ``boot_seconds`` the time from QEMU's start to the first answer over SSH, null until then.
+    holds more than the image, ``holds_room`` that its CPUs and memory are taken. ``paused_from`` is the state that a
+    paused machine goes back to, with its workspace disk if ``workspace_attached``. ``pooled_by`` is set for a member of
+    the warm pool, which has no owner: the process that keeps it.
+
+    What follows is of the present process: ``process_start`` is in clock ticks since the host's boot, ``boot_seconds``
+    the time from QEMU's start until the guest could be used, null until then, and ``snapshot`` the key of the one that
+    it was restored from, null when it was booted.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -63,10 +68,15 @@ class MachineRecord(BaseModel):
     deadline: AwareDatetime
     image_digest: str | None = None
     booted_once: bool = False
+    holds_room: bool = True
+    pooled_by: str | None = None
+    paused_from: MachineState | None = None
+    workspace_attached: bool = False
     acceleration: Literal["kvm", "tcg"] | None = None
     pid: int | None = None
     process_start: int | None = None
     ssh_port: int | None = None
+    snapshot: str | None = None
     boot_seconds: float | None = None
 
 

@@ -130,6 +130,13 @@ class GuestShell:
             return False
         return True
 
+    def take_over(self, other: GuestShell) -> None:
+        """Make the other's open connection this one's: the guest behind both is the same."""
+        with other._lock:
+            client, other._client = other._client, None
+        with self._lock:
+            self._client = client
+
     def close(self) -> None:
         """Close the connection; the next use opens a new one."""
         with self._lock:

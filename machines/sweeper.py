@@ -11,8 +11,10 @@ from pathlib import Path
 from foundation.errors import MachineError
 from foundation.settings import Settings
 from machines import qemu
-from machines.qemu import machine_paths, socket_owner
+from machines.paths import machine_paths, socket_owner
+from machines.pool import keeper_lives
 from machines.records import MACHINE_ID, MachineRecord, RecordStore
+from machines.snapshot import sweep_snapshots
 
 _CONSOLE_MAX = 16 * 2**20
 _CONSOLE_KEPT = 2**20
@@ -41,12 +43,15 @@ def sweep(settings: Settings, store: RecordStore, destroy: Callable[[str], bool]
             _bound_console(settings, record.id)
     known = {record.id for record in records}
     done += _remove_strays(settings, effects, known)
-    return done + [f"removed the directory of machine {name}, which has no record" for name in store.remove_remains()]
+    done += [f"removed the directory of machine {name}, which has no record" for name in store.remove_remains()]
+    return done + sweep_snapshots(settings)
 
 
 def _reason_to_end(record: MachineRecord) -> str | None:
     if record.state == "destroying":
         return "its removal was begun and not finished"
+    if record.pooled_by is not None and not keeper_lives(record):
+        return "nobody keeps the pool that it belongs to"
     if record.deadline <= datetime.now(UTC):
         return "preserved until its deadline" if record.state == "preserved" else "past its deadline"
     return None

@@ -34,7 +34,8 @@ async def sweep(host: MachineHost, client: Client) -> list[str]:
     """
     taken: list[str] = []
     for record in await asyncio.to_thread(host.records):
-        if record.state != "preserved" and await _owner_is_over(client, record.owner_workflow, record.owner_run):
+        kept = record.state == "preserved" or record.paused_from == "preserved" or record.pooled_by is not None
+        if not kept and await _owner_is_over(client, record.owner_workflow, record.owner_run):
             await asyncio.to_thread(host.destroy, record.id)
             taken.append(f"{record.id}: its run {record.owner_workflow} has ended")
     taken += await asyncio.to_thread(host.sweep)

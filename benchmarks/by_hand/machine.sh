@@ -15,12 +15,9 @@ make_machine() {
     ssh-keygen -q -t ed25519 -N '' -C '' -f ssh_host_ed25519_key
     wait $!
     printf 'guest %s' "$(<ssh_host_ed25519_key.pub)" >known_hosts
-    cp client.pub authorized_keys
-    cp client.pub authorized_keys.agent
-    printf 'guest\n' >hostname
-    tr -d - </proc/sys/kernel/random/uuid >machine-id
-    tar -cz hostname machine-id ssh_host_ed25519_key{,.pub} authorized_keys{,.agent} | base64 -w 0 >identity
-    echo >>identity
+    printf 'hostname=guest\tmachine-id=%s\tauthorized-keys=%s\thost-key=%s%%0A\tgrow=1\n' \
+        "$(tr -d - </proc/sys/kernel/random/uuid)" "$(<client.pub)" "$(sed ':a;N;$!ba;s/\n/%0A/g' ssh_host_ed25519_key)" \
+        >identity
     qemu-img create -q -f qcow2 -F raw -b "$BASE" root.qcow2 "$DISK"
 }
 

@@ -5,7 +5,8 @@ set -eu
 useradd --uid 1000 --user-group --create-home --shell /bin/bash agent
 # '*' is no password, yet no locked account either: sshd without PAM refuses locked ones.
 usermod --password '*' agent
-usermod --password '*' root
+# The host's commands run in root's shell; dash starts faster than bash, which counts in an emulated machine.
+usermod --password '*' --shell /bin/sh root
 chmod 0440 /etc/sudoers.d/agent
 install -d -o agent -g agent /workspace
 
@@ -16,12 +17,6 @@ rm -f /etc/ssh/ssh_host_* /etc/hostname /etc/resolv.conf /var/lib/systemd/random
 printf '127.0.0.1 localhost\n::1 localhost\n' >/etc/hosts
 # The kernel's command line mounts the root; there is nothing else.
 : >/etc/fstab
-
-# What the host sends goes into these; made here so that the guest has less to do when it arrives.
-install -d -m 0700 /root/.ssh
-install -m 0600 /dev/null /root/.ssh/authorized_keys
-install -d -m 0700 -o agent -g agent /home/agent/.ssh
-install -m 0600 -o agent -g agent /dev/null /home/agent/.ssh/authorized_keys
 
 # The build's own apt settings (proxies, mirrors) are the build machine's, not the guest's, which reaches no mirror.
 rm -f /etc/apt/apt.conf.d/99build /etc/apt/apt.conf.d/99mmdebstrap /etc/apt/sources.list
@@ -57,9 +52,8 @@ systemctl --quiet mask \
     cryptsetup.target integritysetup.target veritysetup.target proc-sys-fs-binfmt_misc.automount \
     dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount \
     sys-fs-fuse-connections.mount
-systemctl --quiet disable ssh.service
 systemctl --quiet set-default multi-user.target
-systemctl --quiet add-wants multi-user.target taskyard-identity.service taskyard-network.service
+systemctl --quiet add-wants multi-user.target ssh.service taskyard-identity.service taskyard-network.service
 
 # Fixed names for the build machine to take out.
 mktirfs -o /boot/initrd "$(basename /lib/modules/*)"

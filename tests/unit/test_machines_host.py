@@ -20,10 +20,11 @@ from foundation.errors import InsufficientResources, MachineError, MachineLost, 
 from foundation.settings import Settings
 from machines import qemu
 from machines.acceleration import QEMU
+from machines.hardware import Shape, qemu_arguments
 from machines.host import MachineHost, NoRoom, Reservation
 from machines.image import Image
 from machines.ledger import host_capacity
-from machines.qemu import machine_paths
+from machines.paths import machine_paths
 from machines.records import RecordStore
 
 GIB = 2**30
@@ -242,9 +243,9 @@ def test_a_qemu_that_does_not_start_says_why(
     assert qemu.processes_of(settings.machines.resolve()) == {}
 
 
-def test_the_arguments_name_the_machine_and_close_its_network(settings: Settings, host: MachineHost) -> None:
-    record = host.reserve(asked(ONE, cpus=2))
-    arguments: Any = qemu.qemu_arguments(machine_paths(settings, ONE), record, image(settings.home), "kvm")
+def test_the_arguments_name_the_machine_and_close_its_network(settings: Settings) -> None:
+    shape = Shape(image(settings.home), 2, GIB // 4, "kvm")
+    arguments: Any = qemu_arguments(machine_paths(settings, ONE), shape)
     pairs = dict(itertools.pairwise(arguments))
     assert pairs["-name"] == ONE
     assert (pairs["-accel"], pairs["-cpu"], pairs["-smp"], pairs["-m"]) == ("kvm", "host", "2", "256M")

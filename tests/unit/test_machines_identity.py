@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import socket
 import subprocess
-import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from foundation.errors import MachineError
-from machines.identity import CLIENT_KEY, HOST_KEY, KNOWN_HOSTS, identity_line, introduce, make_keys
+from machines.identity import (
+    CLIENT_KEY,
+    HOST_KEY,
+    KNOWN_HOSTS,
+    Introduction,
+    clock_line,
+    identity_line,
+    make_keys,
+)
 
 ID = "vm-0123456789abcdef"
 
@@ -40,22 +45,32 @@ def test_a_pair_cut_short_is_made_anew(tmp_path: Path) -> None:
     assert (tmp_path / CLIENT_KEY).read_text().startswith("-----BEGIN OPENSSH PRIVATE KEY-----")
 
 
+def fields_of(line: bytes) -> dict[str, str]:
+    parts = (part.split("=", 1) for part in line.decode().rstrip("\n").split("\t"))
+    return {name: value.replace("%0A", "\n") for name, value in parts}
+
+
 def test_the_line_holds_what_makes_the_guest_itself(tmp_path: Path) -> None:
     make_keys(tmp_path, ID)
     line = identity_line(tmp_path, ID)
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
-    with tarfile.open(fileobj=io.BytesIO(base64.b64decode(line)), mode="r:gz") as archive:
-        members = {member.name: archive.extractfile(member) for member in archive.getmembers()}
-        files = {name: file.read() for name, file in members.items() if file}
-    assert files["hostname"] == f"{ID}\n".encode()
-    assert len(files["machine-id"].strip()) == 32
-    assert files["ssh_host_ed25519_key"] == (tmp_path / HOST_KEY).read_bytes()
-    assert files["authorized_keys"] == files["authorized_keys.agent"] == (tmp_path / f"{CLIENT_KEY}.pub").read_bytes()
-    assert abs(float(files["time"]) - time.time()) < 60
-    assert len(files["seed"]) >= 64
-    assert (tmp_path / CLIENT_KEY).read_bytes() not in files.values()
-    assert identity_line(tmp_path, ID) != line
+    fields = fields_of(line)
+    assert fields["hostname"] == ID
+    assert len(fields["machine-id"].strip()) == 32
+    assert fields["host-key"] == (tmp_path / HOST_KEY).read_text()
+    assert fields["authorized-keys"] == (tmp_path / f"{CLIENT_KEY}.pub").read_text()
+    assert abs(float(fields["time"]) - time.time()) < 60
+    assert len(bytes.fromhex(fields["seed"])) >= 64
+    assert (tmp_path / CLIENT_KEY).read_text() not in fields.values()
+    again = fields_of(identity_line(tmp_path, ID))
+    assert {name for name in fields if fields[name] != again[name]} == {"time", "seed", "boot-id"}
+
+
+def test_a_guest_that_has_slept_is_given_the_time_and_a_seed_of_its_own() -> None:
+    first, second = fields_of(clock_line()), fields_of(clock_line())
+    assert first.keys() == {"time", "seed"}
+    assert first["seed"] != second["seed"]
 
 
 @contextmanager
@@ -91,8 +106,8 @@ def test_the_line_waits_until_the_guest_listens(tmp_path: Path) -> None:
         waited.append(True)
         return False
 
-    with guest(tmp_path / "port", answering(b"ready\n")):
-        introduce(tmp_path / "port", lambda: b"line\n", lambda: next(looks), already_known)
+    with guest(tmp_path / "port", answering(b"ready\n")), Introduction(tmp_path / "port") as introduction:
+        introduction.introduce(lambda: b"line\n", lambda: next(looks), already_known)
     assert len(waited) >= 2
 
 
@@ -105,17 +120,22 @@ def test_the_line_waits_until_the_guest_listens(tmp_path: Path) -> None:
     ],
 )
 def test_what_goes_wrong_is_told(tmp_path: Path, behave: Callable[[socket.socket], None], sentence: str) -> None:
-    with guest(tmp_path / "port", behave), pytest.raises(MachineError, match=sentence):
-        introduce(tmp_path / "port", lambda: b"line\n", lambda: True, lambda: False)
+    with (
+        guest(tmp_path / "port", behave),
+        pytest.raises(MachineError, match=sentence),
+        Introduction(tmp_path / "port") as introduction,
+    ):
+        introduction.introduce(lambda: b"line\n", lambda: True, lambda: False)
 
 
 def test_a_guest_introduced_by_an_earlier_caller_is_enough(tmp_path: Path) -> None:
     over = threading.Event()
     with guest(tmp_path / "port", lambda _: over.wait(10) and None):
-        introduce(tmp_path / "port", lambda: b"line\n", lambda: False, lambda: True)
+        with Introduction(tmp_path / "port") as introduction:
+            introduction.introduce(lambda: b"line\n", lambda: False, lambda: True)
         over.set()
 
 
 def test_a_port_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="identity port failed"):
-        introduce(tmp_path / "none", lambda: b"line\n", lambda: True, lambda: False)
+        Introduction(tmp_path / "none")

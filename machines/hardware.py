@@ -1,0 +1,117 @@
+"""The hardware of a machine as QEMU's command line: the same however its guest comes to run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from machines.acceleration import QEMU
+from machines.identity import PORT_NAME
+from machines.image import Image
+from machines.paths import MachinePaths
+
+GUEST_ADDRESS = "10.0.2.15"
+GATEWAY_ADDRESS = "10.0.2.100"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a guest is made of: guests of one shape differ in nothing until they have an identity."""
+
+    image: Image
+    cpus: int
+    memory_bytes: int
+    acceleration: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a QEMU starts. A guest that is to go on where another stood waits for that one's state.
+
+    ``memory`` is a file of the guest's memory: a template writes it (``template``), others read it, and keep to
+    themselves what they change. ``workspace`` has the workspace disk plugged in from the start.
+    """
+
+    memory: Path | None = None
+    template: bool = False
+    incoming: bool = False
+    workspace: bool = False
+
+
+BOOT = Start()
+
+
+def qemu_arguments(paths: MachinePaths, shape: Shape, start: Start = BOOT) -> list[str]:
+    """QEMU's whole command line. Sockets are named relative to the socket directory, which QEMU runs in."""
+    cpu, accel = ("host", "kvm") if shape.acceleration == "kvm" else ("max", "tcg,thread=multi")
+    size = f"{shape.memory_bytes // 2**20}M"
+    # The root disk never outlives a crash of the host, so its flushes need not reach the platter.
+    root = {
+        "driver": "qcow2",
+        "node-name": "root",
+        "discard": "unmap",
+        "cache": {"no-flush": True},
+        "file": {"driver": "file", "filename": str(paths.overlay)},
+    }
+    # QEMU starts socat in the socket directory, so no path needs quoting. What socat says of a gateway that is not
+    # there would go into the guest's connection as if it were an answer.
+    gateway = f"guestfwd=tcp:{GATEWAY_ADDRESS}:80-cmd:socat -lf/dev/null - UNIX-CONNECT:gateway.sock"
+    network = f"user,id=network,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22,{gateway}"
+    return [
+        QEMU,
+        *("-name", paths.machine_id, "-pidfile", str(paths.pid_file)),
+        *("-nodefaults", "-no-user-config", "-display", "none"),
+        # guestfwd starts a socat in a session of its own for each connection to the gateway: so spawning must stay
+        # allowed, and with it setsid, which is filtered as elevating. Nothing gains a privilege by that: a process
+        # under this filter runs with no_new_privs, and so do its children.
+        *("-sandbox", "on,obsolete=deny,spawn=allow,elevateprivileges=allow,resourcecontrol=deny"),
+        *("-object", _memory(size, start), "-machine", "q35,vmport=off,i8042=off,memory-backend=memory"),
+        *("-accel", accel, "-cpu", cpu, "-smp", str(shape.cpus), "-m", size),
+        # A guest that reboots would wait for an identity that nobody sends: its reboot is its end.
+        "-no-reboot",
+        *("-kernel", str(shape.image.kernel), "-initrd", str(shape.image.initrd), "-append", shape.image.command_line),
+        *("-chardev", f"file,id=console,path={_option(paths.console)},append=on", "-serial", "chardev:console"),
+        *("-blockdev", json.dumps(root), "-device", "virtio-blk-pci,drive=root,serial=root"),
+        *("-netdev", network, "-device", "virtio-net-pci,netdev=network,romfile="),
+        *("-chardev", f"socket,id=identity,path={paths.identity.name},server=on,wait=off"),
+        *("-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=identity,name={PORT_NAME}"),
+        *("-device", "virtio-rng-pci"),
+        *("-device", "pcie-root-port,id=workspace-slot,chassis=1"),
+        *_workspace(paths, start),
+        *("-chardev", f"socket,id=qmp,path={paths.qmp.name},server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
+        *(("-incoming", "defer") if start.incoming else ()),
+    ]
+
+
+def _memory(size: str, start: Start) -> str:
+    """The guest's memory. Whatever holds it, it has one name, by which a state finds it again."""
+    if start.memory is None:
+        return f"memory-backend-ram,id=memory,size={size}"
+    share = "on" if start.template else "off"
+    return f"memory-backend-file,id=memory,size={size},mem-path={_option(start.memory)},share={share}"
+
+
+def workspace_disk(paths: MachinePaths) -> tuple[dict[str, object], dict[str, object]]:
+    """The workspace disk, for ``blockdev-add`` and ``device_add`` or for the command line."""
+    # Through the host's page cache, which every reader on the host shares: what the guest has synced is there.
+    file = {"driver": "file", "filename": str(paths.workspace)}
+    node: dict[str, object] = {"driver": "raw", "node-name": "workspace", "discard": "unmap", "file": file}
+    device: dict[str, object] = {
+        "driver": "virtio-blk-pci",
+        "id": "workspace",
+        "drive": "workspace",
+        "serial": "workspace",
+    }
+    return node, {**device, "bus": "workspace-slot"}
+
+
+def _workspace(paths: MachinePaths, start: Start) -> tuple[str, ...]:
+    if not start.workspace:
+        return ()
+    node, device = workspace_disk(paths)
+    return "-blockdev", json.dumps(node), "-device", json.dumps(device)
+
+
+def _option(path: Path) -> str:
+    return str(path).replace(",", ",,")

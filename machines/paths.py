@@ -1,0 +1,85 @@
+"""Where the files and sockets of one machine are, and whose a socket is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from foundation.settings import Settings
+from machines.records import MACHINE_ID
+
+OVERLAY = "root.qcow2"
+WORKSPACE = "workspace.raw"
+CONSOLE = "console.log"
+OUTPUT = "qemu.log"
+PID_FILE = "qemu.pid"
+MEMORY = "memory.state"
+ENDING = "ending"
+PROCESS_NAME = "process"
+
+_SOCKET_NAME = re.compile(rf"({MACHINE_ID.pattern})\.(?:qmp|identity)")
+
+
+@dataclass(frozen=True)
+class MachinePaths:
+    """Where the files and sockets of one machine are."""
+
+    directory: Path
+    sockets: Path
+    machine_id: str
+
+    @property
+    def overlay(self) -> Path:
+        return self.directory / OVERLAY
+
+    @property
+    def workspace(self) -> Path:
+        return self.directory / WORKSPACE
+
+    @property
+    def console(self) -> Path:
+        return self.directory / CONSOLE
+
+    @property
+    def output(self) -> Path:
+        return self.directory / OUTPUT
+
+    @property
+    def memory(self) -> Path:
+        """What a paused machine remembers."""
+        return self.directory / MEMORY
+
+    @property
+    def process_name(self) -> Path:
+        """Holds the name that the machine's process was started with, when that is not the machine's own."""
+        return self.directory / PROCESS_NAME
+
+    @property
+    def ending(self) -> Path:
+        """There from when somebody destroys the machine: whoever is starting it gives up."""
+        return self.directory / ENDING
+
+    @property
+    def pid_file(self) -> Path:
+        return self.directory / PID_FILE
+
+    @property
+    def qmp(self) -> Path:
+        return self.sockets / f"{self.machine_id}.qmp"
+
+    @property
+    def identity(self) -> Path:
+        return self.sockets / f"{self.machine_id}.identity"
+
+
+def machine_paths(settings: Settings, machine_id: str) -> MachinePaths:
+    """The paths of a machine of this home."""
+    # Resolved: the paths are arguments of a QEMU that runs elsewhere, and must be the same for every caller.
+    return MachinePaths(settings.machines.resolve() / machine_id, settings.sockets.absolute(), machine_id)
+
+
+def socket_owner(name: str) -> str | None:
+    """The machine id in a socket's file name; None for a socket that is no machine's."""
+    match = _SOCKET_NAME.fullmatch(name)
+    return match[1] if match else None
