@@ -60,7 +60,10 @@ class FigureResult(BaseModel):
 
 
 class CaseResult(BaseModel):
-    """One case: its figures, and the median seconds of each side's phases. ``load`` is the host's before it began."""
+    """One case: figures and phases (seconds) of every run, in the order of the rounds.
+
+    ``load`` is the host's load average before the case began.
+    """
 
     name: str
     title: str
@@ -70,8 +73,8 @@ class CaseResult(BaseModel):
     load: float
     rounds: int
     figures: list[FigureResult]
-    phases_ours: dict[str, float]
-    phases_by_hand: dict[str, float]
+    phases_ours: dict[str, list[float]]
+    phases_by_hand: dict[str, list[float]]
 
 
 class Results(BaseModel):
@@ -144,9 +147,9 @@ def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
-def _phases(runs: Sequence[Run]) -> dict[str, float]:
+def _phases(runs: Sequence[Run]) -> dict[str, list[float]]:
     names = dict.fromkeys(name for run in runs for name in run.phases)
-    return {name: round(statistics.median(run.phases.get(name, 0.0) for run in runs), 2) for name in names}
+    return {name: [round(run.phases.get(name, 0.0), 2) for run in runs] for name in names}
 
 
 def _processor() -> str:

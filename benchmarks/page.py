@@ -95,5 +95,5 @@ def _shown(spread: Spread, unit: str, digits: int) -> str:
     return f"{spread.median:.{digits}f}{unit} ({spread.lowest:.{digits}f}–{spread.highest:.{digits}f})"  # noqa: RUF001
 
 
-def _listed(phases: dict[str, float]) -> str:
-    return ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases.items())
+def _listed(phases: dict[str, list[float]]) -> str:
+    return ", ".join(f"{name} {Spread.of(seconds).median:.1f}" for name, seconds in phases.items())

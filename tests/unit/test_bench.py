@@ -86,7 +86,7 @@ def test_both_sides_take_turns_and_the_warm_up_does_not_count(lab: Lab) -> None:
     sides = [line for line in journal.lines if not line.startswith("took")]
     assert sides == ["case 6", "ours 0", "by hand 0", "ours 1", "by hand 1", "ours 2", "by hand 2"]
     assert (result.figures[0].ours, result.figures[0].by_hand) == ([1, 2], [2, 2])
-    assert result.phases_ours == {"first": 0.38, "rest": 1.12}
+    assert result.phases_ours == {"first": [0.25, 0.5], "rest": [0.75, 1.5]}
 
 
 def test_rounds_asked_for_override_those_of_the_case(lab: Lab) -> None:
