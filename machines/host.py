@@ -267,7 +267,7 @@ class MachineHost:
             self._paths(machine_id).ending.touch()
         while True:
             # Whoever is starting the machine holds its lock, and lets go when the process ends under it.
-            self._stop(machine_id)
+            self._kill(machine_id)
             try:
                 with self._store.lock(machine_id, patience=_DESTROY_PATIENCE_SECONDS) as held:
                     if held:
@@ -315,14 +315,13 @@ class MachineHost:
             self._store.write(record.model_copy(update={"state": "destroying"}))
         except MachineNotFound:
             pass  # a directory without a record: made by a reservation that did not get further
-        self._stop(machine_id)
         self._remove_traces(machine_id)
         with self._store.ledger_lock():
             self._store.remove(machine_id)
 
     def _remove_traces(self, machine_id: str) -> None:
-        """Remove what a machine has outside its directory."""
-        self._stop(machine_id)
+        """Remove what a machine has outside its directory, its process first."""
+        self._kill(machine_id)
         paths = self._paths(machine_id)
         for socket in (paths.qmp, paths.identity):
             socket.unlink(missing_ok=True)
@@ -332,6 +331,11 @@ class MachineHost:
         process = qemu.find_process(self._paths(machine_id))
         if process is not None:
             qemu.stop(self._paths(machine_id), process)
+
+    def _kill(self, machine_id: str) -> None:
+        process = qemu.find_process(self._paths(machine_id))
+        if process is not None:
+            qemu.kill(self._paths(machine_id), process)
 
     def _process(self, record: MachineRecord) -> psutil.Process | None:
         return qemu.find_process(self._paths(record.id), record.pid, record.process_start)

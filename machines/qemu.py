@@ -192,16 +192,20 @@ def stop(paths: MachinePaths, process: psutil.Process) -> None:
     else:
         if _ended(process, _QUIT_SECONDS):
             return
-    for signal, patience in ((process.terminate, _TERM_SECONDS), (process.kill, _KILL_SECONDS)):
-        try:
-            signal()
-        except psutil.NoSuchProcess:
-            return
-        if _ended(process, patience):
-            return
-    raise MachineError(
-        f"QEMU process {process.pid} of machine {paths.machine_id} does not end; it may hang in disk I/O"
-    )
+    with suppress(psutil.NoSuchProcess):
+        process.terminate()
+        if not _ended(process, _TERM_SECONDS):
+            kill(paths, process)
+
+
+def kill(paths: MachinePaths, process: psutil.Process) -> None:
+    """End the machine's QEMU at once; its disks are of no use then. Raises MachineError if it stays."""
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
+        if not _ended(process, _KILL_SECONDS):
+            raise MachineError(
+                f"QEMU process {process.pid} of machine {paths.machine_id} does not end; it may hang in disk I/O"
+            )
 
 
 def tail(path: Path) -> str:

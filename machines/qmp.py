@@ -29,9 +29,13 @@ class CommandRefused(MachineError):
 class Monitor:
     """One connection to a QEMU's monitor, for several commands; a context manager. Not for use on an event loop."""
 
-    def __init__(self, socket: Path, *, waiting: Callable[[], object] | None = None) -> None:
-        """``waiting`` is called while the socket does not take connections yet: it raises to give up."""
+    def __init__(self, socket: Path, *, waiting: Callable[[], object] | None = None, limit: float = 10) -> None:
+        """``waiting`` is called while the socket does not take connections yet: it raises to give up.
+
+        QEMU serves one connection at a time; ``limit`` is how many seconds to wait for another one's end.
+        """
         self._socket = socket
+        self._limit = limit
         self._waiting = waiting
         self._runner = asyncio.Runner()
         self._client = QMPClient("monitor")
@@ -60,7 +64,7 @@ class Monitor:
     def _connected(self) -> bool:
         with _told("connections", self._socket):
             try:
-                self._runner.run(asyncio.wait_for(self._client.connect(str(self._socket)), 10))
+                self._runner.run(asyncio.wait_for(self._client.connect(str(self._socket)), self._limit))
             except (QMPError, OSError):
                 if self._waiting is None:
                     raise
@@ -72,7 +76,7 @@ class Monitor:
 
 def execute(socket: Path, command: str, arguments: Mapping[str, Any] | None = None, *, limit: float = 10) -> Any:
     """QEMU's answer to one command, over a connection of its own; raises as ``Monitor.execute`` does."""
-    with Monitor(socket) as monitor:
+    with Monitor(socket, limit=limit) as monitor:
         return monitor.execute(command, arguments, limit=limit)
 
 
