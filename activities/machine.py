@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import contextvars
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from temporalio import activity
@@ -10,13 +13,14 @@ from temporalio import activity
 from activities.announcements import announce, announce_state
 from activities.failures import boundary
 from activities.heartbeat import beating
+from foundation.errors import TaskyardError
 from foundation.settings import Settings
-from foundation.units import format_seconds
+from foundation.units import format_seconds, parse_size
 from machines.host import MachineHost
 from machines.image import find_image
 from storage.bucket import Bucket
 from workflows import steps
-from workflows.messages import ProvisionRequest, ProvisionResult
+from workflows.messages import ProvisionRequest, ProvisionResult, StageRequest
 from workflows.states import STATE_MESSAGES, TaskState
 
 # Every guest has this address on its own user-mode network; none is reachable from outside its host.
@@ -39,16 +43,13 @@ class Machines:
         with beating():
             announce_state(self._bucket, task_id, TaskState.PROVISIONING, STATE_MESSAGES[TaskState.PROVISIONING])
             image = find_image(self._settings, request.vm.profile)
-            begun = time.monotonic()
-            record = self._host.ensure_running(
-                request.machine_id, image, lambda line: announce(self._bucket, task_id, "progress", line)
-            )
+            record = self._host.ensure_running(request.machine_id, image, self._teller(task_id))
             self._host.attach_workspace(request.machine_id, Path(request.workspace_image))
             announce_state(
                 self._bucket,
                 task_id,
                 TaskState.READY,
-                f"Machine {request.machine_id} is ready after {format_seconds(time.monotonic() - begun)} "
+                f"Machine {request.machine_id} is ready; it was up after {format_seconds(record.boot_seconds or 0.0)} "
                 f"({record.acceleration}).",
             )
             return ProvisionResult(
@@ -58,3 +59,27 @@ class Machines:
                 image=image.digest,
                 boot_seconds=record.boot_seconds or 0.0,
             )
+
+    def start_early(self, request: StageRequest) -> None:
+        """Start the machine beside the staging of its repository; returns at once.
+
+        A help and no more: the provisioning step waits for it or does it anew, and tells what goes wrong.
+        """
+        vm = request.vm
+        if vm is None:
+            return
+
+        def start() -> None:
+            with suppress(TaskyardError):
+                image = find_image(self._settings, vm.profile)
+                tell = self._teller(request.task_id)
+                # Without the machine's lock, so that a run may end while a first snapshot of its shape is made.
+                self._host.prepare_shape(image, vm.cpus, parse_size(vm.memory), tell)
+                self._host.ensure_running(request.machine_id, image, tell)
+
+        # The activity is known to its context only, which a new thread does not inherit.
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(start,), name=f"start {request.machine_id}", daemon=True).start()
+
+    def _teller(self, task_id: str) -> Callable[[str], None]:
+        return lambda line: announce(self._bucket, task_id, "progress", line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from temporalio import activity
@@ -30,11 +31,14 @@ _TOLD_EVERY_SECONDS = 10.0
 
 
 class Repositories:
-    """The step that stages a repository."""
+    """The step that stages a repository. ``meanwhile`` begins what needs no repository, and returns at once."""
 
-    def __init__(self, settings: Settings, bucket: Bucket) -> None:
+    def __init__(
+        self, settings: Settings, bucket: Bucket, meanwhile: Callable[[StageRequest], None] = lambda _: None
+    ) -> None:
         self._settings = settings
         self._bucket = bucket
+        self._meanwhile = meanwhile
 
     @activity.defn(name=steps.STAGE.name)
     @boundary
@@ -42,6 +46,7 @@ class Repositories:
         """Make the workspace image, or give the one that an earlier attempt made."""
         announce_state(self._bucket, request.task_id, TaskState.STAGING, STATE_MESSAGES[TaskState.STAGING])
         told = _Told(self._bucket, request.task_id)
+        self._meanwhile(request)
         with beating():
             staged = stage(self._settings, request, told)
         announce(

@@ -17,7 +17,9 @@ import psutil
 from foundation.errors import GuestUnreachable, MachineError, MachineLost, MachineNotFound, TaskyardError
 from foundation.settings import Settings
 from machines import pool, qemu
+from machines.acceleration import usable_acceleration
 from machines.boot import Boot
+from machines.hardware import Shape
 from machines.identity import CLIENT_KEY, KNOWN_HOSTS
 from machines.image import Image, image_of
 from machines.ledger import Capacity, NoRoom, host_capacity
@@ -25,6 +27,7 @@ from machines.paths import MachinePaths, machine_paths
 from machines.pause import Pause
 from machines.qmp import Monitor
 from machines.records import MachineRecord, RecordStore, Reservation
+from machines.snapshot import held_snapshot
 from machines.ssh import GuestAddress, GuestShell
 from machines.sweeper import sweep
 
@@ -120,6 +123,13 @@ class MachineHost:
                     return served
             boot = Boot(self._settings, self._store, self._paths(machine_id), image, shell, report)
             return boot.run(record, process)
+
+    def prepare_shape(self, image: Image, cpus: int, memory_bytes: int, report: Callable[[str], None]) -> None:
+        """Have the snapshot that machines of this shape are restored from. MachineError when it cannot be made."""
+        if self._settings.use_snapshots:
+            shape = Shape(image, cpus, memory_bytes, usable_acceleration(self._settings, report))
+            with held_snapshot(self._settings, shape, report):
+                pass
 
     def attach_workspace(self, machine_id: str, image_path: Path) -> None:
         """Give the running machine the disk image, which becomes its own, and mount it at /workspace.

@@ -103,10 +103,11 @@ def _workers(
             default_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
         )
 
+    machines = Machines(settings, host, bucket)
     shared: list[Callable[..., Any]] = [leases.reserve_host, Finish(bucket).finish_run]
     own: list[Callable[..., Any]] = [
-        Repositories(settings, bucket).stage_repository,
-        Machines(settings, host, bucket).provision_machine,
+        Repositories(settings, bucket, machines.start_early).stage_repository,
+        machines.provision_machine,
         Secrets(settings, host).inject_secrets,
         agent.run_agent,
         agent.stop_agent,

@@ -164,12 +164,16 @@ class Lease(Message):
 
 
 class StageRequest(Message):
-    """Make the workspace image of a repository; ``disk`` is the manifest's size of it."""
+    """Make the workspace image of a repository; ``disk`` is the manifest's size of it.
+
+    ``vm`` is the machine that the host may start meanwhile.
+    """
 
     task_id: str
     machine_id: str
     repository: Repository
     disk: str
+    vm: VmSpec | None = None
 
 
 class StageResult(Message):

@@ -167,6 +167,7 @@ class TaskWorkflow:
                 machine_id=self._machine_id,
                 repository=manifest.repository,
                 disk=manifest.vm.disk,
+                vm=manifest.vm,
             ),
             f"Clone {manifest.repository.url} ({manifest.repository.branch})",
             limit=lifecycle.seconds("stage_timeout"),
