@@ -16,6 +16,7 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from foundation.errors import HostNotReady
+from foundation.units import parse_size
 
 # A unix socket's address holds 108 bytes; the longest name below the socket directory takes 40 of them.
 _SOCKET_DIR_MAX = 66
@@ -84,6 +85,9 @@ class Settings(BaseSettings):
         description="Glob patterns of environment variables that secrets of source 'env' may name; "
         "TASKYARD_* and ANTHROPIC_* never may",
     )
+    log_limit: str = Field(
+        "1G", description="Output of one run that its log takes; an agent that writes more is stopped"
+    )
     preserve_for: str = Field("24h", description="How long a preserved machine is kept before it is torn down")
 
     anthropic_api_key: SecretStr | None = Field(
@@ -99,6 +103,12 @@ class Settings(BaseSettings):
     scenario: Path | None = Field(
         None, description="Scenario file (or directory of them) of the scripted model; default: the built-in ones"
     )
+
+    @field_validator("log_limit")
+    @classmethod
+    def _size(cls, value: str) -> str:
+        parse_size(value)
+        return value
 
     @field_validator("home", "image_dir")
     @classmethod

@@ -20,7 +20,7 @@ from temporalio import activity
 
 from storage import artifacts
 from storage.layout import artifact_key
-from tests.integration.api_site import ApiSite, as_yaml, manifest, until
+from tests.integration.api_site import ApiSite, api_site, as_yaml, manifest, until
 from workflows.messages import AgentProgress, AgentResult
 from workflows.states import Cause
 
@@ -157,7 +157,9 @@ async def test_refusals_say_what_to_do_and_have_their_exit_codes(
         (("list", "--label", "team"), 1, "KEY=VALUE"),
         (("submit", str(tmp_path / "no.yaml")), 1, "No such file"),
         (("submit",), 1, "Name the manifest"),
-        (("submit", path, "--follow", "--timeout", "1s"), 1, "--timeout goes with"),
+        (("submit", path, "--timeout", "1s"), 1, "--timeout goes with --follow, --watch or --wait"),
+        (("logs", task_id, "--timeout", "1s"), 1, "--timeout goes with --follow"),
+        (("logs", task_id, "--follow", "--timeout", "100ms"), 5, "is still pending"),
         (("status", task_id, "--watch", "--timeout", "soon"), 1, "not a length of time"),
         (("status", task_id, "--watch", "--timeout", "10ms", "--format", "json"), 5, "is still pending"),
         (("artifacts", "list", task_id, "more"), 1, "Name one run"),
@@ -213,6 +215,49 @@ async def test_follow_shows_the_run_and_ends_with_its_outcome(
     assert raw.out == say("Done.") + "\n"
     as_json = await sandbox("task", "logs", task_id, "--format", "json")
     assert [json.loads(line)["stream"] for line in as_json.out.splitlines()] == ["event", "stdout", "stdout", "event"]
+
+
+async def test_a_followed_run_is_left_when_the_time_is_over_and_goes_on(
+    site: ApiSite, sandbox: Sandbox, write: Callable[..., str]
+) -> None:
+    async with site.worker() as steps:
+        steps.instead["run_agent"] = lambda request: site.write_log(request.task_id, say("Hello."))
+        following = await sandbox("task", "submit", write(), "--follow", "--timeout", "3s")
+        task_id = steps.requests["run_agent"].task_id
+        # It was silent then: nothing but the clock could end the following.
+        assert (following.code, following.out) == (5, "● Hello.\n")
+        assert f"Task '{task_id}' is still running; it goes on" in following.err
+        steps.instead["run_agent"] = lambda _: AgentResult(exit_code=0)
+        steps.agent_over.set()
+        again = await sandbox("task", "logs", task_id, "--follow", "--timeout", "50s", "--raw")
+        assert (again.code, again.out) == (0, say("Hello.") + "\n"), again.err
+
+
+async def test_what_a_manifest_says_in_vain_is_told_on_stderr(sandbox: Sandbox, write: Callable[..., str]) -> None:
+    done = await sandbox("task", "submit", write(parent_id="t-1"))
+    assert (done.code, len(done.out.split())) == (0, 1)
+    assert "Warning: parent_id is not kept" in done.err
+
+
+async def test_health_is_told_by_every_check_and_by_the_exit_code(site: ApiSite, sandbox: Sandbox) -> None:
+    async with site.worker():
+        well, as_json, dog = await asyncio.gather(
+            sandbox("health", "status"), sandbox("--json", "health", "status"), sandbox("health", "watchdog")
+        )
+    assert (well.code, dog.code, dog.out) == (0, 0, "alive\n")
+    assert [line.split()[:2] for line in well.out.splitlines()] == [
+        ["CHECK", "RESULT"], ["/healthz", "ok"], ["/healthz/http", "ok"], ["/readyz", "ok"], ["/healthz/deep", "ok"],
+    ]  # fmt: skip
+    assert "agent_count 1" in well.out
+    assert json.loads(as_json.out)["/readyz"]["status"] == "ready"
+    lost = site.settings.model_copy(update={"temporal_address": "127.0.0.1:9"})
+    async with api_site(lost, site.temporal, site.bucket) as ill:
+        told = await sandbox("health", "status", "--server", ill.url, "--format", "text")
+        still = await sandbox("health", "watchdog", "--server", ill.url)
+    assert (told.code, still.code) == (1, 0)
+    assert [line.split("\t")[1] for line in told.out.splitlines()] == ["ok", "ok", "failed", "failed"]
+    nobody = await sandbox("health", "status", "--server", "http://127.0.0.1:9")
+    assert (nobody.code, nobody.out) == (5, "")
 
 
 async def test_a_failed_run_gives_exit_code_1_and_how_to_enter_its_machine(

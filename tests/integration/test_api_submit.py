@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -60,6 +61,30 @@ async def test_takes_a_manifest_as_yaml_under_every_type_that_clients_send(
 async def test_takes_a_manifest_as_json_bare_or_in_an_envelope(site: ApiSite, body: dict[str, Any]) -> None:
     reply = await site.http.post(TASKS, json=body)
     assert (reply.status_code, reply.json()["accepted"]) == (202, True)
+
+
+async def test_parts_that_change_nothing_here_are_taken_and_named(site: ApiSite) -> None:
+    reply = await site.http.post(TASKS, json=manifest(parent_id="t-1", children={"wait_for_children": True}))
+    assert reply.status_code == 202, reply.text
+    assert [warning["field"] for warning in reply.json()["warnings"]] == ["parent_id", "children"]
+    assert (await site.http.post(TASKS, json=manifest())).json()["warnings"] == []
+
+
+async def test_bodies_that_are_too_large_are_refused_wherever_they_are_sent(site: ApiSite) -> None:
+    task_id = await site.submit()
+    most = 2 * 2**20
+    largest = {"text": "x" * (most - len('{"text":""}'))}
+    for method, path, body in (
+        ("DELETE", f"/{task_id}", {"reason": "x" * most}),
+        ("POST", f"/{task_id}/messages", {"text": "x" * most}),
+        # As large as a body may be, and too large for Temporal with what it adds.
+        ("POST", f"/{task_id}/messages", largest),
+    ):
+        content = json.dumps(body, separators=(",", ":"))
+        headers = {"Content-Type": "application/json"}
+        reply = await site.http.request(method, f"{TASKS}{path}", content=content, headers=headers)
+        assert (reply.status_code, reply.json()["error"]) == (413, "payload_too_large"), path
+    assert await site.state(task_id) == "pending"
 
 
 async def test_refuses_a_manifest_with_every_fault_at_once_and_starts_nothing(site: ApiSite) -> None:
@@ -373,7 +398,7 @@ async def test_health_in_every_spelling_and_metrics_that_move(site: ApiSite) -> 
     metrics = await site.http.get("/metrics")
     assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert "taskyard_tasks_submitted_total 1.0" in metrics.text
-    assert 'taskyard_tasks{state="pending"}' in metrics.text
+    assert 'agentic_tasks_by_state{state="pending"}' in metrics.text
     assert f'route="{TASKS}",status="202"' in metrics.text
 
 
