@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 from api import errors, examples, listing, logs, views
 from api.core import Core
 from api.ranges import parse_range
+from api.rates import limited
 from api.submission import read_body, warnings
 from foundation.errors import (
     ArtifactNotFound,
@@ -23,6 +24,7 @@ from foundation.errors import (
     InvalidParameter,
     PayloadTooLarge,
     RangeNotSatisfiable,
+    RateLimitExceeded,
     SessionClosed,
     TaskAlreadyTerminal,
     TaskNotFound,
@@ -112,10 +114,15 @@ CoreOf = Annotated[Core, Depends(_core)]
     summary="Submit a task",
     openapi_extra=_MANIFEST_BODY,
     responses=errors.responses(
-        InvalidManifest, DuplicateTaskId, PayloadTooLarge, UnsupportedMediaType, InsufficientResources
+        InvalidManifest,
+        DuplicateTaskId,
+        PayloadTooLarge,
+        UnsupportedMediaType,
+        RateLimitExceeded,
+        InsufficientResources,
     )
     | examples.answer(examples.SUBMITTED, 202, "The run was accepted"),
-    dependencies=[Depends(errors.refuse_with(accepted=False, task_id=""))],
+    dependencies=[Depends(errors.refuse_with(accepted=False, task_id="")), limited("submit")],
 )
 async def submit(request: Request, core: CoreOf) -> views.SubmitReply:
     """Start a run of a manifest. Its id is ``metadata.id``, or made by the server when there is none."""
@@ -129,7 +136,9 @@ async def submit(request: Request, core: CoreOf) -> views.SubmitReply:
     "",
     summary="List tasks",
     openapi_extra=_LABEL_PARAMETER,
-    responses=errors.responses(InvalidParameter) | examples.answer(examples.LIST, description="A page of runs"),
+    responses=errors.responses(InvalidParameter, RateLimitExceeded)
+    | examples.answer(examples.LIST, description="A page of runs"),
+    dependencies=[limited("list")],
 )
 async def list_tasks(
     request: Request,
@@ -157,7 +166,9 @@ async def list_tasks(
 @router.get(
     "/{task_id}",
     summary="Get a task",
-    responses=errors.responses(TaskNotFound) | examples.answer(examples.DETAIL, description="The run"),
+    responses=errors.responses(TaskNotFound, RateLimitExceeded)
+    | examples.answer(examples.DETAIL, description="The run"),
+    dependencies=[limited("get")],
 )
 async def get_task(task_id: str, core: CoreOf) -> views.TaskDetail:
     """One run as it stands, with its live progress and its manifest without secrets."""
@@ -219,7 +230,8 @@ async def close_session(task_id: str, core: CoreOf) -> views.MessageReply:
     "/{task_id}/logs",
     summary="Read or follow the log",
     response_class=StreamingResponse,
-    responses=errors.responses(TaskNotFound, InvalidParameter)
+    dependencies=[limited("logs")],
+    responses=errors.responses(TaskNotFound, InvalidParameter, RateLimitExceeded)
     | {
         200: {
             "description": "The log, in the form that Accept asks for; followed: server-sent events unless it asks",

@@ -56,6 +56,7 @@ def submit(  # noqa: PLR0917 -- options, all given by name
     follow: Annotated[bool, typer.Option("--follow", help="Show the log until the run ends.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show the states until the run ends.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait, silently, until the run ends.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="With --follow: the lines as they are stored.")] = False,
     timeout: Timeout = None,
     server: Server = None,
     output_format: Format = None,
@@ -83,7 +84,7 @@ def submit(  # noqa: PLR0917 -- options, all given by name
             return
         talk().print(f"Submitted {task_id}")
         if follow:
-            exit_by_outcome(task_reading.follow_log(client, task_id, seconds, as_json=as_json))
+            exit_by_outcome(task_reading.follow_log(client, task_id, seconds, as_json=as_json, raw=raw))
         with detachable(task_id, "status", "--watch"):
             if watch and not as_json:
                 ended = _watched(client, task_id, seconds)

@@ -23,7 +23,7 @@ from foundation.errors import InvalidParameter
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from client import Artifact, Task, TaskClient
+    from client import Artifact, LogLine, Task, TaskClient
 
 _INTERRUPTED = 130
 _PAUSE = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
@@ -61,8 +61,6 @@ def logs(  # noqa: PLR0917 -- options, all given by name
 
     With --follow the exit code is 0 only when the run completes. Ctrl-C leaves the run alone.
     """
-    from cli.task_view import show_json, show_log, show_raw
-
     if timeout is not None and not follow:
         raise InvalidParameter("--timeout goes with --follow.")
     seconds = None if timeout is None else pause_seconds(timeout)
@@ -71,12 +69,7 @@ def logs(  # noqa: PLR0917 -- options, all given by name
 
         def show() -> None:
             lines = client.logs(task_id, follow=follow, tail=tail, stream=stream, since=_since(since))
-            if as_json:
-                show_json(lines)
-            elif raw:
-                show_raw(lines, timestamps=timestamps)
-            else:
-                show_log(lines, waiting=follow, timestamps=timestamps)
+            _show(lines, as_json=as_json, raw=raw, waiting=follow, timestamps=timestamps)
 
         if follow:
             exit_by_outcome(_followed(client, task_id, show, seconds))
@@ -172,16 +165,11 @@ def fetch(
             yield path
 
 
-def follow_log(client: TaskClient, task_id: str, seconds: float | None, *, as_json: bool) -> Task:
+def follow_log(client: TaskClient, task_id: str, seconds: float | None, *, as_json: bool, raw: bool) -> Task:
     """Show the log until the run ends, and give the ended run. Raises TimedOut after so many seconds."""
-    from cli.task_view import show_json, show_log
 
     def show() -> None:
-        lines = client.logs(task_id, follow=True)
-        if as_json:
-            show_json(lines)
-        else:
-            show_log(lines, waiting=True)
+        _show(client.logs(task_id, follow=True), as_json=as_json, raw=raw, waiting=True)
 
     return _followed(client, task_id, show, seconds)
 
@@ -222,6 +210,17 @@ def _since(text: str | None) -> str | None:
     if text is None or not _PAUSE.fullmatch(text.strip()):
         return text
     return (datetime.now(UTC) - timedelta(seconds=pause_seconds(text))).isoformat()
+
+
+def _show(lines: Iterator[LogLine], *, as_json: bool, raw: bool, waiting: bool, timestamps: bool = False) -> None:
+    from cli.task_view import show_json, show_log, show_raw
+
+    if as_json:
+        show_json(lines)
+    elif raw:
+        show_raw(lines, timestamps=timestamps)
+    else:
+        show_log(lines, waiting=waiting, timestamps=timestamps)
 
 
 def _followed(client: TaskClient, task_id: str, show: Callable[[], None], seconds: float | None) -> Task:

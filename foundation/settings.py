@@ -10,7 +10,7 @@ import socket
 import tempfile
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -20,6 +20,9 @@ from foundation.units import parse_size
 
 # A unix socket's address holds 108 bytes; the longest name below the socket directory takes 40 of them.
 _SOCKET_DIR_MAX = 66
+
+
+RateKind = Literal["submit", "list", "get", "logs", "stream"]
 
 
 def _default_home() -> Path:
@@ -39,6 +42,11 @@ class Settings(BaseSettings):
     api_port: int = Field(8122, ge=1, le=65535, description="Port the REST API listens on")
 
     ws_port: int = Field(8121, ge=1, le=65535, description="Port the WebSocket of task events listens on")
+    rate_limits: dict[RateKind, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict,
+        description="Requests of one client in a minute, by kind: submit, list, get, logs; and stream, the WebSocket "
+        "streams that it may have open at once. What is not named has no limit",
+    )
     worker_metrics_port: int = Field(
         8123, ge=0, le=65535, description="Loopback port of the worker's metrics; 0: it has none"
     )

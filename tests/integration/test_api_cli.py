@@ -59,6 +59,18 @@ class Sandbox:
     async def __call__(self, *arguments: str) -> Done:
         return await self.end(await self.start(*arguments))
 
+    async def complete(self, words: str) -> Done:
+        """What the shell offers for a line that is being typed."""
+        asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1), "_SANDBOX_COMPLETE": "complete_bash"}
+        program = "import sys; from cli.main import app; sys.argv = ['sandbox']; app(prog_name='sandbox')"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", program),
+            env=self._environment | asked,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        return await self.end(process)
+
     async def at_terminal(self, typed: str, *arguments: str) -> Done:
         """The same at a terminal, where somebody types; all it shows is in ``out``."""
         main, terminal = pty.openpty()
@@ -221,16 +233,26 @@ async def test_a_followed_run_is_left_when_the_time_is_over_and_goes_on(
     site: ApiSite, sandbox: Sandbox, write: Callable[..., str]
 ) -> None:
     async with site.worker() as steps:
-        steps.instead["run_agent"] = lambda request: site.write_log(request.task_id, say("Hello."))
-        following = await sandbox("task", "submit", write(), "--follow", "--timeout", "3s")
+        left = await sandbox("task", "submit", write(), "--follow", "--timeout", "500ms")
+        assert (left.code, "it goes on" in left.err) == (5, True), left.err
+        await steps.agent_running.wait()
         task_id = steps.requests["run_agent"].task_id
-        # It was silent then: nothing but the clock could end the following.
-        assert (following.code, following.out) == (5, "● Hello.\n")
+        await site.write_log(task_id, say("Hello."))
+        # The log is silent from here on: nothing but the clock can end the following.
+        following = await sandbox("task", "logs", task_id, "--follow", "--raw", "--timeout", "5s")
+        assert (following.code, following.out) == (5, say("Hello.") + "\n")
         assert f"Task '{task_id}' is still running; it goes on" in following.err
-        steps.instead["run_agent"] = lambda _: AgentResult(exit_code=0)
         steps.agent_over.set()
-        again = await sandbox("task", "logs", task_id, "--follow", "--timeout", "50s", "--raw")
-        assert (again.code, again.out) == (0, say("Hello.") + "\n"), again.err
+        again = await sandbox("task", "logs", task_id, "--follow", "--timeout", "50s")
+        assert (again.code, again.out) == (0, "● Hello.\n"), again.err
+        raw = await sandbox("task", "submit", write(), "--follow", "--raw")
+        assert (raw.code, raw.out) == (0, "")
+
+
+async def test_the_shell_completes_the_ids_of_runs(site: ApiSite, sandbox: Sandbox) -> None:
+    task_id = await site.submit(metadata={"id": f"complete-{uuid.uuid4().hex[:8]}"})
+    done = await sandbox.complete("sandbox task status complete-")
+    assert task_id in done.out.split()
 
 
 async def test_what_a_manifest_says_in_vain_is_told_on_stderr(sandbox: Sandbox, write: Callable[..., str]) -> None:

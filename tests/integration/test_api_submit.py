@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from temporalio import activity
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
+from websockets.asyncio.client import connect
 
 from storage.hosts import HostRoom, live_hosts, say_room, withdraw
 from tests.integration.api_site import ApiSite, api_site, as_yaml, manifest, until
@@ -400,6 +401,29 @@ async def test_health_in_every_spelling_and_metrics_that_move(site: ApiSite) -> 
     assert "taskyard_tasks_submitted_total 1.0" in metrics.text
     assert 'agentic_tasks_by_state{state="pending"}' in metrics.text
     assert f'route="{TASKS}",status="202"' in metrics.text
+
+
+async def test_who_asks_too_often_is_refused_where_limits_are_set(site: ApiSite) -> None:
+    limits = {"submit": 1, "list": 2, "stream": 1}
+    own = site.settings.model_copy(update={"rate_limits": limits})
+    async with api_site(own, site.temporal, site.bucket) as strict:
+        replies = [await strict.http.get(TASKS) for _ in range(3)]
+        assert [reply.status_code for reply in replies] == [200, 200, 429]
+        assert [reply.headers["x-ratelimit-remaining"] for reply in replies] == ["1", "0", "0"]
+        refused = replies[-1]
+        assert (refused.json()["error"], refused.headers["x-ratelimit-limit"]) == ("rate_limit_exceeded", "2")
+        assert int(refused.headers["retry-after"]) == refused.json()["details"]["retry_after_seconds"] <= 60
+        task_id = await strict.submit()
+        again = await strict.http.post(TASKS, json=manifest())
+        assert (again.status_code, again.json()["accepted"]) == (429, False)
+        assert "x-ratelimit-limit" not in (await strict.http.get(f"{TASKS}/{task_id}")).headers
+        url = f"ws://127.0.0.1:{strict.settings.ws_port}{TASKS}/stream?task_id={task_id}"
+        async with connect(url) as first:
+            await first.recv()
+            async with connect(url) as second:
+                assert json.loads(await second.recv())["error"] == "rate_limit_exceeded"
+                await second.wait_closed()
+            assert second.close_code == 4429
 
 
 async def test_services_that_are_down_give_503_and_only_there(site: ApiSite) -> None:

@@ -15,6 +15,7 @@ from api.definition import REDACTED, definition
 from api.listing import parse_states
 from api.logs import EventStream, JsonLines, LogQuery, PlainText, negotiate, parse_since
 from api.ranges import parse_range
+from api.rates import Rates
 from api.snapshot import label_token
 from api.submission import accept, read_body, warnings
 from foundation.errors import InvalidManifest, InvalidParameter, RangeNotSatisfiable, TaskyardError
@@ -53,6 +54,27 @@ def test_a_range_is_offset_and_length_and_nonsense_is_the_whole(
 def test_a_range_beyond_the_end_cannot_be_satisfied(header: str) -> None:
     with pytest.raises(RangeNotSatisfiable):
         parse_range(header, 100)
+
+
+def test_each_client_and_kind_has_a_limit_of_its_own_and_the_oldest_request_frees_its_place() -> None:
+    now = 0.0
+    rates = Rates({"submit": 2}, lambda: now)
+
+    def refused(client: str = "a") -> bool:
+        standing = rates.take("submit", client)
+        assert standing is not None
+        assert standing.headers["X-RateLimit-Remaining"] == str(standing.remaining)
+        return standing.refused
+
+    assert rates.take("list", "a") is None
+    assert [refused(), refused(), refused(), refused("b")] == [False, False, True, False]
+    now = 59.0
+    assert refused()
+    now = 60.0
+    assert [refused(), refused(), refused()] == [False, False, True]
+    now = 10_000.0
+    assert not refused("c")
+    assert list(rates._taken) == [("submit", "c")]
 
 
 @given(st.text(), st.text())
