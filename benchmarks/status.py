@@ -154,4 +154,5 @@ CASE = Case(
         Figure("p95", "the same, 95th percentile", "ms"),
     ),
     open=_open,
+    warm_up=True,
 )
