@@ -99,7 +99,6 @@ class Core:
         """The run as it stands; with ``definition`` its manifest is always there.
 
         Where no worker has answered a moment ago, none is asked, unless the caller is ``patient``.
-
         A running workflow is asked itself; when no worker answers, and for one that has ended, its record in Temporal
         tells; after Temporal has forgotten the run, the final record in the bucket does. Raises TaskNotFound.
         """
