@@ -22,7 +22,7 @@ from activities.heartbeat import beating
 from activities.secrets import resolve_all
 from foundation.errors import GuestUnreachable
 from foundation.settings import Settings
-from foundation.units import format_seconds
+from foundation.units import format_seconds, parse_size
 from machines.host import MachineHost
 from storage.bucket import Bucket
 from storage.redaction import Redactor
@@ -96,7 +96,8 @@ class Agent:
         writer = RunLogWriter(self._bucket, request.task_id, redactor)
         output = AgentOutput()
         ticker = _Ticker(output.progress)
-        follower = Follower(writer, output, request.hang_timeout, self._turn_end_teller(), ticker)
+        most = self._settings.log_limit
+        follower = Follower(writer, output, request.hang_timeout, parse_size(most), self._turn_end_teller(), ticker)
         with beating(output.progress):
             announce_state(self._bucket, request.task_id, TaskState.RUNNING, STATE_MESSAGES[TaskState.RUNNING])
             offsets = writer.resume()
@@ -121,6 +122,9 @@ class Agent:
             silence = format_seconds(request.hang_timeout.total_seconds())
             result.cause = Cause.NO_OUTPUT_TIMEOUT
             result.error = f"The agent was stopped: it wrote nothing for {silence} (lifecycle.hang_timeout)."
+        if follower.overflowed:
+            result.cause = Cause.LOG_LIMIT
+            result.error = f"The agent was stopped: it wrote more than {most} (TASKYARD_LOG_LIMIT of its host)."
         for field in ("result", "error"):
             if text := getattr(result, field):
                 setattr(result, field, redactor.redact(text.encode()).decode(errors="replace"))

@@ -29,6 +29,7 @@ VOLATILE_DIR = "/run/taskyard"
 MCP_CONFIG = f"{VOLATILE_DIR}/mcp.json"
 UNIT = "taskyard-agent"
 GRACE_SECONDS = 30
+KILLED = 137
 
 _TICK_SECONDS = 0.2
 _CHUNK_BYTES = 128 * 1024

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from activities.agent_output import AgentOutput
-from activities.agent_session import AgentSession, Chunk, Ended
+from activities.agent_session import KILLED, AgentSession, Chunk, Ended
 from storage.runlog import RunLogWriter
 from storage.segments import GuestStream, LogEntry
 
@@ -15,6 +15,7 @@ from storage.segments import GuestStream, LogEntry
 class Follower:
     """One attempt's look at the agent. A later attempt goes on where the run log ends.
 
+    An agent that writes more than ``most_bytes`` is killed, and the rest of its output stays in the guest.
     ``on_turn_end`` is called with the count of results when the agent waits for input; ``on_tick`` often, with
     nothing, and may raise to leave.
     """
@@ -24,12 +25,15 @@ class Follower:
         writer: RunLogWriter,
         output: AgentOutput,
         hang_timeout: timedelta,
+        most_bytes: int,
         on_turn_end: Callable[[int], None],
         on_tick: Callable[[], None],
     ) -> None:
         self._output = output
         self.hung = False
+        self.overflowed = False
         self._writer = writer
+        self._most_bytes = most_bytes
         self._hang_seconds = hang_timeout.total_seconds()
         self._on_turn_end = on_turn_end
         self._on_tick = on_tick
@@ -50,11 +54,13 @@ class Follower:
     def follow(self, session: AgentSession, offsets: Mapping[GuestStream, int]) -> Ended:
         """Follow to the end. Raises what the connection to the guest or the bucket raises; nothing is lost then."""
         last_bytes = time.monotonic()
+        written = dict(offsets)
         for piece in session.follow(offsets):
             match piece:
                 case Chunk(stream, offset, data):
                     last_bytes = time.monotonic()
                     self._writer.feed(stream, data, offset)
+                    written[stream] = offset + len(data)
                     self._take(stream, data, datetime.now(UTC))
                 case Ended():
                     self._writer.close()
@@ -64,6 +70,11 @@ class Follower:
             self._writer.flush()
             self._tell_turn_end()
             self._on_tick()
+            if sum(written.values()) > self._most_bytes:
+                self.overflowed = True
+                session.stop(force=True)
+                self._writer.close()
+                return Ended(KILLED)
             silent = time.monotonic() - last_bytes
             if silent > self._hang_seconds and not self._output.idle and not self.hung:
                 self.hung = True

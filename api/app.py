@@ -16,6 +16,7 @@ from api.events import RunEvents
 from api.index import RunIndex
 from api.limits import BodyLimit
 from api.metrics import Metrics, RequestTimes
+from api.rates import RateHeaders, Rates
 from api.submission import MAX_BODY_BYTES
 from api.watch import RunWatches
 from foundation.errors import EngineUnavailable
@@ -52,8 +53,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.bucket = bucket
     app.state.followers = followers
     app.state.metrics = metrics
+    app.state.rates = Rates(settings.rate_limits)
     app.state.events = RunEvents(core, bucket, followers, RunWatches(core))
     app.add_middleware(BodyLimit, most_bytes=MAX_BODY_BYTES)
+    app.add_middleware(RateHeaders)
     app.add_middleware(RequestTimes, metrics=metrics)
     errors.install(app)
     app.include_router(stream.router)

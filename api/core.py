@@ -21,6 +21,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from api import listing, snapshot
 from api.admission import Admission
+from api.definition import without_user
 from api.engine import RPC_LIMIT, Engine, is_unknown
 from api.index import RunIndex
 from api.submission import accept
@@ -98,7 +99,6 @@ class Core:
         """The run as it stands; with ``definition`` its manifest is always there.
 
         Where no worker has answered a moment ago, none is asked, unless the caller is ``patient``.
-
         A running workflow is asked itself; when no worker answers, and for one that has ended, its record in Temporal
         tells; after Temporal has forgotten the run, the final record in the bucket does. Raises TaskNotFound.
         """
@@ -251,7 +251,7 @@ class Core:
                     id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                     memo={STATUS_MEMO: status.model_dump(mode="json")},
                     search_attributes=snapshot.search_attributes(status),
-                    static_summary=_one_line(f"{status.name}: {manifest.repository.url}", _SUMMARY_BYTES),
+                    static_summary=_one_line(f"{status.name}: {without_user(manifest.repository.url)}", _SUMMARY_BYTES),
                     static_details=_details(manifest),
                     rpc_timeout=RPC_LIMIT,
                 )
@@ -296,6 +296,8 @@ class Core:
         except RPCError as error:
             if is_unknown(error):
                 return False
+            if error.status is RPCStatusCode.INVALID_ARGUMENT:
+                raise PayloadTooLarge(f"Temporal refused what was sent: {error.message}.") from error
             raise
         return True
 
@@ -393,6 +395,6 @@ def _details(manifest: Manifest) -> str:
     prompt = manifest.claude.prompt.strip()
     shortened = prompt[:_DETAILS_CHARS] + (" …" if len(prompt) > _DETAILS_CHARS else "")
     quoted = "\n".join(f"> {line}" for line in shortened.splitlines())
-    where = f"{repository.url} `{repository.commit or repository.branch}`"
+    where = f"{without_user(repository.url)} `{repository.commit or repository.branch}`"
     machine = f"{manifest.vm.profile}, {manifest.vm.cpus} CPUs, {manifest.vm.memory}, {manifest.vm.network_mode}"
     return f"- Repository: {where}\n- Machine: {machine}\n- Model: {manifest.claude.model}\n\n{quoted}"

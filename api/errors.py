@@ -135,4 +135,8 @@ def _answer(
     headers = headers or {}
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(_RETRY_AFTER_SECONDS)
+    if "retry_after_seconds" in details:
+        headers["Retry-After"] = str(details["retry_after_seconds"])
+    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and "size_bytes" in details:
+        headers["Content-Range"] = f"bytes */{details['size_bytes']}"
     return JSONResponse(body, status_code=status, headers=headers)

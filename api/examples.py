@@ -18,6 +18,7 @@ SUBMITTED = {
         "logs": f"{_BASE}/task-001/logs",
         "artifacts": f"{_BASE}/task-001/artifacts",
     },
+    "warnings": [],
 }
 SUMMARY = {
     "id": "task-001",

@@ -119,7 +119,8 @@ async def metrics(request: Request) -> Response:
     core: Core = request.app.state.core
     series = request.app.state.metrics
     try:
-        series.take_counts(await core.counts())
+        counts, workers = await asyncio.gather(core.counts(), core.check_engine())
+        series.take_counts(counts, workers)
     except TaskyardError:
         series.take_counts(None)
     return Response(series.text(), media_type=CONTENT_TYPE)

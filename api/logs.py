@@ -73,6 +73,7 @@ def parse_since(text: str | None) -> datetime | None:
 
 def negotiate(accept: str, *, follow: bool) -> Writing:
     """How to write the log for an Accept header (contract, section 2.5)."""
+    accept = accept.lower()
     if "text/event-stream" in accept:
         return EventStream()
     if "application/x-ndjson" in accept or "application/jsonl" in accept:

@@ -10,17 +10,20 @@ import time
 from collections import Counter as Counter_
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from math import nan
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from workflows.messages import TaskStatus
-from workflows.states import TaskState
+from workflows.states import Cause, TaskState
 
 _RUN_BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 24 * 3600, 48 * 3600)
 _STAGE_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 6 * 3600, 24 * 3600)
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _TOKEN_KINDS = ("input", "output", "cache_creation_input", "cache_read_input")
+_OUTCOMES = ("success", "failure", "timeout", "cancelled")
+_TIMEOUTS = frozenset({Cause.RUN_TIMEOUT, Cause.NO_OUTPUT_TIMEOUT, Cause.STAGE_TIMEOUT, Cause.PROVISION_TIMEOUT})
 _RANK = {state: rank for rank, state in enumerate(TaskState)}
 _AFTER_READY = frozenset({TaskState.READY, TaskState.RUNNING, TaskState.COMPLETING})
 
@@ -34,7 +37,13 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.started = time.time()
         self.submitted = Counter("taskyard_tasks_submitted", "Runs accepted by this process", registry=self.registry)
-        self.tasks = Gauge("taskyard_tasks", "Runs that Temporal knows, by state", ["state"], registry=self.registry)
+        self.tasks = Gauge(
+            "agentic_tasks_by_state", "Runs that Temporal knows, by state", ["state"], registry=self.registry
+        )
+        self.outcomes = Counter(
+            "agentic_task_outcomes", "Runs that ended while this process ran", ["outcome"], registry=self.registry
+        )
+        self.agents = Gauge("agentic_agents_connected", "Workers that poll for tasks", registry=self.registry)
         self.entered = Counter(
             "agentic_tasks", "Runs that entered this state while this process ran", ["state"], registry=self.registry
         )
@@ -75,20 +84,23 @@ class Metrics:
                 self.stages.labels(state.value)
         for kind in _TOKEN_KINDS:
             self.tokens.labels(kind)
+        for outcome in _OUTCOMES:
+            self.outcomes.labels(outcome)
         self.requests = Histogram(
             "taskyard_http_request_duration_seconds",
             "Time to the first byte of an answer",
             ["method", "route", "status"],
             registry=self.registry,
         )
-        uptime = Gauge("taskyard_uptime_seconds", "Time since this process started", registry=self.registry)
+        uptime = Gauge("agentic_uptime_seconds", "Time since this process started", registry=self.registry)
         uptime.set_function(lambda: time.time() - self.started)
         self.streams = Gauge("taskyard_event_streams", "Clients of the WebSocket now", registry=self.registry)
         following = Gauge("taskyard_log_followers", "Clients that follow a run now", registry=self.registry)
         following.set_function(followers)
 
-    def take_counts(self, counts: Counter_[TaskState] | None) -> None:
-        """Show how many runs are in each state; None: nobody knows now."""
+    def take_counts(self, counts: Counter_[TaskState] | None, workers: int = 0) -> None:
+        """Show how many runs are in each state, and how many workers there are; None: nobody knows now."""
+        self.agents.set(nan if counts is None else workers)
         if counts is None:
             self.tasks.clear()
             self.active.clear()
@@ -115,6 +127,7 @@ class Metrics:
         if status.state.terminal:
             took = (status.state_changed_at - status.created_at).total_seconds()
             self.durations.labels(status.state.value).observe(max(0.0, took))
+            self.outcomes.labels(_outcome(status)).inc()
             for kind in _TOKEN_KINDS if status.usage else ():
                 self.tokens.labels(kind).inc(getattr(status.usage, f"{kind}_tokens"))
 
@@ -132,6 +145,14 @@ class Metrics:
         return generate_latest(self.registry)
 
 
+def _outcome(status: TaskStatus) -> str:
+    if status.state is TaskState.COMPLETED:
+        return "success"
+    if status.state is TaskState.CANCELLED:
+        return "cancelled"
+    return "timeout" if status.cause in _TIMEOUTS else "failure"
+
+
 class RequestTimes:
     """Measures every request by its route's template, so that ids never become labels."""
 
@@ -147,10 +168,12 @@ class RequestTimes:
 
         async def measured(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route: Any = scope.get("route")
-                self._metrics.requests.labels(
-                    scope["method"], getattr(route, "path", "none"), str(message["status"])
-                ).observe(time.perf_counter() - begun)
+                route = getattr(scope.get("route"), "path", "none")
+                # A client may call its method what it likes.
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                self._metrics.requests.labels(method, route, str(message["status"])).observe(
+                    time.perf_counter() - begun
+                )
             await send(message)
 
         await self._app(scope, receive, measured)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 
+from foundation.errors import RangeNotSatisfiable
+
 _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
-
-
-class NotSatisfiable(Exception):
-    """The range begins beyond the object's end."""
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     """Offset and length of the one range asked for; None for the whole.
 
-    A header that is malformed or asks for several ranges is ignored, as the RFC allows. Raises NotSatisfiable.
+    A header that is malformed or asks for several ranges is ignored, as the RFC allows. Raises RangeNotSatisfiable.
     """
     match = _RANGE.match((header or "").replace(" ", ""))
     if match is None or match[0] == "bytes=-":
@@ -23,12 +21,16 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     if not first:
         length = min(int(last), size)
         if not length:
-            raise NotSatisfiable
+            raise _beyond(size)
         return size - length, length
     start = int(first)
     end = min(int(last), size - 1) if last else size - 1
     if last and int(last) < start:
         return None
     if start >= size:
-        raise NotSatisfiable
+        raise _beyond(size)
     return start, end - start + 1
+
+
+def _beyond(size: int) -> RangeNotSatisfiable:
+    return RangeNotSatisfiable(f"The range begins beyond the end; there are {size} bytes.", size_bytes=size)

@@ -11,7 +11,8 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from api import views
 from api.events import Event, RunEvents, error_event, parse_filter
-from foundation.errors import InvalidParameter, TaskNotFound, TaskyardError
+from api.rates import Rates, address
+from foundation.errors import InvalidParameter, RateLimitExceeded, TaskNotFound, TaskyardError
 
 router = APIRouter()
 
@@ -19,6 +20,7 @@ NORMAL = 1000
 FAILED = 1011
 BAD_REQUEST = 4400
 NOT_FOUND = 4404
+TOO_MANY = 4429
 
 _REASON_BYTES = 120
 
@@ -29,7 +31,7 @@ async def stream_events(socket: WebSocket) -> None:
 
     ``task_id`` is one run, from the first line of its log (or the line after ``after_id``) to its end, which closes
     normally; without it, all runs from now on. ``filter`` lists the kinds of events. A refusal is an event of type
-    ``error``, and then close code 4400 or 4404.
+    ``error``, and then close code 4400, 4404 or 4429.
     """
     await socket.accept()
     task_id = socket.query_params.get("task_id") or None
@@ -51,11 +53,13 @@ async def stream_events(socket: WebSocket) -> None:
 async def _send(socket: WebSocket, task_id: str | None) -> None:
     code, reason = NORMAL, "The run has ended."
     try:
-        async with aclosing(_events(socket, task_id)) as events:
-            async for event in events:
-                await _tell(socket, event)
+        rates: Rates = socket.app.state.rates
+        with rates.stream(address(socket)):
+            async with aclosing(_events(socket, task_id)) as events:
+                async for event in events:
+                    await _tell(socket, event)
     except TaskyardError as error:
-        codes = {InvalidParameter: BAD_REQUEST, TaskNotFound: NOT_FOUND}
+        codes = {InvalidParameter: BAD_REQUEST, TaskNotFound: NOT_FOUND, RateLimitExceeded: TOO_MANY}
         code, reason = codes.get(type(error), FAILED), error.message
         with suppress(WebSocketDisconnect):
             await _tell(socket, error_event(task_id, error))

@@ -12,6 +12,13 @@ from workflows.manifest import Manifest, NetworkMode, load_json, load_yaml, pars
 
 MAX_BODY_BYTES = 2 * 2**20
 
+# Parts that manifests of this dialect may have, and that change nothing here.
+_WITHOUT_EFFECT = {
+    "parent_id": "is not kept: runs here have no parents; use a label",
+    "children": "is not kept: runs here have no children; submit each as a run of its own",
+    "startup_profile": "is not read: Claude Code is started as 'claude' says, with the secrets that 'secrets' names",
+}
+
 OFFERED_NETWORK_MODES = (NetworkMode.ISOLATED,)
 
 _YAML_TYPES = frozenset({"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml", "text/vnd.yaml"})
@@ -47,7 +54,7 @@ def accept(data: Any) -> Manifest:
     """
     unoffered = _unoffered(data)
     try:
-        manifest = parse(data)
+        manifest = parse(_with_effect(data))
     except InvalidManifest as error:
         if not unoffered:
             raise
@@ -55,6 +62,19 @@ def accept(data: Any) -> Manifest:
     if unoffered:
         raise _refusal(unoffered)
     return manifest
+
+
+def warnings(data: Any) -> list[dict[str, str]]:
+    """What an accepted manifest says in vain, each part as ``{field, message}``."""
+    return [
+        {"field": field, "message": message}
+        for field, message in _WITHOUT_EFFECT.items()
+        if isinstance(data, dict) and data.get(field) is not None
+    ]
+
+
+def _with_effect(data: Any) -> Any:
+    return {key: data[key] for key in data if key not in _WITHOUT_EFFECT} if isinstance(data, dict) else data
 
 
 def _is_json(body: bytes) -> bool:

@@ -13,8 +13,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from api import errors, examples, listing, logs, views
 from api.core import Core
-from api.ranges import NotSatisfiable, parse_range
-from api.submission import read_body
+from api.ranges import parse_range
+from api.rates import limited
+from api.submission import read_body, warnings
 from foundation.errors import (
     ArtifactNotFound,
     DuplicateTaskId,
@@ -22,12 +23,14 @@ from foundation.errors import (
     InvalidManifest,
     InvalidParameter,
     PayloadTooLarge,
+    RangeNotSatisfiable,
+    RateLimitExceeded,
     SessionClosed,
     TaskAlreadyTerminal,
     TaskNotFound,
     UnsupportedMediaType,
 )
-from workflows.messages import CancelRequest, UserMessage
+from workflows.messages import Artifact, CancelRequest, UserMessage
 
 router = APIRouter(prefix=views.BASE, tags=["tasks"])
 
@@ -65,6 +68,18 @@ _MANIFEST_BODY = {
         },
     }
 }
+_LABEL_PARAMETER = {
+    "parameters": [
+        {
+            "name": "label.KEY",
+            "in": "query",
+            "required": False,
+            "description": "Only runs with this value of the label KEY; several labels must all fit",
+            "schema": {"type": "string"},
+            "example": "platform",
+        }
+    ]
+}
 _CANCEL_BODY = {
     "requestBody": {
         "required": False,
@@ -99,23 +114,31 @@ CoreOf = Annotated[Core, Depends(_core)]
     summary="Submit a task",
     openapi_extra=_MANIFEST_BODY,
     responses=errors.responses(
-        InvalidManifest, DuplicateTaskId, PayloadTooLarge, UnsupportedMediaType, InsufficientResources
+        InvalidManifest,
+        DuplicateTaskId,
+        PayloadTooLarge,
+        UnsupportedMediaType,
+        RateLimitExceeded,
+        InsufficientResources,
     )
     | examples.answer(examples.SUBMITTED, 202, "The run was accepted"),
-    dependencies=[Depends(errors.refuse_with(accepted=False, task_id=""))],
+    dependencies=[Depends(errors.refuse_with(accepted=False, task_id="")), limited("submit")],
 )
 async def submit(request: Request, core: CoreOf) -> views.SubmitReply:
     """Start a run of a manifest. Its id is ``metadata.id``, or made by the server when there is none."""
     data = read_body(request.headers.get("content-type", ""), await request.body())
     status = await core.submit(data)
     request.app.state.metrics.submitted.inc()
-    return views.submitted(status)
+    return views.submitted(status, warnings(data))
 
 
 @router.get(
     "",
     summary="List tasks",
-    responses=errors.responses(InvalidParameter) | examples.answer(examples.LIST, description="A page of runs"),
+    openapi_extra=_LABEL_PARAMETER,
+    responses=errors.responses(InvalidParameter, RateLimitExceeded)
+    | examples.answer(examples.LIST, description="A page of runs"),
+    dependencies=[limited("list")],
 )
 async def list_tasks(
     request: Request,
@@ -143,7 +166,9 @@ async def list_tasks(
 @router.get(
     "/{task_id}",
     summary="Get a task",
-    responses=errors.responses(TaskNotFound) | examples.answer(examples.DETAIL, description="The run"),
+    responses=errors.responses(TaskNotFound, RateLimitExceeded)
+    | examples.answer(examples.DETAIL, description="The run"),
+    dependencies=[limited("get")],
 )
 async def get_task(task_id: str, core: CoreOf) -> views.TaskDetail:
     """One run as it stands, with its live progress and its manifest without secrets."""
@@ -154,7 +179,7 @@ async def get_task(task_id: str, core: CoreOf) -> views.TaskDetail:
     "/{task_id}",
     summary="Cancel a task",
     openapi_extra=_CANCEL_BODY,
-    responses=errors.responses(TaskNotFound, TaskAlreadyTerminal, InvalidParameter)
+    responses=errors.responses(TaskNotFound, TaskAlreadyTerminal, InvalidParameter, PayloadTooLarge)
     | examples.answer(examples.CANCELLED, description="The run was told to end"),
     dependencies=[Depends(errors.refuse_with(success=False))],
 )
@@ -179,7 +204,7 @@ async def cancel_task(
     "/{task_id}/messages",
     status_code=202,
     summary="Send the agent a message",
-    responses=errors.responses(TaskNotFound, TaskAlreadyTerminal, SessionClosed)
+    responses=errors.responses(TaskNotFound, TaskAlreadyTerminal, SessionClosed, PayloadTooLarge)
     | examples.answer(examples.MESSAGE, 202, "The message was handed over"),
 )
 async def send_message(task_id: str, message: SentMessage, core: CoreOf) -> views.MessageReply:
@@ -205,7 +230,8 @@ async def close_session(task_id: str, core: CoreOf) -> views.MessageReply:
     "/{task_id}/logs",
     summary="Read or follow the log",
     response_class=StreamingResponse,
-    responses=errors.responses(TaskNotFound, InvalidParameter)
+    dependencies=[limited("logs")],
+    responses=errors.responses(TaskNotFound, InvalidParameter, RateLimitExceeded)
     | {
         200: {
             "description": "The log, in the form that Accept asks for; followed: server-sent events unless it asks",
@@ -261,11 +287,10 @@ async def list_artifacts(task_id: str, core: CoreOf) -> views.ArtifactList:
     "/{task_id}/artifacts/{name:path}",
     summary="Download an artifact",
     response_class=StreamingResponse,
-    responses=errors.responses(TaskNotFound, ArtifactNotFound)
+    responses=errors.responses(TaskNotFound, ArtifactNotFound, RangeNotSatisfiable)
     | {
-        200: {"description": "The bytes", "content": {"application/octet-stream": {"example": "# Report\n"}}},
-        206: {"description": "The range asked for", "content": {"application/octet-stream": {"example": "# Re"}}},
-        416: {"description": "The range begins beyond the end"},
+        200: {"description": "The bytes", "content": {"*/*": {"example": "# Report\n"}}},
+        206: {"description": "The range asked for", "content": {"*/*": {"example": "# Re"}}},
     },
 )
 async def download_artifact(
@@ -273,22 +298,13 @@ async def download_artifact(
     name: str,
     core: CoreOf,
     range_header: Annotated[str | None, Header(alias="Range")] = None,
+    if_range: Annotated[str | None, Header(description="An ETag: the range only while it is this one's")] = None,
 ) -> Response:
     """One artifact, by its name or its path in the workspace, whole or in part."""
     artifact = await core.artifact(task_id, name)
     size = artifact.size_bytes
-    headers = {
-        "Accept-Ranges": "bytes",
-        "Content-Disposition": _disposition(artifact.name),
-        "ETag": f'"{artifact.sha256}"',
-        "X-Checksum-SHA256": artifact.sha256,
-        # What an agent wrote is never to be taken for a page of this server.
-        "X-Content-Type-Options": "nosniff",
-    }
-    try:
-        part = parse_range(range_header, size)
-    except NotSatisfiable:
-        return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
+    headers = _artifact_headers(artifact)
+    part = None if if_range not in {None, headers["ETag"]} else parse_range(range_header, size)
     offset, length = part or (0, size)
     headers["Content-Length"] = str(length)
     if part is not None:
@@ -299,6 +315,34 @@ async def download_artifact(
         media_type=artifact.content_type,
         headers=headers,
     )
+
+
+@router.head(
+    "/{task_id}/artifacts/{name:path}",
+    summary="Look at an artifact's size and checksum",
+    response_class=Response,
+    responses={
+        200: {"description": "The headers of a download", "content": {"*/*": {"example": ""}}},
+        404: {"description": "No such run or artifact", "content": {"application/json": {"example": ""}}},
+        503: {"description": "Something that the server needs does not answer"},
+    },
+)
+async def look_at_artifact(task_id: str, name: str, core: CoreOf) -> Response:
+    """What a download would begin with, and none of its bytes."""
+    artifact = await core.artifact(task_id, name)
+    return Response(media_type=artifact.content_type, headers=_artifact_headers(artifact))
+
+
+def _artifact_headers(artifact: Artifact) -> dict[str, str]:
+    return {
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": _disposition(artifact.name),
+        "Content-Length": str(artifact.size_bytes),
+        "ETag": f'"{artifact.sha256}"',
+        "X-Checksum-SHA256": artifact.sha256,
+        # What an agent wrote is never to be taken for a page of this server.
+        "X-Content-Type-Options": "nosniff",
+    }
 
 
 def _labels(request: Request) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
@@ -10,14 +9,11 @@ from urllib.parse import quote
 from pydantic import BaseModel, Field
 
 from api.core import TaskView
-from workflows.manifest import Manifest
+from api.definition import definition
 from workflows.messages import AgentProgress, Artifact, TaskStatus, TokenUsage, Transition
 from workflows.states import Cause, TaskState
 
 BASE = "/api/v1/tasks"
-
-REDACTED = "[redacted]"
-_REFERENCE = re.compile(r"^\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}$")
 
 
 class Links(BaseModel):
@@ -26,6 +22,13 @@ class Links(BaseModel):
     self: str
     logs: str
     artifacts: str
+
+
+class Unheeded(BaseModel):
+    """A part of the manifest that changes nothing here."""
+
+    field: str = Field(examples=["parent_id"])
+    message: str
 
 
 class SubmitReply(BaseModel):
@@ -37,6 +40,7 @@ class SubmitReply(BaseModel):
     message: str = "Task accepted and queued for execution"
     created_at: datetime
     links: Links
+    warnings: list[Unheeded] = Field(default=[], description="What the manifest says in vain")
 
 
 class TaskSummary(BaseModel):
@@ -123,11 +127,12 @@ class ArtifactList(BaseModel):
     total_size_bytes: int
 
 
-def submitted(status: TaskStatus) -> SubmitReply:
+def submitted(status: TaskStatus, warnings: list[dict[str, str]]) -> SubmitReply:
     """The reply to a submission."""
     here = f"{BASE}/{status.id}"
     links = Links(self=here, logs=f"{here}/logs", artifacts=f"{here}/artifacts")
-    return SubmitReply(task_id=status.id, created_at=status.created_at, links=links)
+    told = [Unheeded.model_validate(warning) for warning in warnings]
+    return SubmitReply(task_id=status.id, created_at=status.created_at, links=links, warnings=told)
 
 
 def summary(status: TaskStatus) -> TaskSummary:
@@ -143,18 +148,6 @@ def detail(view: TaskView) -> TaskDetail:
         "definition": definition(manifest) if manifest is not None else None,
     }
     return TaskDetail.model_validate(facts)
-
-
-def definition(manifest: Manifest) -> dict[str, Any]:
-    """The manifest as it may be shown: no secrets section, and literal values of MCP servers taken out."""
-    shown = manifest.model_dump(mode="json", exclude={"secrets", "version", "kind", "metadata"})
-    servers = (shown["claude"]["mcp_config"] or {}).get("mcpServers")
-    for server in servers.values() if isinstance(servers, dict) else ():
-        for part in ("env", "headers"):
-            values = server.get(part) if isinstance(server, dict) else None
-            if isinstance(values, dict):
-                server[part] = {key: _reference_only(value) for key, value in values.items()}
-    return shown
 
 
 def artifact_list(task_id: str, artifacts: list[Artifact]) -> ArtifactList:
@@ -174,7 +167,3 @@ def artifact_view(task_id: str, artifact: Artifact) -> ArtifactView:
         checksum=f"sha256:{artifact.sha256}",
         download_url=f"{BASE}/{task_id}/artifacts/{quote(artifact.name)}",
     )
-
-
-def _reference_only(value: Any) -> Any:
-    return value if isinstance(value, str) and _REFERENCE.match(value) else REDACTED

@@ -9,13 +9,13 @@ from typing import Protocol
 
 import psutil
 
-from benchmarks import cold_boot, image_build, list_runs, task_run
+from benchmarks import cold_boot, image_build, list_runs, status, task_run
 from benchmarks.case import Case, Run
 from benchmarks.lab import Lab
 from benchmarks.measurements import CaseResult, make_result, now
 from foundation.errors import InvalidParameter
 
-CASES: tuple[Case, ...] = (image_build.CASE, cold_boot.CASE, task_run.CASE, list_runs.CASE)
+CASES: tuple[Case, ...] = (image_build.CASE, cold_boot.CASE, task_run.CASE, list_runs.CASE, status.CASE)
 
 _QUIET_PERCENT = 20.0
 _QUIET_LOOKS = 2

@@ -138,11 +138,13 @@ def bucket_part(settings: Settings) -> Part:
 
 def server_part(settings: Settings) -> Part:
     """Taskyard's API server."""
-    port = settings.api_port
     host = "127.0.0.1" if settings.api_host in {"0.0.0.0", "::", ""} else settings.api_host  # noqa: S104 -- asked, not bound
 
     def probe(_pid: int, _started_at: float) -> str | None:
-        return None if _http_status(port, "/health", host) == http.HTTPStatus.OK else "its answer"
+        for port, what in ((settings.api_port, "its answer"), (settings.ws_port, "its WebSocket port")):
+            if _http_status(port, "/health", host) != http.HTTPStatus.OK:
+                return what
+        return None
 
     return Part(
         name="server",
@@ -150,7 +152,7 @@ def server_part(settings: Settings) -> Part:
         command=_sandbox("server"),
         environment=process_environment(settings),
         probe=probe,
-        address=f"http://{host}:{port}, events ws://{host}:{settings.ws_port}",
+        address=f"http://{host}:{settings.api_port}, events ws://{host}:{settings.ws_port}",
     )
 
 

@@ -19,6 +19,7 @@ _COMMANDS = {
     "task": ("cli.task:app", "Submit, follow and end task runs, fetch their artifacts"),
     "machine": ("cli.machine:app", "List, enter and end the machines of this host"),
     "image": ("cli.image:app", "Build and list guest images"),
+    "health": ("cli.health:app", "Ask a server whether it is well"),
     "doctor": ("cli.doctor:doctor", "Say what is missing or slow on this host, and how to mend it"),
     "config": ("cli.config:app", "Show all settings and where they come from; name servers"),
     "bench": ("cli.bench:bench", "Measure Taskyard beside the same work done by hand"),

@@ -21,7 +21,7 @@ from cli.options import (
     open_client,
     remember,
 )
-from cli.task_reading import detachable, exit_by_outcome
+from cli.task_reading import Timeout, detachable, exit_by_outcome
 from foundation.errors import InvalidManifest, InvalidParameter
 
 if TYPE_CHECKING:
@@ -32,9 +32,6 @@ _HELP = "Submit, follow and end task runs, fetch their artifacts."
 app = typer.Typer(no_args_is_help=True, help=_HELP)
 
 _LIST_SECONDS = "2s"
-_TIMEOUT_HELP = "Give up waiting after this long, with exit code 5; the run goes on."
-
-Timeout = Annotated[str | None, typer.Option("--timeout", metavar="DURATION", help=_TIMEOUT_HELP)]
 
 
 @app.callback()
@@ -59,6 +56,7 @@ def submit(  # noqa: PLR0917 -- options, all given by name
     follow: Annotated[bool, typer.Option("--follow", help="Show the log until the run ends.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show the states until the run ends.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait, silently, until the run ends.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="With --follow: the lines as they are stored.")] = False,
     timeout: Timeout = None,
     server: Server = None,
     output_format: Format = None,
@@ -70,7 +68,7 @@ def submit(  # noqa: PLR0917 -- options, all given by name
     from cli.task_view import print_json, print_task, talk
 
     text = _read_manifest(file, file_option)
-    seconds = _seconds(timeout, waiting=watch or wait, following=follow)
+    seconds = _seconds(timeout, "--follow, --watch or --wait", waiting=follow or watch or wait)
     as_json = format_of(ctx, output_format, OutputFormat.TEXT) is OutputFormat.JSON
     with open_client(ctx, server) as client:
         try:
@@ -78,21 +76,23 @@ def submit(  # noqa: PLR0917 -- options, all given by name
         except InvalidManifest as error:
             raise _listed(error) from error
         task_id = str(reply["task_id"])
+        for warning in reply.get("warnings", ()):
+            talk().print(f"Warning: {warning['field']} {warning['message']}.", style="yellow")
         if not (follow or watch or wait):
             _told(reply, task_id, as_json=as_json)
             talk().print(f"Follow it with: sandbox task logs {task_id} --follow")
             return
         talk().print(f"Submitted {task_id}")
         if follow:
-            task_reading.follow_log(client, task_id, as_json=as_json)
+            exit_by_outcome(task_reading.follow_log(client, task_id, seconds, as_json=as_json, raw=raw))
         with detachable(task_id, "status", "--watch"):
-            if watch and not (follow or as_json):
+            if watch and not as_json:
                 ended = _watched(client, task_id, seconds)
             else:
                 ended = client.wait(task_id, timeout_seconds=seconds)
-        if as_json and not follow:
+        if as_json:
             print_json(client.raw(task_id))
-        elif wait and not (follow or watch):
+        elif wait and not watch:
             print_task(ended)
         exit_by_outcome(ended)
 
@@ -148,7 +148,7 @@ def status(
     """Show one run. With --watch, until it ends; the exit code is then 0 only when it completes."""
     from cli.task_view import print_json, print_task, print_tasks
 
-    seconds = _seconds(timeout, waiting=watch, following=False)
+    seconds = _seconds(timeout, "--watch", waiting=watch)
     written = format_of(ctx, output_format, OutputFormat.TEXT)
     with open_client(ctx, server) as client:
         if watch:
@@ -265,11 +265,11 @@ def _label(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _seconds(timeout: str | None, *, waiting: bool, following: bool) -> float | None:
+def _seconds(timeout: str | None, options: str, *, waiting: bool) -> float | None:
     if timeout is None:
         return None
-    if following or not waiting:
-        raise InvalidParameter("--timeout goes with --wait and --watch.")
+    if not waiting:
+        raise InvalidParameter(f"--timeout goes with {options}.")
     return task_reading.pause_seconds(timeout)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -22,11 +23,14 @@ from foundation.errors import InvalidParameter
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from client import Artifact, Task, TaskClient
+    from client import Artifact, LogLine, Task, TaskClient
 
 _INTERRUPTED = 130
 _PAUSE = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_TIMEOUT_HELP = "Give up waiting after this long, with exit code 5; the run goes on."
+
+Timeout = Annotated[str | None, typer.Option("--timeout", metavar="DURATION", help=_TIMEOUT_HELP)]
 
 
 class LogStream(StrEnum):
@@ -49,6 +53,7 @@ def logs(  # noqa: PLR0917 -- options, all given by name
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="The lines as they are stored.")] = False,
     timestamps: Annotated[bool, typer.Option("--timestamps", help="Each line with its time.")] = False,
+    timeout: Timeout = None,
     server: Server = None,
     output_format: Format = None,
 ) -> None:
@@ -56,21 +61,19 @@ def logs(  # noqa: PLR0917 -- options, all given by name
 
     With --follow the exit code is 0 only when the run completes. Ctrl-C leaves the run alone.
     """
-    from cli.task_view import show_json, show_log, show_raw
-
+    if timeout is not None and not follow:
+        raise InvalidParameter("--timeout goes with --follow.")
+    seconds = None if timeout is None else pause_seconds(timeout)
     as_json = format_of(ctx, output_format, OutputFormat.TEXT) is OutputFormat.JSON
     with open_client(ctx, server) as client:
-        lines = client.logs(task_id, follow=follow, tail=tail, stream=stream, since=_since(since))
-        with detachable(task_id, "logs", "--follow"):
-            if as_json:
-                show_json(lines)
-            elif raw:
-                show_raw(lines, timestamps=timestamps)
-            else:
-                show_log(lines, waiting=follow, timestamps=timestamps)
-            ended = client.wait(task_id) if follow else None
-        if ended is not None:
-            exit_by_outcome(ended)
+
+        def show() -> None:
+            lines = client.logs(task_id, follow=follow, tail=tail, stream=stream, since=_since(since))
+            _show(lines, as_json=as_json, raw=raw, waiting=follow, timestamps=timestamps)
+
+        if follow:
+            exit_by_outcome(_followed(client, task_id, show, seconds))
+        show()
 
 
 def artifacts(
@@ -162,16 +165,13 @@ def fetch(
             yield path
 
 
-def follow_log(client: TaskClient, task_id: str, *, as_json: bool) -> None:
-    """Show the log until the run ends."""
-    from cli.task_view import show_json, show_log
+def follow_log(client: TaskClient, task_id: str, seconds: float | None, *, as_json: bool, raw: bool) -> Task:
+    """Show the log until the run ends, and give the ended run. Raises TimedOut after so many seconds."""
 
-    with detachable(task_id, "logs", "--follow"):
-        lines = client.logs(task_id, follow=True)
-        if as_json:
-            show_json(lines)
-        else:
-            show_log(lines, waiting=True)
+    def show() -> None:
+        _show(client.logs(task_id, follow=True), as_json=as_json, raw=raw, waiting=True)
+
+    return _followed(client, task_id, show, seconds)
 
 
 @contextmanager
@@ -210,6 +210,56 @@ def _since(text: str | None) -> str | None:
     if text is None or not _PAUSE.fullmatch(text.strip()):
         return text
     return (datetime.now(UTC) - timedelta(seconds=pause_seconds(text))).isoformat()
+
+
+def _show(lines: Iterator[LogLine], *, as_json: bool, raw: bool, waiting: bool, timestamps: bool = False) -> None:
+    from cli.task_view import show_json, show_log, show_raw
+
+    if as_json:
+        show_json(lines)
+    elif raw:
+        show_raw(lines, timestamps=timestamps)
+    else:
+        show_log(lines, waiting=waiting, timestamps=timestamps)
+
+
+def _followed(client: TaskClient, task_id: str, show: Callable[[], None], seconds: float | None) -> Task:
+    """The ended run, after its log was shown."""
+    from client.refusals import still_going
+
+    with detachable(task_id, "logs", "--follow"):
+        try:
+            with _alarm(seconds):
+                show()
+                return client.wait(task_id)
+        except _Overdue:
+            task = client.get(task_id)
+            if task.terminal:
+                return task
+            raise still_going(task) from None
+
+
+class _Overdue(BaseException):
+    """The time is over. As with Ctrl-C, nothing on the way out takes it for a failure of its own."""
+
+
+@contextmanager
+def _alarm(seconds: float | None) -> Iterator[None]:
+    """Break the block off after so many seconds, as Ctrl-C would: whatever it waits for. None: never."""
+    if seconds is None:
+        yield
+        return
+
+    def ring(_number: int, _frame: object) -> NoReturn:
+        raise _Overdue
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _advance(bars: Progress, bar: TaskID, done: int, _size: int) -> None:

@@ -54,7 +54,7 @@ def print_found(found: Any, written: OutputFormat) -> None:
     if written is OutputFormat.TABLE:
         print_tasks(page.tasks)
     else:
-        _print_rows([task.id, task.state, _utc(task.created_at), task.name] for task in page.tasks)
+        print_rows([task.id, task.state, _utc(task.created_at), task.name] for task in page.tasks)
     if page.total_count > len(page.tasks):
         talk().print(f"{len(page.tasks)} of {page.total_count} runs; --limit and --offset show others.")
 
@@ -81,7 +81,7 @@ def print_artifacts(artifacts: Sequence[Artifact]) -> None:
 
 def print_artifact_rows(artifacts: Sequence[Artifact]) -> None:
     """Artifacts as lines for programs."""
-    _print_rows(
+    print_rows(
         [artifact.name, str(artifact.size_bytes), artifact.content_type, artifact.checksum.removeprefix("sha256:")]
         for artifact in artifacts
     )
@@ -232,7 +232,8 @@ def _wide() -> Console:
     return Console(width=_PIPE_WIDTH, markup=False, highlight=False, emoji=False)
 
 
-def _print_rows(rows: Iterable[Sequence[str]]) -> None:
+def print_rows(rows: Iterable[Sequence[str]]) -> None:
+    """Rows for programs: a line each, fields divided by tabs."""
     for row in rows:
         sys.stdout.write("\t".join(" ".join(clean(field).split()) for field in row) + "\n")
 

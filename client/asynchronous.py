@@ -132,6 +132,10 @@ class AsyncTaskClient:
                 return
             await asyncio.sleep(RECONNECT_SECONDS)
 
+    async def health(self, path: str = "/api/v1/health") -> Any:
+        """What the server tells of itself under one of its health paths, as its own JSON."""
+        return await self._send(calls.health(path))
+
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()

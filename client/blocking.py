@@ -157,6 +157,13 @@ class TaskClient:
                 return
             time.sleep(RECONNECT_SECONDS)
 
+    def health(self, path: str = "/api/v1/health") -> Any:
+        """What the server tells of itself under one of its health paths, as its own JSON.
+
+        Raises ServiceUnavailable where it is up and something that it needs is not.
+        """
+        return self._send(calls.health(path))
+
     def close(self) -> None:
         """Close the connections."""
         self._http.close()

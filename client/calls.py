@@ -83,6 +83,11 @@ def download(task_id: str, name: str) -> Call:
     return Call("GET", f"{task_url(task_id)}/artifacts/{quote(name)}")
 
 
+def health(path: str) -> Call:
+    """How the server is."""
+    return Call("GET", path)
+
+
 def task_url(task_id: str) -> str:
     """Path of a run, whatever characters its id has."""
     return f"{_BASE}/{quote(task_id, safe='')}"

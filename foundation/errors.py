@@ -5,6 +5,8 @@
     ├── InvalidParameter                 400  1   invalid_parameter
     ├── UnsupportedMediaType             415  1   unsupported_media_type
     ├── PayloadTooLarge                  413  1   payload_too_large
+    ├── RangeNotSatisfiable              416  1   range_not_satisfiable
+    ├── RateLimitExceeded                429  1   rate_limit_exceeded
     ├── Unauthorized                     401  4   unauthorized
     ├── Forbidden                        403  4   forbidden
     ├── NotFound                         404  2
@@ -87,6 +89,20 @@ class PayloadTooLarge(TaskyardError):
 
     code = "payload_too_large"
     http_status = 413
+
+
+class RangeNotSatisfiable(TaskyardError):
+    """The range asked for begins beyond the end; ``details["size_bytes"]`` says where that is."""
+
+    code = "range_not_satisfiable"
+    http_status = 416
+
+
+class RateLimitExceeded(TaskyardError):
+    """The client asks more often than the server's settings allow."""
+
+    code = "rate_limit_exceeded"
+    http_status = 429
 
 
 class Unauthorized(TaskyardError):

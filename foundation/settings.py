@@ -10,15 +10,19 @@ import socket
 import tempfile
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from foundation.errors import HostNotReady
+from foundation.units import parse_size
 
 # A unix socket's address holds 108 bytes; the longest name below the socket directory takes 40 of them.
 _SOCKET_DIR_MAX = 66
+
+
+RateKind = Literal["submit", "list", "get", "logs", "stream"]
 
 
 def _default_home() -> Path:
@@ -38,6 +42,11 @@ class Settings(BaseSettings):
     api_port: int = Field(8122, ge=1, le=65535, description="Port the REST API listens on")
 
     ws_port: int = Field(8121, ge=1, le=65535, description="Port the WebSocket of task events listens on")
+    rate_limits: dict[RateKind, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict,
+        description="Requests of one client in a minute, by kind: submit, list, get, logs; and stream, the WebSocket "
+        "streams that it may have open at once. What is not named has no limit",
+    )
     worker_metrics_port: int = Field(
         8123, ge=0, le=65535, description="Loopback port of the worker's metrics; 0: it has none"
     )
@@ -84,6 +93,9 @@ class Settings(BaseSettings):
         description="Glob patterns of environment variables that secrets of source 'env' may name; "
         "TASKYARD_* and ANTHROPIC_* never may",
     )
+    log_limit: str = Field(
+        "1G", description="Output of one run that its log takes; an agent that writes more is stopped"
+    )
     preserve_for: str = Field("24h", description="How long a preserved machine is kept before it is torn down")
 
     anthropic_api_key: SecretStr | None = Field(
@@ -99,6 +111,12 @@ class Settings(BaseSettings):
     scenario: Path | None = Field(
         None, description="Scenario file (or directory of them) of the scripted model; default: the built-in ones"
     )
+
+    @field_validator("log_limit")
+    @classmethod
+    def _size(cls, value: str) -> str:
+        parse_size(value)
+        return value
 
     @field_validator("home", "image_dir")
     @classmethod

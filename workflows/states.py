@@ -50,6 +50,7 @@ class Cause(StrEnum):
     AGENT_START = "agent_start"  # Claude Code could not be started in the guest
     RUN_TIMEOUT = "run_timeout"  # lifecycle.timeout passed
     NO_OUTPUT_TIMEOUT = "no_output_timeout"  # lifecycle.hang_timeout passed without output
+    LOG_LIMIT = "log_limit"  # the agent wrote more than the host's log_limit
     REPOSITORY = "repository"  # the repository, branch or commit cannot be staged
     STAGE_TIMEOUT = "stage_timeout"  # lifecycle.stage_timeout passed
     PROVISION = "provision"  # the machine could not be made or entered

@@ -20,7 +20,7 @@ from temporalio import activity
 
 from storage import artifacts
 from storage.layout import artifact_key
-from tests.integration.api_site import ApiSite, as_yaml, manifest, until
+from tests.integration.api_site import ApiSite, api_site, as_yaml, manifest, until
 from workflows.messages import AgentProgress, AgentResult
 from workflows.states import Cause
 
@@ -58,6 +58,18 @@ class Sandbox:
 
     async def __call__(self, *arguments: str) -> Done:
         return await self.end(await self.start(*arguments))
+
+    async def complete(self, words: str) -> Done:
+        """What the shell offers for a line that is being typed."""
+        asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1), "_SANDBOX_COMPLETE": "complete_bash"}
+        program = "import sys; from cli.main import app; sys.argv = ['sandbox']; app(prog_name='sandbox')"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", program),
+            env=self._environment | asked,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        return await self.end(process)
 
     async def at_terminal(self, typed: str, *arguments: str) -> Done:
         """The same at a terminal, where somebody types; all it shows is in ``out``."""
@@ -157,7 +169,9 @@ async def test_refusals_say_what_to_do_and_have_their_exit_codes(
         (("list", "--label", "team"), 1, "KEY=VALUE"),
         (("submit", str(tmp_path / "no.yaml")), 1, "No such file"),
         (("submit",), 1, "Name the manifest"),
-        (("submit", path, "--follow", "--timeout", "1s"), 1, "--timeout goes with"),
+        (("submit", path, "--timeout", "1s"), 1, "--timeout goes with --follow, --watch or --wait"),
+        (("logs", task_id, "--timeout", "1s"), 1, "--timeout goes with --follow"),
+        (("logs", task_id, "--follow", "--timeout", "100ms"), 5, "is still pending"),
         (("status", task_id, "--watch", "--timeout", "soon"), 1, "not a length of time"),
         (("status", task_id, "--watch", "--timeout", "10ms", "--format", "json"), 5, "is still pending"),
         (("artifacts", "list", task_id, "more"), 1, "Name one run"),
@@ -213,6 +227,59 @@ async def test_follow_shows_the_run_and_ends_with_its_outcome(
     assert raw.out == say("Done.") + "\n"
     as_json = await sandbox("task", "logs", task_id, "--format", "json")
     assert [json.loads(line)["stream"] for line in as_json.out.splitlines()] == ["event", "stdout", "stdout", "event"]
+
+
+async def test_a_followed_run_is_left_when_the_time_is_over_and_goes_on(
+    site: ApiSite, sandbox: Sandbox, write: Callable[..., str]
+) -> None:
+    async with site.worker() as steps:
+        left = await sandbox("task", "submit", write(), "--follow", "--timeout", "500ms")
+        assert (left.code, "it goes on" in left.err) == (5, True), left.err
+        await steps.agent_running.wait()
+        task_id = steps.requests["run_agent"].task_id
+        await site.write_log(task_id, say("Hello."))
+        # The log is silent from here on: nothing but the clock can end the following.
+        following = await sandbox("task", "logs", task_id, "--follow", "--raw", "--timeout", "5s")
+        assert (following.code, following.out) == (5, say("Hello.") + "\n")
+        assert f"Task '{task_id}' is still running; it goes on" in following.err
+        steps.agent_over.set()
+        again = await sandbox("task", "logs", task_id, "--follow", "--timeout", "50s")
+        assert (again.code, again.out) == (0, "● Hello.\n"), again.err
+        raw = await sandbox("task", "submit", write(), "--follow", "--raw")
+        assert (raw.code, raw.out) == (0, "")
+
+
+async def test_the_shell_completes_the_ids_of_runs(site: ApiSite, sandbox: Sandbox) -> None:
+    task_id = await site.submit(metadata={"id": f"complete-{uuid.uuid4().hex[:8]}"})
+    done = await sandbox.complete("sandbox task status complete-")
+    assert task_id in done.out.split()
+
+
+async def test_what_a_manifest_says_in_vain_is_told_on_stderr(sandbox: Sandbox, write: Callable[..., str]) -> None:
+    done = await sandbox("task", "submit", write(parent_id="t-1"))
+    assert (done.code, len(done.out.split())) == (0, 1)
+    assert "Warning: parent_id is not kept" in done.err
+
+
+async def test_health_is_told_by_every_check_and_by_the_exit_code(site: ApiSite, sandbox: Sandbox) -> None:
+    async with site.worker():
+        well, as_json, dog = await asyncio.gather(
+            sandbox("health", "status"), sandbox("--json", "health", "status"), sandbox("health", "watchdog")
+        )
+    assert (well.code, dog.code, dog.out) == (0, 0, "alive\n")
+    assert [line.split()[:2] for line in well.out.splitlines()] == [
+        ["CHECK", "RESULT"], ["/healthz", "ok"], ["/healthz/http", "ok"], ["/readyz", "ok"], ["/healthz/deep", "ok"],
+    ]  # fmt: skip
+    assert "agent_count 1" in well.out
+    assert json.loads(as_json.out)["/readyz"]["status"] == "ready"
+    lost = site.settings.model_copy(update={"temporal_address": "127.0.0.1:9"})
+    async with api_site(lost, site.temporal, site.bucket) as ill:
+        told = await sandbox("health", "status", "--server", ill.url, "--format", "text")
+        still = await sandbox("health", "watchdog", "--server", ill.url)
+    assert (told.code, still.code) == (1, 0)
+    assert [line.split("\t")[1] for line in told.out.splitlines()] == ["ok", "ok", "failed", "failed"]
+    nobody = await sandbox("health", "status", "--server", "http://127.0.0.1:9")
+    assert (nobody.code, nobody.out) == (5, "")
 
 
 async def test_a_failed_run_gives_exit_code_1_and_how_to_enter_its_machine(

@@ -96,6 +96,39 @@ async def test_a_followed_run_is_told_as_it_happens_and_resumes_by_last_event_id
     ]  # fmt: skip
 
 
+async def test_a_followed_log_can_begin_with_its_last_lines_and_resume_in_every_form(site: ApiSite) -> None:
+    async with site.worker() as steps:
+        task_id = await site.submit()
+        await steps.agent_running.wait()
+        await site.write_log(task_id, "one", "two", "three")
+        await site.write_event(task_id, type="note", message="between")
+        url = f"{TASKS}/{task_id}/logs?follow=true&stream=stdout"
+        forms: tuple[tuple[str, dict[str, str]], ...] = (
+            (f"{url}&tail=2", NDJSON),
+            (url, NDJSON | {"Last-Event-ID": "1"}),
+            (f"{url}&tail=2", {"Accept": "text/plain"}),
+            (f"{url}&since=2020-01-01T00:00:00Z&tail=2", {"Accept": "TEXT/EVENT-STREAM"}),
+        )
+        following = [asyncio.create_task(site.http.get(path, headers=headers)) for path, headers in forms]
+
+        async def all_follow() -> bool:
+            return site.app.state.followers.followed.get(task_id, 0) == len(forms)
+
+        await until(all_follow, "the followers")
+        await site.write_log(task_id, "four")
+        steps.agent_over.set()
+        replies = await asyncio.gather(*following)
+    for reply in replies[:2]:
+        told = [json.loads(line) for line in reply.text.splitlines() if line]
+        assert [line["data"] for line in told[:-1]] == ["two\n", "three\n", "four\n"]
+        assert (told[-1]["type"], told[-1]["state"]) == ("completed", "completed")
+    assert [line.partition("] ")[2] for line in replies[2].text.splitlines()] == [
+        "[STDOUT] two", "[STDOUT] three", "[STDOUT] four",
+    ]  # fmt: skip
+    data = [line for line in replies[3].text.splitlines() if line.startswith("data: ")]
+    assert data == ["data: two", "data: three", "data: four", "data: 0"]
+
+
 async def test_two_hundred_followers_cost_one_reader_and_each_gets_every_line_once(
     site: ApiSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,8 +254,18 @@ async def test_artifacts_are_listed_and_downloaded_whole_and_in_part(site: ApiSi
         reply = await site.http.get(url, headers={"Range": wanted})
         assert (reply.status_code, reply.content) == (206, part)
         assert reply.headers["content-range"].endswith(f"/{len(report)}")
+    etag = (await site.http.get(url)).headers["etag"]
+    for ours, status in ((etag, 206), ('"other"', 200)):
+        reply = await site.http.get(url, headers={"Range": "bytes=0-8", "If-Range": ours})
+        assert (reply.status_code, len(reply.content)) == (status, 9 if status == 206 else len(report))
     beyond = await site.http.get(url, headers={"Range": "bytes=9000-"})
     assert (beyond.status_code, beyond.headers["content-range"]) == (416, "bytes */9000")
+    assert (beyond.json()["error"], beyond.json()["details"]) == ("range_not_satisfiable", {"size_bytes": 9000})
+    head, got = await site.http.head(url), await site.http.get(url)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-length", "content-type", "etag", "x-checksum-sha256", "accept-ranges", "content-disposition"):
+        assert head.headers[name] == got.headers[name], name
+    assert (await site.http.head(f"{url}x")).status_code == 404
     for missing in ("nothing.txt", "..%2f..%2frecord.json", "%2e%2e/record.json", "down/b.txt"):
         reply = await site.http.get(f"{TASKS}/{task_id}/artifacts/{missing}")
         assert (reply.status_code, reply.json()["error"]) == (404, "artifact_not_found"), missing

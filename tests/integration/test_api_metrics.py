@@ -81,8 +81,17 @@ async def test_the_documented_series_move_with_the_runs(site: ApiSite) -> None:
     ):
         assert value(after, name, **labels) - value(before, name, **labels) >= 2, name
     assert value(after, "taskyard_task_tokens_total", kind="input") >= 11
-    assert value(after, "taskyard_tasks", state="completed") >= 1
-    # Ids never become labels.
+    assert value(after, "agentic_tasks_by_state", state="completed") >= 1
+    assert value(after, "agentic_agents_connected") >= 1
+    for outcome in ("success", "failure"):
+        name = "agentic_task_outcomes_total"
+        assert value(after, name, outcome=outcome) - value(before, name, outcome=outcome) >= 1
+    # Ids never become labels, nor does what a client calls its method or asks for.
+    await site.http.request("BREW", "/pot/of/tea")
+    after = await told(site)
+    requests = {labels for name, labels in after if name == "taskyard_http_request_duration_seconds_count"}
+    assert (("method", "other"), ("route", "none"), ("status", "404")) in requests
+    assert not any(word in label for labels in requests for _, label in labels for word in ("BREW", "tea"))
     assert not any(waiting in label for _, labels in after for _, label in labels)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from pydantic import SecretStr
 from temporalio import activity
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
+from websockets.asyncio.client import connect
 
 from storage.hosts import HostRoom, live_hosts, say_room, withdraw
 from tests.integration.api_site import ApiSite, api_site, as_yaml, manifest, until
@@ -60,6 +62,30 @@ async def test_takes_a_manifest_as_yaml_under_every_type_that_clients_send(
 async def test_takes_a_manifest_as_json_bare_or_in_an_envelope(site: ApiSite, body: dict[str, Any]) -> None:
     reply = await site.http.post(TASKS, json=body)
     assert (reply.status_code, reply.json()["accepted"]) == (202, True)
+
+
+async def test_parts_that_change_nothing_here_are_taken_and_named(site: ApiSite) -> None:
+    reply = await site.http.post(TASKS, json=manifest(parent_id="t-1", children={"wait_for_children": True}))
+    assert reply.status_code == 202, reply.text
+    assert [warning["field"] for warning in reply.json()["warnings"]] == ["parent_id", "children"]
+    assert (await site.http.post(TASKS, json=manifest())).json()["warnings"] == []
+
+
+async def test_bodies_that_are_too_large_are_refused_wherever_they_are_sent(site: ApiSite) -> None:
+    task_id = await site.submit()
+    most = 2 * 2**20
+    largest = {"text": "x" * (most - len('{"text":""}'))}
+    for method, path, body in (
+        ("DELETE", f"/{task_id}", {"reason": "x" * most}),
+        ("POST", f"/{task_id}/messages", {"text": "x" * most}),
+        # As large as a body may be, and too large for Temporal with what it adds.
+        ("POST", f"/{task_id}/messages", largest),
+    ):
+        content = json.dumps(body, separators=(",", ":"))
+        headers = {"Content-Type": "application/json"}
+        reply = await site.http.request(method, f"{TASKS}{path}", content=content, headers=headers)
+        assert (reply.status_code, reply.json()["error"]) == (413, "payload_too_large"), path
+    assert await site.state(task_id) == "pending"
 
 
 async def test_refuses_a_manifest_with_every_fault_at_once_and_starts_nothing(site: ApiSite) -> None:
@@ -204,7 +230,8 @@ async def test_shows_the_final_record_of_a_run_that_temporal_has_forgotten(site:
     async with site.worker() as steps:
         steps.instead["run_agent"] = lambda _: AgentResult(exit_code=3, cause=Cause.AGENT_EXIT, error="code 3")
         task_id = await site.submit()
-        await site.until_state(task_id, "failed")
+        # Its final state shows before its last step, which writes the record, has run.
+        await site.temporal.get_workflow_handle(f"task-{task_id}").result()
     before = (await site.http.get(f"{TASKS}/{task_id}")).json()
     await forget(site, task_id)
     after = (await site.http.get(f"{TASKS}/{task_id}")).json()
@@ -373,8 +400,31 @@ async def test_health_in_every_spelling_and_metrics_that_move(site: ApiSite) -> 
     metrics = await site.http.get("/metrics")
     assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert "taskyard_tasks_submitted_total 1.0" in metrics.text
-    assert 'taskyard_tasks{state="pending"}' in metrics.text
+    assert 'agentic_tasks_by_state{state="pending"}' in metrics.text
     assert f'route="{TASKS}",status="202"' in metrics.text
+
+
+async def test_who_asks_too_often_is_refused_where_limits_are_set(site: ApiSite) -> None:
+    limits = {"submit": 1, "list": 2, "stream": 1}
+    own = site.settings.model_copy(update={"rate_limits": limits})
+    async with api_site(own, site.temporal, site.bucket) as strict:
+        replies = [await strict.http.get(TASKS) for _ in range(3)]
+        assert [reply.status_code for reply in replies] == [200, 200, 429]
+        assert [reply.headers["x-ratelimit-remaining"] for reply in replies] == ["1", "0", "0"]
+        refused = replies[-1]
+        assert (refused.json()["error"], refused.headers["x-ratelimit-limit"]) == ("rate_limit_exceeded", "2")
+        assert int(refused.headers["retry-after"]) == refused.json()["details"]["retry_after_seconds"] <= 60
+        task_id = await strict.submit()
+        again = await strict.http.post(TASKS, json=manifest())
+        assert (again.status_code, again.json()["accepted"]) == (429, False)
+        assert "x-ratelimit-limit" not in (await strict.http.get(f"{TASKS}/{task_id}")).headers
+        url = f"ws://127.0.0.1:{strict.settings.ws_port}{TASKS}/stream?task_id={task_id}"
+        async with connect(url) as first:
+            await first.recv()
+            async with connect(url) as second:
+                assert json.loads(await second.recv())["error"] == "rate_limit_exceeded"
+                await second.wait_closed()
+            assert second.close_code == 4429
 
 
 async def test_services_that_are_down_give_503_and_only_there(site: ApiSite) -> None:

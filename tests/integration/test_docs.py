@@ -1,4 +1,4 @@
-"""Every curl, sandbox, temporal and Python snippet of README.md and docs/ runs as it stands there.
+"""Every curl, sandbox, temporal, Python and JavaScript snippet of README.md and docs/ runs as it stands there.
 
 Only addresses and the words ID, NAME and my-task are put in place. Where a page speaks of a run, one is there that fits
 the command: one that is under way for what steers it, a completed one with artifacts for everything else.
@@ -7,6 +7,7 @@ the command: one that is under way for what steers it, a completed one with arti
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shlex
@@ -20,10 +21,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from machines.host import MachineHost
 from storage import artifacts
 from tests.docs_snippets import PAGES, ROOT, snippets
 from tests.integration.api_site import ApiSite, as_yaml, manifest
 from tests.integration.test_api_cli import say
+from tests.seed_pages.replay import NODE
+from worker.metrics import WorkerMetrics
 from worker.scenario import read_scenario
 from workflows.messages import AgentRequest, AgentResult, CollectRequest, StopAgentRequest
 
@@ -77,16 +81,19 @@ class Yard:
         command = re.sub(r"^curl ", "curl -sS --fail-with-body --max-time 30 ", command)
         await self._start("bash", "-c", self._here(command))
 
-    async def run_python(self, text: str) -> None:
-        """Run a Python snippet as a program. Fails when it does."""
-        path = self.directory / "snippet.py"
-        path.write_text(self._here(text))
-        await self._start(sys.executable, str(path))
+    async def run_program(self, interpreter: str, text: str) -> str:
+        """Run a snippet as a program; what it writes. Fails when it does."""
+        path = self.directory / "snippet"
+        path.write_text(self._here(re.sub(r"\bID\b", await self._task(running=False), text)))
+        return await self._start(interpreter, str(path))
 
     def _here(self, text: str) -> str:
-        return text.replace("http://localhost:8122", self.site.url)
+        settings = self.site.settings
+        for port, own in ((8121, settings.ws_port), (8122, settings.api_port), (8123, settings.worker_metrics_port)):
+            text = text.replace(f"//localhost:{port}", f"//127.0.0.1:{own}")
+        return text
 
-    async def _start(self, *words: str) -> None:
+    async def _start(self, *words: str) -> str:
         process = await asyncio.create_subprocess_exec(
             *words,
             cwd=self.directory,
@@ -98,6 +105,7 @@ class Yard:
         async with asyncio.timeout(_PATIENCE):
             told, _ = await process.communicate()
         assert process.returncode == 0, f"{shlex.join(words)}\n{told.decode()}"
+        return told.decode()
 
     async def _task(self, *, running: bool) -> str:
         task_id = f"docs-{uuid.uuid4().hex[:8]}"
@@ -143,11 +151,13 @@ async def yard(site: ApiSite, tmp_path: Path) -> AsyncIterator[Yard]:
         async with site.worker() as steps:
             steps.instead |= {"run_agent": made.agent, "collect": made.collect}
             steps.instead |= {"stop": made.stop, "stop_force": made.stop}
-            try:
-                yield
-            finally:
-                for waiting in made.stopped.values():
-                    waiting.set()
+            settings = site.settings
+            with WorkerMetrics().serving(settings.worker_metrics_port, MachineHost(settings)):
+                try:
+                    yield
+                finally:
+                    for waiting in made.stopped.values():
+                        waiting.set()
 
     async with working():
         yield made
@@ -178,7 +188,23 @@ def test_nothing_is_left_out_without_being_there() -> None:
 async def test_the_python_snippets_of_a_page_run(yard: Yard, page: Path) -> None:
     for snippet in snippets(page):
         if snippet.language == "python":
-            await yard.run_python(snippet.text)
+            await yard.run_program(sys.executable, snippet.text)
+
+
+async def test_the_javascript_snippets_follow_a_run_to_its_end(yard: Yard) -> None:
+    texts = [snippet.text for page in PAGES for snippet in snippets(page) if snippet.language == "js"]
+    for text in texts:
+        told = await yard.run_program(str(NODE), text)
+        assert "Hello." in told
+        assert told.splitlines()[-2:] == ["now completed", "the run has ended"]
+    assert texts
+
+
+def test_the_json_examples_of_the_docs_are_json() -> None:
+    texts = [snippet.text for page in PAGES for snippet in snippets(page) if snippet.language == "json"]
+    for text in texts:
+        assert json.loads(text)
+    assert texts
 
 
 async def test_the_manifests_of_the_docs_are_taken(site: ApiSite) -> None:

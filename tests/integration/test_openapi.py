@@ -19,6 +19,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from storage import artifacts
 from tests.integration.api_site import ApiSite
 from tests.integration.test_api_logs import ended_run
 
@@ -29,14 +30,17 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 @pytest.mark.timeout(600)
 async def test_no_request_meets_a_server_error_or_an_answer_that_is_not_described(site: ApiSite) -> None:
     ended = await ended_run(site, "one")
+    report = await asyncio.to_thread(artifacts.store, site.bucket, ended, "report.md", b"# Report\n")
+    await asyncio.to_thread(artifacts.write_index, site.bucket, ended, [report])
     description: dict[str, Any] = (await site.http.get("/openapi.json")).json()
     assert description["openapi"].startswith("3.1")
     # Among what is tried for an id is that of a run that there is; it has ended, so no follower waits for it.
+    values = {"task_id": [ended, "never-was", "ü/../x"], "name": ["report.md", "other"]}
     for path in description["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", []):
-                if parameter["name"] == "task_id":
-                    parameter["schema"] = {"enum": [ended, "never-was", "ü/../x"]}
+                if parameter["in"] == "path":
+                    parameter["schema"] = {"enum": values[parameter["name"]]}
     schema = schemathesis.openapi.from_dict(description)
     failures: list[str] = []
     tried = Counter[str]()

