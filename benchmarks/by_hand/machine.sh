@@ -29,8 +29,7 @@ start_machine() {
         -drive file=root.qcow2,if=virtio,cache=unsafe \
         -nic "user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:$PORT-:22" \
         -device virtio-serial-pci -chardev socket,id=identity,path=identity.sock,server=on,wait=off \
-        -device virtserialport,chardev=identity,name=org.taskyard.identity \
-        -monitor unix:monitor.sock,server=on,wait=off "$@" </dev/null >qemu.log 2>&1 &
+        -device virtserialport,chardev=identity,name=org.taskyard.identity "$@" </dev/null >qemu.log 2>&1 &
     qemu=$!
     trap 'kill -9 $qemu' EXIT
 }
@@ -43,29 +42,6 @@ introduce_machine() {
     cat identity >&"${PORT_TALK[1]}"
     IFS= read -r answer <&"${PORT_TALK[0]}"
     [[ $answer == ready ]]
-}
-
-# save_machine DIRECTORY: once its start-up is over, put the running machine there as it stands, SSH open; it ends.
-save_machine() {
-    guest 'systemctl is-system-running --wait; sync' || :
-    guest -O exit 2>/dev/null
-    socat -t 120 - UNIX-CONNECT:monitor.sock <<<'savevm ready' >monitor.log
-    qemu-img snapshot -l -U root.qcow2 | grep -q ready
-    end_machine
-    cp --sparse=always root.qcow2 client known_hosts "$1"
-}
-
-# restore_machine DIRECTORY: go on where a saved machine stands, on a copy of its disk; returns when SSH answers.
-restore_machine() {
-    cp --sparse=always "$1"/* .
-    start_machine -loadvm ready
-    until guest true; do kill -0 "$qemu"; done
-}
-
-end_machine() {
-    kill -9 "$qemu"
-    wait "$qemu" || :
-    trap - EXIT
 }
 
 # guest COMMAND: over one connection, opened by the first call.

@@ -1,14 +1,14 @@
 #!/bin/bash
 # One task by hand: clone, restore a machine, copy the tree in, run Claude Code over ssh, diff, copy the work out.
-# Besides the environment of machine.sh: SAVED (directory of save.sh), REPOSITORY BRANCH PROMPT MODEL MODEL_URL,
-# PATTERNS (paths to fetch).
+# Besides the environment of machine.sh: REPOSITORY BRANCH PROMPT MODEL MODEL_URL, PATTERNS (paths to fetch).
 source "${BASH_SOURCE[0]%/*}/machine.sh"
 
 git clone -q --branch "$BRANCH" "$REPOSITORY" tree
 base=$(git -C tree rev-parse HEAD)
 mark cloned
 
-restore_machine "$SAVED"
+restore_machine
+enter_machine
 mark restored
 tar -c -C tree . | guest 'mkdir work && tar -x -C work'
 mark copied_in
@@ -25,6 +25,8 @@ guest "cd work && git add --all && git diff --cached --binary $base >/tmp/change
 [[ -s changes.patch && -s REPORT.md ]]
 mark copied_out
 
-end_machine
+kill -9 "$qemu"
+wait "$qemu" || :
+trap - EXIT
 rm -rf ./*
 mark torn_down
