@@ -9,7 +9,18 @@ from typing import Protocol
 
 import psutil
 
-from benchmarks import cold_boot, first_command, image_build, list_runs, running_machine, task_run, workspace_disk
+from benchmarks import (
+    cold_boot,
+    first_command,
+    image_build,
+    list_runs,
+    log_latency,
+    running_machine,
+    status_reads,
+    task_run,
+    throughput,
+    workspace_disk,
+)
 from benchmarks.case import Case, Run
 from benchmarks.lab import Lab
 from benchmarks.measurements import CaseResult, make_result, now
@@ -27,7 +38,10 @@ CASES: tuple[Case, ...] = (
     workspace_disk.WORKSPACE,
     workspace_disk.ARTIFACTS,
     task_run.CASE,
+    log_latency.CASE,
+    status_reads.CASE,
     list_runs.CASE,
+    throughput.CASE,
 )
 
 _QUIET_PERCENT = 20.0
