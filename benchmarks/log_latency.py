@@ -88,7 +88,7 @@ async def _ours(stand: Stand) -> Run:
                 now = time.time()
                 if line.startswith('data: {"at"'):
                     arrivals.append((now, float(json.loads(line.removeprefix("data: "))["at"])))
-    return _figures(arrivals, machine.looks)
+    return latencies(arrivals, machine.looks)
 
 
 def _by_hand(stand: Stand) -> Run:
@@ -104,7 +104,7 @@ def _by_hand(stand: Stand) -> Run:
         )
         came = [line.split(" ", 1) for line in lines.read_text().splitlines()]
         looks = [_look(*line.split()) for line in clock.read_text().splitlines()]
-        return _figures([(float(at), float(json.loads(line)["at"])) for at, line in came], looks)
+        return latencies([(float(at), float(json.loads(line)["at"])) for at, line in came], looks)
     finally:
         for path in (lines, clock):
             path.unlink(missing_ok=True)
@@ -170,7 +170,7 @@ def _look(before: str, there: str, after: str) -> Look:
     return float(before), float(there), float(after)
 
 
-def _figures(arrivals: Sequence[Arrival], looks: Sequence[Look]) -> Run:
+def latencies(arrivals: Sequence[Arrival], looks: Sequence[Look]) -> Run:
     """Milliseconds from write to arrival; the phases tell the clock's uncertainty and drift, in seconds."""
     if len(arrivals) != LINES:
         raise TaskyardError(f"Of {LINES} lines that were written, {len(arrivals)} came.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from temporalio.api.history.v1 import HistoryEvent
@@ -29,12 +29,14 @@ async def step_times(settings: Settings, task_id: str) -> list[StepTime]:
     """The steps of a run one after another, as far as they have succeeded."""
     client = await connect_engine(settings)
     history = await client.get_workflow_handle(workflow_id(task_id)).fetch_history()
-    return list(_read(list(history.events)))
+    return list(read_steps(history.events))
 
 
-def _read(events: list[HistoryEvent]) -> Iterator[StepTime]:
-    by_id = {event.event_id: event for event in events}
+def read_steps(events: Iterable[HistoryEvent]) -> Iterator[StepTime]:
+    """The same from the events of a history."""
+    by_id: dict[int, HistoryEvent] = {}
     for event in events:
+        by_id[event.event_id] = event
         done = event.activity_task_completed_event_attributes
         if not done.started_event_id:
             continue
