@@ -35,6 +35,7 @@ from workflows.messages import CollectRequest, CollectResult, ProvisionRequest, 
 LINES = 250
 _PAUSE_SECONDS = 0.1
 _LOOKS = 20
+_UNCERTAIN_MOST = 0.02
 # Nothing but bash itself: in an emulated guest, a child process for each line would be most of what it does.
 _PROGRAM = (
     f"exec 3<> <(:); for ((line = 0; line < {LINES}; line++)); do "
@@ -171,20 +172,19 @@ def _look(before: str, there: str, after: str) -> Look:
 
 
 def latencies(arrivals: Sequence[Arrival], looks: Sequence[Look]) -> Run:
-    """Milliseconds from write to arrival; the phases tell the clock's uncertainty and drift, in seconds."""
+    """Milliseconds from write to arrival. Raises TaskyardError for a clock that is not known well enough."""
     if len(arrivals) != LINES:
         raise TaskyardError(f"Of {LINES} lines that were written, {len(arrivals)} came.")
     # Of several looks, the quickest says most exactly what the guest's clock is ahead by.
     first, last = (min(part, key=lambda look: look[2] - look[0]) for part in (looks[:_LOOKS], looks[_LOOKS:]))
+    uncertain = max(after - before for before, _, after in (first, last)) / 2
+    if uncertain > _UNCERTAIN_MOST:
+        raise TaskyardError(f"The guest's clock is known to {1000 * uncertain:.0f} ms only; measure on a quieter host.")
     ahead_first, ahead_last = (there - (before + after) / 2 for before, there, after in (first, last))
     drift = (ahead_last - ahead_first) / (last[1] - first[1])
     took = [1000 * (came - (written - ahead_first - drift * (written - first[1]))) for came, written in arrivals]
     quantiles = statistics.quantiles(took, n=100)
-    uncertain = max(look[2] - look[0] for look in (first, last)) / 2
-    return Run(
-        {"median": quantiles[49], "p99": quantiles[98]},
-        {"uncertainty of the clock": uncertain, "its drift over the run": abs(ahead_last - ahead_first)},
-    )
+    return Run({"median": quantiles[49], "p99": quantiles[98]})
 
 
 CASE = Case(
