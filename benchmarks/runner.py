@@ -16,7 +16,7 @@ from benchmarks import (
     list_runs,
     log_latency,
     running_machine,
-    status_reads,
+    status,
     task_run,
     throughput,
     workspace_disk,
@@ -39,7 +39,7 @@ CASES: tuple[Case, ...] = (
     workspace_disk.ARTIFACTS,
     task_run.CASE,
     log_latency.CASE,
-    status_reads.CASE,
+    status.CASE,
     list_runs.CASE,
     throughput.CASE,
 )
