@@ -196,4 +196,5 @@ CASE = Case(
         Figure("p99", "the same, 99th percentile", unit="ms", limit=1000),
     ),
     open=_open,
+    repeat=2,
 )

@@ -21,7 +21,7 @@ from foundation.engine import connect_engine
 from foundation.errors import TaskyardError
 from worker.main import STEP_THREADS, make_worker
 
-RUNS = 100
+RUNS = 60
 AT_ONCE = 15
 
 
