@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,11 +15,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of a case; the lower, the better."""
+    """One number of a case; the lower, the better.
+
+    ``ratio_limit`` and ``limit`` are what the median of the ratio, and of our own numbers, is to stay within.
+    ``beside`` says what stands on the other side when that is not the work done by hand. ``label`` puts the figure
+    into the plot; of a case without labels, the first figure is there with the case's title.
+    """
 
     name: str
     title: str
     unit: str = "s"
+    ratio_limit: float | None = None
+    limit: float | None = None
+    beside: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,3 +76,8 @@ class Stopwatch:
         self.laps[name] = self.laps.get(name, 0.0) + now - self._last
         self._last = now
         return now - self._begun
+
+    @property
+    def moments(self) -> dict[str, float]:
+        """The ends of the laps, in seconds from the beginning; for laps with a name each."""
+        return dict(zip(self.laps, accumulate(self.laps.values()), strict=True))

@@ -45,18 +45,37 @@ class Spread(BaseModel):
 
 
 class FigureResult(BaseModel):
-    """One figure: what each run of either side took, in the order of the rounds."""
+    """One figure: what each run of either side took, in the order of the rounds. The rest is as in ``Figure``."""
 
     name: str
     title: str
     unit: str
     ours: list[float]
     by_hand: list[float]
+    ratio_limit: float | None = None
+    limit: float | None = None
+    beside: str = ""
+    label: str = ""
 
     @property
-    def ratio(self) -> Spread:
-        """Ours to by hand, round by round: both runs of a round met the machine in about the same mood."""
+    def ratio(self) -> Spread | None:
+        """Ours to by hand, round by round: both runs of a round met the machine in about the same mood.
+
+        None when the other side has a zero.
+        """
+        if not all(self.by_hand):
+            return None
         return Spread.of([mine / theirs for mine, theirs in zip(self.ours, self.by_hand, strict=True)])
+
+    @property
+    def kept(self) -> bool | None:
+        """Whether the medians are within the limits; None without limits."""
+        checks = []
+        if self.limit is not None:
+            checks.append(Spread.of(self.ours).median <= self.limit)
+        if self.ratio_limit is not None and self.ratio is not None:
+            checks.append(self.ratio.median <= self.ratio_limit)
+        return all(checks) if checks else None
 
 
 class CaseResult(BaseModel):
@@ -120,8 +139,12 @@ def make_result(case: Case, rounds: Sequence[tuple[Run, Run]], began: datetime, 
                 name=figure.name,
                 title=figure.title,
                 unit=figure.unit,
-                ours=[round(ours.figures[figure.name], 3) for ours, _ in rounds],
-                by_hand=[round(by_hand.figures[figure.name], 3) for _, by_hand in rounds],
+                ours=[round(ours.figures[figure.name], 4) for ours, _ in rounds],
+                by_hand=[round(by_hand.figures[figure.name], 4) for _, by_hand in rounds],
+                ratio_limit=figure.ratio_limit,
+                limit=figure.limit,
+                beside=figure.beside,
+                label=figure.label,
             )
             for figure in case.figures
         ],
@@ -149,7 +172,7 @@ def now() -> datetime:
 
 def _phases(runs: Sequence[Run]) -> dict[str, list[float]]:
     names = dict.fromkeys(name for run in runs for name in run.phases)
-    return {name: [round(run.phases.get(name, 0.0), 2) for run in runs] for name in names}
+    return {name: [round(run.phases.get(name, 0.0), 3) for run in runs] for name in names}
 
 
 def _processor() -> str:

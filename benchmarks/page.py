@@ -20,13 +20,14 @@ def table(results: Results) -> Table:
     """Every figure: the median of both sides, and the ratio with its spread."""
     made = Table(title="Taskyard beside the same work done by hand", title_justify="left", title_style="bold")
     made.add_column("figure", min_width=24)
-    for column in ("Taskyard", "by hand", "ratio", "rounds"):
+    for column in ("Taskyard", "by hand", "ratio", "to be", "rounds"):
         made.add_column(column, justify="right")
     for case in results.cases:
         for figure in case.figures:
-            ours, by_hand = (Spread.of(runs).median for runs in (figure.ours, figure.by_hand))
-            numbers = [f"{median:.1f} {figure.unit}" for median in (ours, by_hand)]
-            made.add_row(f"{case.name}: {figure.title}", *numbers, _shown(figure.ratio, "", 2), str(case.rounds))
+            medians = [Spread.of([Spread.of(runs).median]) for runs in (figure.ours, figure.by_hand)]
+            ours, by_hand = (_shown(median, f" {figure.unit}") for median in medians)
+            numbers = [ours, f"{by_hand}{_beside(figure)}", _ratio(figure), _limits(figure)]
+            made.add_row(f"{case.name}: {figure.title}", *numbers, str(case.rounds))
         made.add_section()
     return made
 
@@ -47,16 +48,16 @@ def block(results: Results) -> str:
 
 
 def _figures(results: Results) -> Iterator[str]:
-    yield "| case | figure | Taskyard | by hand | ratio | rounds |"
-    yield "|---|---|---:|---:|---:|---:|"
+    yield "| case | figure | Taskyard | by hand | ratio | rounds | to be |"
+    yield "|---|---|---:|---:|---:|---:|---|"
     for case in results.cases:
         for figure in case.figures:
             cells = " | ".join(_cells(figure))
-            yield f"| {case.title} | {figure.title} | {cells} | {case.rounds} |"
+            yield f"| {case.title} | {figure.title} | {cells} | {case.rounds} | {_limits(figure)} |"
     yield ""
     yield (
         "Medians, with the lowest and the highest in brackets. The ratio is taken in each round, Taskyard's run to the "
-        "run by hand right after it."
+        "run by hand right after it. Where another name stands in the column *by hand*, that is what it is beside."
     )
 
 
@@ -64,8 +65,9 @@ def _phases(results: Results) -> Iterator[str]:
     yield "Where the time goes (median seconds of each phase):"
     yield ""
     for case in results.cases:
-        yield f"- {case.title}, Taskyard: {_listed(case.phases_ours)}."
-        yield f"- {case.title}, by hand with {case.by_hand}: {_listed(case.phases_by_hand)}."
+        if case.phases_ours:
+            yield f"- {case.title}, Taskyard: {_listed(case.phases_ours)}."
+        yield f"- {case.title}, by hand with {case.by_hand}{_told(case.phases_by_hand)}."
 
 
 def _conditions(results: Results) -> Iterator[str]:
@@ -85,15 +87,40 @@ def _measured(case: CaseResult) -> str:
 
 
 def _cells(figure: FigureResult) -> list[str]:
-    ours, by_hand = (_shown(Spread.of(runs), f" {figure.unit}", 1) for runs in (figure.ours, figure.by_hand))
-    return [ours, by_hand, _shown(figure.ratio, "", 2)]
+    ours, by_hand = (_shown(Spread.of(runs), f" {figure.unit}") for runs in (figure.ours, figure.by_hand))
+    return [ours, f"{by_hand}{_beside(figure)}", _ratio(figure)]
 
 
-def _shown(spread: Spread, unit: str, digits: int) -> str:
+def _beside(figure: FigureResult) -> str:
+    return f" ({figure.beside})" if figure.beside else ""
+
+
+def _ratio(figure: FigureResult) -> str:
+    return _shown(figure.ratio, "", 2) if figure.ratio else ""
+
+
+def _limits(figure: FigureResult) -> str:
+    """What the medians are to stay within, and whether they do."""
+    limits = []
+    if figure.limit is not None:
+        limits.append(f"≤ {figure.limit:g} {figure.unit}")
+    if figure.ratio_limit is not None:
+        limits.append(f"ratio ≤ {figure.ratio_limit:g}")
+    return f"{', '.join(limits)}: {'yes' if figure.kept else 'no'}" if limits else ""
+
+
+def _shown(spread: Spread, unit: str, digits: int | None = None) -> str:
+    """A spread with as many decimals as tell something."""
+    if digits is None:
+        digits = 1 if spread.median >= 1 or spread.median == 0 else 3
     if spread.lowest == spread.highest:
         return f"{spread.median:.{digits}f}{unit}"
     return f"{spread.median:.{digits}f}{unit} ({spread.lowest:.{digits}f}–{spread.highest:.{digits}f})"  # noqa: RUF001
 
 
+def _told(phases: dict[str, list[float]]) -> str:
+    return f": {_listed(phases)}" if phases else ""
+
+
 def _listed(phases: dict[str, list[float]]) -> str:
-    return ", ".join(f"{name} {Spread.of(seconds).median:.1f}" for name, seconds in phases.items())
+    return ", ".join(f"{name} {_shown(Spread.of([Spread.of(seconds).median]), '')}" for name, seconds in phases.items())

@@ -9,13 +9,40 @@ from typing import Protocol
 
 import psutil
 
-from benchmarks import cold_boot, image_build, list_runs, status, task_run
+from benchmarks import (
+    cold_boot,
+    first_command,
+    image_build,
+    list_runs,
+    log_latency,
+    running_machine,
+    status,
+    task_run,
+    throughput,
+    workspace_disk,
+)
 from benchmarks.case import Case, Run
 from benchmarks.lab import Lab
 from benchmarks.measurements import CaseResult, make_result, now
 from foundation.errors import InvalidParameter
 
-CASES: tuple[Case, ...] = (image_build.CASE, cold_boot.CASE, task_run.CASE, list_runs.CASE, status.CASE)
+CASES: tuple[Case, ...] = (
+    image_build.CASE,
+    cold_boot.CASE,
+    first_command.RESTORE,
+    first_command.POOL,
+    first_command.CREATE,
+    running_machine.EXEC,
+    running_machine.PAUSE,
+    running_machine.RESUME,
+    workspace_disk.WORKSPACE,
+    workspace_disk.ARTIFACTS,
+    task_run.CASE,
+    log_latency.CASE,
+    status.CASE,
+    list_runs.CASE,
+    throughput.CASE,
+)
 
 _QUIET_PERCENT = 20.0
 _QUIET_LOOKS = 2

@@ -4,154 +4,94 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import httpx
-from temporalio import activity
-from temporalio.worker import Worker
+from temporalio.client import Client
 
+from api.snapshot import workflow_id
 from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.lab import Lab
+from benchmarks.stand_ins import manifest, stand_in_worker
 from cli.stack import Stack
 from foundation.engine import connect_engine
 from foundation.errors import TaskyardError
-from workflows import steps
-from workflows.messages import (
-    AgentRequest,
-    Lease,
-    LiveProgress,
-    ProvisionRequest,
-    ProvisionResult,
-    ReserveRequest,
-    SecretsRequest,
-    SecretsResult,
-    StageRequest,
-    StageResult,
-)
-from workflows.task_workflow import TaskWorkflow
+from workflows.messages import TaskStatus
+from workflows.states import TaskState
 
-_REQUESTS = 300
-_BEAT_SECONDS = 1.0
-_PATIENCE_SECONDS = 60.0
-_MANIFEST = {
-    "metadata": {"name": "a run that goes on"},
-    "repository": {"url": "https://git.invalid/a.git", "branch": "main"},
-    "claude": {"prompt": "Go on."},
-}
+_READS = 300
+_START_SECONDS = 30.0
+_POLL_SECONDS = 0.05
 
 
 @contextmanager
 def _open(lab: Lab) -> Iterator[Sides]:
-    with (
-        Stack(lab.settings, parts=("temporal", "bucket", "server")),
-        _working(lab),
-        httpx.Client(base_url=f"http://127.0.0.1:{lab.settings.api_port}", timeout=60) as http,
-    ):
-        task_id = str(http.post("/api/v1/tasks", json=_MANIFEST).raise_for_status().json()["task_id"])
-        _until_running(http, task_id)
-        yield Sides(lambda: _ours(http, task_id), lambda: asyncio.run(_by_hand(lab, task_id)))
+    with Stack(lab.settings, parts=("temporal", "bucket", "server")):
+        yield Sides(lambda: asyncio.run(_ours(lab)), lambda: asyncio.run(_by_hand(lab)))
 
 
-@contextmanager
-def _working(lab: Lab) -> Iterator[None]:
-    """A worker of the real workflow whose agent goes on for ever, in a thread of its own."""
-    stopped = threading.Event()
+async def _ours(lab: Lab) -> Run:
+    async with _live_run(lab) as (_, http, task_id):
 
-    async def work() -> None:
-        client = await connect_engine(lab.settings)
-        queue = lab.settings.task_queue
-        async with Worker(client, task_queue=queue, workflows=[TaskWorkflow], activities=_stand_ins(queue)):
-            await asyncio.to_thread(stopped.wait)
+        async def read() -> str:
+            task = (await http.get(f"/api/v1/tasks/{task_id}")).raise_for_status().json()
+            if not task["live"]:
+                raise TaskyardError("The worker of the benchmark did not answer.")
+            return str(task["state"])
 
-    thread = threading.Thread(target=lambda: asyncio.run(work()), name="stand-in-worker")
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
+        return await _timed(read)
 
 
-def _stand_ins(queue: str) -> list[Callable[..., Any]]:
-    @activity.defn(name=steps.RESERVE.name)
-    async def reserve(request: ReserveRequest) -> Lease:
-        return Lease(machine_id=request.machine_id, host="here", task_queue=queue)
+async def _by_hand(lab: Lab) -> Run:
+    async with _live_run(lab) as (client, _, task_id):
+        run = client.get_workflow_handle(workflow_id(task_id))
 
-    @activity.defn(name=steps.STAGE.name)
-    async def stage(_: StageRequest) -> StageResult:
-        return StageResult(base_commit="c0ffee", workspace_image="/nowhere")
+        async def read() -> str:
+            status: TaskStatus = await run.query("status", result_type=TaskStatus)
+            await run.describe()
+            return status.state
 
-    @activity.defn(name=steps.PROVISION.name)
-    async def provision(request: ProvisionRequest) -> ProvisionResult:
-        return ProvisionResult(
-            vm_name=request.machine_id, vm_ip="10.0.2.15", acceleration="none", image="none", boot_seconds=0
-        )
-
-    @activity.defn(name=steps.SECRETS.name)
-    async def secrets(_: SecretsRequest) -> SecretsResult:
-        return SecretsResult()
-
-    @activity.defn(name=steps.RUN_AGENT.name)
-    async def run_agent(_: AgentRequest) -> None:
-        while True:
-            activity.heartbeat(LiveProgress(output_bytes=4567, tool_calls=3, last_activity_at=datetime.now(UTC)))
-            await asyncio.sleep(_BEAT_SECONDS)
-
-    return [reserve, stage, provision, secrets, run_agent]
+        return await _timed(read)
 
 
-def _until_running(http: httpx.Client, task_id: str) -> None:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while (task := _ask(http, task_id))["state"] != "running" or not task["progress"]["tool_calls"]:
-        if time.monotonic() > deadline:
-            raise TaskyardError(f"The run is {task['state']} and not running.")
-        time.sleep(0.1)
-
-
-def _ask(http: httpx.Client, task_id: str) -> dict[str, Any]:
-    return dict(http.get(f"/api/v1/tasks/{task_id}").raise_for_status().json())
-
-
-def _ours(http: httpx.Client, task_id: str) -> Run:
-    took = []
-    for _ in range(_REQUESTS):
-        began = time.perf_counter()
-        task = _ask(http, task_id)
-        took.append(time.perf_counter() - began)
-        if not task["live"]:
-            raise TaskyardError("The worker did not answer.")
-    return _figures(took)
-
-
-async def _by_hand(lab: Lab, task_id: str) -> Run:
+@asynccontextmanager
+async def _live_run(lab: Lab) -> AsyncIterator[tuple[Client, httpx.AsyncClient, str]]:
+    """A run whose agent is at work for as long as the block lasts."""
     client = await connect_engine(lab.settings)
-    handle = client.get_workflow_handle(f"task-{task_id}")
+    async with (
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{lab.settings.api_port}", timeout=60) as http,
+        stand_in_worker(lab.settings, client, held=True),
+    ):
+        reply = await http.post("/api/v1/tasks", json=manifest())
+        task_id = str(reply.raise_for_status().json()["task_id"])
+        deadline = time.monotonic() + _START_SECONDS
+        while (state := (await http.get(f"/api/v1/tasks/{task_id}")).json()["state"]) != TaskState.RUNNING:
+            if time.monotonic() > deadline:
+                raise TaskyardError(f"A run without a machine is still '{state}' after {_START_SECONDS:g} s.")
+            await asyncio.sleep(_POLL_SECONDS)
+        yield client, http, task_id
+
+
+async def _timed(read: Callable[[], Awaitable[str]]) -> Run:
     took = []
-    for _ in range(_REQUESTS):
+    for _ in range(_READS):
         began = time.perf_counter()
-        await handle.query("status")
-        await handle.describe()
-        took.append(time.perf_counter() - began)
-    return _figures(took)
-
-
-def _figures(took: list[float]) -> Run:
-    quantiles = statistics.quantiles([1000 * seconds for seconds in took], n=100)
+        if (state := await read()) != TaskState.RUNNING:
+            raise TaskyardError(f"The run of the benchmark is '{state}' while its agent is at work.")
+        took.append(1000 * (time.perf_counter() - began))
+    quantiles = statistics.quantiles(took, n=100)
     return Run({"median": quantiles[49], "p95": quantiles[94]})
 
 
 CASE = Case(
     name="status",
-    title="The status of a live run",
-    by_hand="Temporal's own client: the workflow's query, then its description, which has the progress",
+    title="Status of a live run",
+    by_hand="Temporal's own client: the workflow's query `status`, then its description, which has the progress",
     figures=(
-        Figure("median", "one status, with live progress", "ms"),
-        Figure("p95", "the same, 95th percentile", "ms"),
+        Figure("median", "`GET /api/v1/tasks/{id}`", unit="ms"),
+        Figure("p95", "the same, 95th percentile", unit="ms", limit=50),
     ),
     open=_open,
     warm_up=True,

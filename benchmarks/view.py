@@ -57,7 +57,8 @@ class View:
         """A run has ended."""
         self._progress.advance(self._task)
         figures = ", ".join(f"{name} {value:.2f}" for name, value in run.figures.items())
-        self._print(f"  {self._label}: {figures}")
+        phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in run.phases.items())
+        self._print(f"  {self._label}: {figures}" + (f" ({phases})" if phases else ""))
 
     def __enter__(self) -> Self:
         self._progress.start()

@@ -34,7 +34,7 @@ from worker.sweeper import sweep_forever
 from workflows.task_workflow import TaskWorkflow
 
 # A following step blocks a thread for the whole run: one for each run, and some for the short steps beside them.
-_STEP_THREADS = 64
+STEP_THREADS = 64
 _GRACE = timedelta(seconds=10)
 _HEARTBEAT_THROTTLE = timedelta(seconds=2)
 _RETRY_SECONDS = 1.0
@@ -59,7 +59,7 @@ async def run(settings: Settings) -> None:
         gateway = Gateway(settings, metrics)
         await gateway.start()
         stack.push_async_callback(gateway.stop)
-        threads = stack.enter_context(ThreadPoolExecutor(_STEP_THREADS, thread_name_prefix="step"))
+        threads = stack.enter_context(ThreadPoolExecutor(STEP_THREADS, thread_name_prefix="step"))
         for worker in _workers(settings, client, host, bucket, gateway, metrics, threads):
             await stack.enter_async_context(worker)
         sweeper = asyncio.create_task(sweep_forever(host, client))
@@ -88,21 +88,6 @@ def _workers(
     """One worker for each queue: what any host can do, and what only the host of the lease can."""
     leases = Leases(settings, host, bucket)
     agent = Agent(settings, host, bucket, gateway, client, asyncio.get_running_loop(), metrics.take_result)
-
-    def worker(queue: str, activities: Sequence[Callable[..., Any]], workflows: Sequence[type] = ()) -> Worker:
-        return Worker(
-            client,
-            task_queue=queue,
-            workflows=workflows,
-            activities=activities,
-            activity_executor=threads,
-            max_concurrent_activities=_STEP_THREADS,
-            graceful_shutdown_timeout=_GRACE,
-            # Live progress and cancellation ride on heartbeats, so they may not be held back for long.
-            max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
-            default_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
-        )
-
     machines = Machines(settings, host, bucket)
     shared: list[Callable[..., Any]] = [leases.reserve_host, Finish(bucket).finish_run]
     own: list[Callable[..., Any]] = [
@@ -116,7 +101,32 @@ def _workers(
         Artifacts(settings, host, bucket).collect_artifacts,
         leases.release_machine,
     ]
-    return [worker(settings.task_queue, shared, [TaskWorkflow]), worker(host_queue(settings), own)]
+    return [
+        make_worker(client, settings.task_queue, threads, shared, [TaskWorkflow]),
+        make_worker(client, host_queue(settings), threads, own),
+    ]
+
+
+def make_worker(
+    client: Client,
+    queue: str,
+    threads: ThreadPoolExecutor,
+    activities: Sequence[Callable[..., Any]],
+    workflows: Sequence[type] = (),
+) -> Worker:
+    """The poller of one queue, not started yet."""
+    return Worker(
+        client,
+        task_queue=queue,
+        workflows=workflows,
+        activities=activities,
+        activity_executor=threads,
+        max_concurrent_activities=STEP_THREADS,
+        graceful_shutdown_timeout=_GRACE,
+        # Live progress and cancellation ride on heartbeats, so they may not be held back for long.
+        max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
+        default_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
+    )
 
 
 async def _bucket(settings: Settings, stopping: asyncio.Event) -> Bucket | None:

@@ -4,6 +4,9 @@
 #   BASE KERNEL INITRD COMMAND_LINE   the image        ACCEL CPU        what QEMU runs it with
 #   CPUS MEMORY DISK                  the shape        PORT             a free port of loopback for the guest's SSH
 #   MARKS                             file that takes a line for each step reached: its name and the time in unix seconds
+# and, where machines are restored:
+#   KEPT                              directory of a machine that keep_machine has left, and restore_machine copies
+#   GUEST_USER                        who enters the guest; default: agent
 set -euo pipefail
 export LC_ALL=C
 
@@ -29,7 +32,8 @@ start_machine() {
         -drive file=root.qcow2,if=virtio,cache=unsafe \
         -nic "user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:$PORT-:22" \
         -device virtio-serial-pci -chardev socket,id=identity,path=identity.sock,server=on,wait=off \
-        -device virtserialport,chardev=identity,name=org.taskyard.identity "$@" </dev/null >qemu.log 2>&1 &
+        -device virtserialport,chardev=identity,name=org.taskyard.identity \
+        -monitor unix:monitor.sock,server=on,wait=off "$@" </dev/null >qemu.log 2>&1 &
     qemu=$!
     trap 'kill -9 $qemu' EXIT
 }
@@ -48,5 +52,40 @@ introduce_machine() {
 guest() {
     ssh -i client -p "$PORT" -o IdentitiesOnly=yes -o UserKnownHostsFile=known_hosts -o HostKeyAlias=guest \
         -o KexAlgorithms=curve25519-sha256 -o Ciphers=aes128-ctr -o MACs=hmac-sha2-256-etm@openssh.com \
-        -o ControlMaster=auto -o ControlPath=mux -o ControlPersist=yes -o LogLevel=ERROR agent@127.0.0.1 "$@"
+        -o ControlMaster=auto -o ControlPath=mux -o ControlPersist=yes -o LogLevel=ERROR "${GUEST_USER:-agent}@127.0.0.1" "$@"
+}
+
+# enter_machine: returns at the end of the first command over a new connection; fails when QEMU ends.
+enter_machine() {
+    until guest true; do
+        kill -0 "$qemu"
+        sleep 0.01
+    done
+}
+
+# leave_machine: close the connection.
+leave_machine() {
+    guest -O exit 2>/dev/null
+}
+
+# save_machine NAME: the machine's memory into its own disk, under this name, and QEMU ends.
+save_machine() {
+    printf 'savevm %s\nquit\n' "$1" | socat -t 600 - UNIX-CONNECT:monitor.sock >monitor.log
+    wait "$qemu" || :
+    trap - EXIT
+    if grep -q Error monitor.log; then cat monitor.log && return 1; fi
+}
+
+# keep_machine: save the machine, with what is needed to enter it, for restore_machine.
+keep_machine() {
+    save_machine entered
+    mkdir "$KEPT.draft"
+    mv root.qcow2 client known_hosts "$KEPT.draft"
+    mv "$KEPT.draft" "$KEPT"
+}
+
+# restore_machine: a copy of the machine in $KEPT goes on where that one stood.
+restore_machine() {
+    cp --preserve=mode --sparse=always --reflink=auto "$KEPT"/* .
+    start_machine -loadvm entered
 }

@@ -13,13 +13,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from temporalio.client import WorkflowHistory
 
 from benchmarks import lab as lab_module
 from benchmarks.case import Case, Figure, Run, Sides, Stopwatch
 from benchmarks.lab import Lab
+from benchmarks.log_latency import LINES, latencies
 from benchmarks.measurements import Machine, Results, load_results, make_result
 from benchmarks.page import BEGIN, END, block, publish, table
 from benchmarks.runner import choose, measure
+from benchmarks.step_times import read_steps
 from foundation.errors import InvalidParameter, TaskyardError
 
 MACHINE = Machine(cores=2, processor="P", memory=4 * 2**30, acceleration="tcg", qemu="QEMU 7", system="Linux 6")
@@ -171,6 +174,36 @@ def test_laps_of_one_name_add_up() -> None:
     for name, at in (("a", 101.0), ("b", 103.0), ("a", 106.0)):
         watch.lap(name, at)
     assert watch.laps == {"a": 4.0, "b": 2.0}
+
+
+def test_a_guest_whose_clock_is_wrong_and_slow_changes_no_latency() -> None:
+    def there(here: float) -> float:
+        return here * 0.99 + 100
+
+    # The quickest look is the one that counts: the others were held up on one side only.
+    looks = [(at, there(at + 0.001), at + 0.002 if at % 20 == 3 else at + 2) for at in map(float, range(40))]
+    arrivals = [(5 + number / 10, there(5 + number / 10 - 0.05)) for number in range(LINES)]
+    figures = latencies(arrivals, looks).figures
+    assert (figures["median"], figures["p99"]) == pytest.approx((50, 50), abs=0.5)
+    with pytest.raises(TaskyardError, match=f"Of {LINES} lines that were written, {LINES - 1} came"):
+        latencies(arrivals[1:], looks)
+
+
+def test_steps_of_a_run_follow_one_another_without_those_beside_them() -> None:
+    recorded = Path(__file__).parent.parent / "histories" / "completed.json"
+    steps = list(read_steps(WorkflowHistory.from_json("task-completed", recorded.read_text()).events))
+    assert [step.name for step in steps] == [
+        "reserve_host",
+        "stage_repository",
+        "provision_machine",
+        "inject_secrets",
+        "run_agent",
+        "collect_artifacts",
+        "release_machine",
+        "finish_run",
+    ]
+    moments = [moment for step in steps for moment in (step.began, step.ended)]
+    assert moments == sorted(moments)
 
 
 _INTERRUPTED = """

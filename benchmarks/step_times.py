@@ -1,0 +1,49 @@
+"""Where a run's time goes, from its history in Temporal: each step from its start to its end, and what lies between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from temporalio.api.history.v1 import HistoryEvent
+
+from api.snapshot import workflow_id
+from foundation.engine import connect_engine
+from foundation.settings import Settings
+from workflows import steps
+
+# Those that a run makes beside another step.
+_BESIDE = (steps.CLOSE.name, steps.DELIVER.name, steps.STOP_AGENT.name)
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One step that a run waited for; unix times of its last attempt's start and of its end."""
+
+    name: str
+    began: float
+    ended: float
+
+
+async def step_times(settings: Settings, task_id: str) -> list[StepTime]:
+    """The steps of a run one after another, as far as they have succeeded."""
+    client = await connect_engine(settings)
+    history = await client.get_workflow_handle(workflow_id(task_id)).fetch_history()
+    return list(read_steps(history.events))
+
+
+def read_steps(events: Iterable[HistoryEvent]) -> Iterator[StepTime]:
+    """The same from the events of a history."""
+    by_id: dict[int, HistoryEvent] = {}
+    for event in events:
+        by_id[event.event_id] = event
+        done = event.activity_task_completed_event_attributes
+        if not done.started_event_id:
+            continue
+        name = by_id[done.scheduled_event_id].activity_task_scheduled_event_attributes.activity_type.name
+        if name not in _BESIDE:
+            yield StepTime(name, _unix(by_id[done.started_event_id]), _unix(event))
+
+
+def _unix(event: HistoryEvent) -> float:
+    return event.event_time.ToNanoseconds() / 1e9

@@ -1,0 +1,81 @@
+"""Runs finished one after another without machines, beside a bare Temporal workflow of six activities."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+
+from api.snapshot import workflow_id
+from benchmarks.bare_workflow import ACTIVITIES, BareWorkflow, bare_step
+from benchmarks.case import Case, Figure, Run, Sides
+from benchmarks.lab import Lab
+from benchmarks.stand_ins import manifest, stand_in_worker
+from cli.stack import Stack
+from foundation.engine import connect_engine
+from foundation.errors import TaskyardError
+from worker.main import STEP_THREADS, make_worker
+
+RUNS = 60
+AT_ONCE = 15
+
+
+@contextmanager
+def _open(lab: Lab) -> Iterator[Sides]:
+    with Stack(lab.settings, parts=("temporal", "bucket", "server")):
+        yield Sides(lambda: asyncio.run(_ours(lab)), lambda: asyncio.run(_by_hand(lab)))
+
+
+async def _ours(lab: Lab) -> Run:
+    client = await connect_engine(lab.settings)
+    url = f"http://127.0.0.1:{lab.settings.api_port}/api/v1/tasks"
+    async with stand_in_worker(lab.settings, client), httpx.AsyncClient(timeout=60) as http:
+
+        async def run_one() -> None:
+            reply = await http.post(url, json=manifest())
+            reply.raise_for_status()
+            status = await client.get_workflow_handle(workflow_id(reply.json()["task_id"])).result()
+            if status["state"] != "completed":
+                raise TaskyardError(f"A run without a machine ended as {status}")
+
+        return await _timed(run_one)
+
+
+async def _by_hand(lab: Lab) -> Run:
+    client = await connect_engine(lab.settings)
+    queue = f"bare-{uuid.uuid4().hex[:8]}"
+    with ThreadPoolExecutor(STEP_THREADS) as threads:
+        async with make_worker(client, queue, threads, [bare_step], [BareWorkflow]):
+
+            async def run_one() -> None:
+                await client.execute_workflow(BareWorkflow.run, "text", id=uuid.uuid4().hex, task_queue=queue)
+
+            return await _timed(run_one)
+
+
+async def _timed(run_one: Callable[[], Awaitable[None]]) -> Run:
+    """Milliseconds for each of many runs, some of them at any time under way."""
+    left = iter(range(RUNS))
+
+    async def run_some() -> None:
+        for _ in left:
+            await run_one()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(run_some() for _ in range(AT_ONCE)))
+    return Run({"per-run": 1000 * (time.perf_counter() - began) / RUNS})
+
+
+CASE = Case(
+    name="throughput",
+    title=f"{RUNS} runs without machines, {AT_ONCE} at once",
+    by_hand=f"a bare Temporal workflow of {ACTIVITIES} activities that do nothing, on the same server",
+    figures=(Figure("per-run", "for each finished run", unit="ms", ratio_limit=1 / 0.7),),
+    open=_open,
+    warm_up=True,
+)
