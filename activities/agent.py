@@ -49,7 +49,7 @@ WORKSPACE = "/workspace"
 _EMULATED = {"BUN_JSC_useConcurrentGC": "0", "BUN_JSC_useDFGJIT": "0"}
 
 _HEARTBEAT_SECONDS = 1.0
-_SIGNAL_SECONDS = 10.0
+_UPDATE_SECONDS = 10.0
 
 
 class RunGateway(Protocol):
@@ -65,7 +65,7 @@ class RunGateway(Protocol):
 class Agent:
     """Steps that run Claude Code in the guest of a lease.
 
-    ``client`` and ``loop`` let the follower's thread signal its workflow; ``on_result`` hears how each agent ended.
+    ``client`` and ``loop`` let the follower's thread speak to its workflow; ``on_result`` hears how each agent ended.
     """
 
     def __init__(
@@ -155,13 +155,17 @@ class Agent:
     def _is_emulated(self, machine_id: str) -> bool:
         return self._host.record(machine_id).acceleration == "tcg"
 
-    def _turn_end_teller(self) -> Callable[[int], None]:
+    def _turn_end_teller(self) -> Callable[[int], bool]:
         info = activity.info()
         workflow = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
 
-        def tell(results: int) -> None:
-            signal = workflow.signal("turn_ended", TurnEnded(results=results))
-            asyncio.run_coroutine_threadsafe(signal, self._loop).result(_SIGNAL_SECONDS)
+        def tell(results: int) -> bool:
+            # Another attempt that tells the same is given the same answer.
+            update = workflow.execute_update(
+                "end_turn", TurnEnded(results=results), id=f"turn-{results}", result_type=bool
+            )
+            closed: bool = asyncio.run_coroutine_threadsafe(update, self._loop).result(_UPDATE_SECONDS)
+            return closed
 
         return tell
 

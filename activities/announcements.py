@@ -24,3 +24,8 @@ def announce(bucket: Bucket, task_id: str, kind: str, message: str, **facts: Any
 def announce_state(bucket: Bucket, task_id: str, state: str, message: str) -> None:
     """The run has entered ``state``."""
     announce(bucket, task_id, "state_change", message, state=state)
+
+
+def announce_teardown(bucket: Bucket, task_id: str) -> None:
+    """The run's machine is gone."""
+    announce(bucket, task_id, "teardown", "The machine is torn down.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ import structlog
 from pathspec import GitIgnoreSpec
 from temporalio import activity
 
-from activities.announcements import announce, announce_state
+from activities.announcements import announce, announce_state, announce_teardown
 from activities.failures import boundary
 from activities.git import without_credentials
 from activities.heartbeat import beating
@@ -59,9 +59,11 @@ class Artifacts:
     def collect_artifacts(self, request: CollectRequest) -> CollectResult:
         """Store patch, list of untracked files, the patterns' files and metadata; a repeated call replaces them.
 
-        What can be had is stored first; then what failed is raised.
+        What can be had is stored first; then what failed is raised. Only after that the machine is let go.
         """
         with beating():
+            if activity.info().attempt > 1 and request.release and self._is_gone(request.machine_id):
+                return _result(stored.index(self._bucket, request.task_id), released=True)
             announce_state(self._bucket, request.task_id, TaskState.COMPLETING, STATE_MESSAGES[TaskState.COMPLETING])
             redactor = Redactor(self._secrets(request))
             collection = _Collection(self._settings, self._host, self._bucket, request, redactor)
@@ -70,7 +72,25 @@ class Artifacts:
             announce(self._bucket, request.task_id, "artifacts", f"Collected {len(artifacts)} artifacts, {size}.")
             if collection.failure:
                 raise collection.failure
-        return CollectResult(artifacts=[Artifact.model_validate(each.model_dump()) for each in artifacts])
+            return _result(artifacts, released=request.release and self._let_go(request))
+
+    def _is_gone(self, machine_id: str) -> bool:
+        """True when an earlier attempt has torn the machine down, which it did after all was stored."""
+        try:
+            self._host.record(machine_id)
+        except MachineNotFound:
+            return True
+        return False
+
+    def _let_go(self, request: CollectRequest) -> bool:
+        try:
+            self._host.destroy(request.machine_id)
+        except MachineError as error:
+            # The step whose work it is otherwise tries it again.
+            log.warning("the machine could not be torn down", machine=request.machine_id, error=error.message)
+            return False
+        announce_teardown(self._bucket, request.task_id)
+        return True
 
     def _secrets(self, request: CollectRequest) -> dict[str, str]:
         """Values to take out of the artifacts. They must be known, unless the run never got them."""
@@ -80,6 +100,11 @@ class Artifacts:
             if any(transition.state is TaskState.RUNNING for transition in request.status.transitions):
                 raise
             return {}
+
+
+def _result(artifacts: Sequence[stored.StoredArtifact], *, released: bool) -> CollectResult:
+    taken = [Artifact.model_validate(each.model_dump()) for each in artifacts]
+    return CollectResult(artifacts=taken, released=released)
 
 
 @contextmanager

@@ -16,8 +16,8 @@ class Follower:
     """One attempt's look at the agent. A later attempt goes on where the run log ends.
 
     An agent that writes more than ``most_bytes`` is killed, and the rest of its output stays in the guest.
-    ``on_turn_end`` is called with the count of results when the agent waits for input; ``on_tick`` often, with
-    nothing, and may raise to leave.
+    ``on_turn_end`` is called with the count of results when the agent waits for input, and says whether to close its
+    session; ``on_tick`` often, with nothing, and may raise to leave.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class Follower:
         output: AgentOutput,
         hang_timeout: timedelta,
         most_bytes: int,
-        on_turn_end: Callable[[int], None],
+        on_turn_end: Callable[[int], bool],
         on_tick: Callable[[], None],
     ) -> None:
         self._output = output
@@ -68,7 +68,7 @@ class Follower:
                 case None:
                     pass
             self._writer.flush()
-            self._tell_turn_end()
+            self._tell_turn_end(session)
             self._on_tick()
             if sum(written.values()) > self._most_bytes:
                 self.overflowed = True
@@ -87,8 +87,9 @@ class Follower:
         for line in lines:
             take(line.decode(errors="replace"), len(line) + 1, at)
 
-    def _tell_turn_end(self) -> None:
+    def _tell_turn_end(self, session: AgentSession) -> None:
         results = self._output.results
         if self._output.idle and results > self._told_results:
-            self._on_turn_end(results)
+            if self._on_turn_end(results):
+                session.close()
             self._told_results = results

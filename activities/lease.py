@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities.announcements import announce
+from activities.announcements import announce, announce_teardown
 from activities.failures import boundary
 from activities.heartbeat import beating
 from foundation.settings import Settings
@@ -93,5 +93,5 @@ class Leases:
                 )
                 return ReleaseResult(ssh_command=command, preserved_until=until)
             self._host.destroy(request.machine_id)
-            announce(self._bucket, request.task_id, "teardown", "The machine is torn down.")
+            announce_teardown(self._bucket, request.task_id)
             return ReleaseResult()

@@ -79,7 +79,7 @@ async def stand_in_worker(
 class StandIns:
     """Each step answers at once, as the real one does when all goes well.
 
-    The agent ends its turn, which its run is told by a signal, and its process when its session is closed. A ``held``
+    The agent ends its turn, of which its run is told, and its process when its session is to be closed. A ``held``
     one is at work until ``let_go``, and sends heartbeats.
     """
 
@@ -134,8 +134,8 @@ class StandIns:
                 await asyncio.wait_for(self._over.wait(), _BEAT_SECONDS)
         info = activity.info()
         run = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
-        await run.signal("turn_ended", TurnEnded(results=1))
-        await self._closed[request.machine_id].wait()
+        if not await run.execute_update("end_turn", TurnEnded(results=1), result_type=bool):
+            await self._closed[request.machine_id].wait()
         return AgentResult(exit_code=0, result="Done.")
 
     @activity.defn(name=steps.CLOSE.name)
@@ -144,9 +144,9 @@ class StandIns:
         self._closed[request.machine_id].set()
 
     @activity.defn(name=steps.COLLECT.name)
-    async def collect(self, _: CollectRequest) -> CollectResult:
-        """No artifacts."""
-        return CollectResult()
+    async def collect(self, request: CollectRequest) -> CollectResult:
+        """No artifacts, and nothing to tear down."""
+        return CollectResult(released=request.release)
 
     @activity.defn(name=steps.RELEASE.name)
     async def release(self, _: ReleaseRequest) -> ReleaseResult:

@@ -49,7 +49,7 @@ class UserMessage(Message):
 
 
 class TurnEnded(Message):
-    """Payload of the signal ``turn_ended``, sent by the follower: the agent has answered and waits for input."""
+    """Payload of the update ``end_turn``, sent by the follower: the agent has answered and waits for input."""
 
     results: int
 
@@ -262,7 +262,8 @@ class DeliverRequest(Message):
 class CollectRequest(Message):
     """Collect artifacts from the workspace disk, whether the guest lives or not.
 
-    ``status`` becomes metadata.json; ``secrets`` are redacted from what is stored.
+    ``status`` becomes metadata.json; ``secrets`` are redacted from what is stored. With ``release`` the machine is torn
+    down once all is stored.
     """
 
     task_id: str
@@ -273,6 +274,7 @@ class CollectRequest(Message):
     secrets: list[SecretReference] = []
     agent: AgentResult | None = None
     status: TaskStatus
+    release: bool = False
 
 
 class Artifact(Message):
@@ -288,9 +290,10 @@ class Artifact(Message):
 
 
 class CollectResult(Message):
-    """What was stored."""
+    """What was stored, and whether the machine is torn down."""
 
     artifacts: list[Artifact] = []
+    released: bool = False
 
 
 class ReleaseRequest(Message):

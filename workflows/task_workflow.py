@@ -79,6 +79,7 @@ class TaskWorkflow:
         self._message_ids: set[str] = set()
         self._close_wanted = False
         self._idle = False
+        self._closed = False
 
     @workflow.signal(description="End the run: stop the agent, collect its artifacts, tear the machine down")
     def cancel(self, request: CancelRequest | None = None) -> None:
@@ -103,9 +104,16 @@ class TaskWorkflow:
         """Public API: ends a run with ``headless: false`` as a success."""
         self._close_wanted = True
 
-    @workflow.signal(description="Sent by Taskyard's own follower when the agent has answered")
+    @workflow.update(description="Sent by Taskyard's own follower when the agent has answered")
+    def end_turn(self, _: TurnEnded) -> bool:
+        """Not public: the follower tells that the agent waits for input, and closes the session when this is true."""
+        self._idle = True
+        self._closed = self._closed or (self._may_close() and not self._messages)
+        return self._closed
+
+    @workflow.signal(description="How followers of earlier versions tell that the agent has answered")
     def turn_ended(self, _: TurnEnded) -> None:
-        """Not public: the follower tells that the agent waits for input."""
+        """Not public."""
         self._idle = True
 
     @workflow.query(description="State, times, machine, outcome and manifest of the run")
@@ -254,10 +262,12 @@ class TaskWorkflow:
         """Deliver messages in order, one at a time, and close the session when nothing more is to come.
 
         Serving both here is what makes the close safe: no message can slip in between the look at the queue and
-        the close, since this one coroutine does both.
+        the close, since this one coroutine does both. A follower that was told to close takes it from here.
         """
         while True:
             await workflow.wait_condition(lambda: bool(self._messages) or self._may_close())
+            if self._closed:
+                return
             if self._messages:
                 message_id, text = self._messages[0]
                 self._idle = False
@@ -276,10 +286,11 @@ class TaskWorkflow:
 
     async def _complete(self, agent: AgentResult | None) -> None:
         """Collect what is there and let go of the machine, whatever happened before."""
+        gone = False
         if self._staged is not None:
             self._enter(TaskState.COMPLETING, remember=True)
             try:
-                await self._start(
+                collected = await self._start(
                     steps.COLLECT,
                     CollectRequest(
                         task_id=self._task_id,
@@ -290,15 +301,20 @@ class TaskWorkflow:
                         secrets=self._manifest.secrets,
                         agent=agent,
                         status=self._status,
+                        # The machine of a run that went well is never kept, whatever comes meanwhile.
+                        release=self._status.cause is None,
                     ),
                     "Collect the artifacts",
                 )
+                gone = collected.released
             except ActivityError as error:
                 end = self._ended_by(steps.COLLECT, error)
                 self._take_cause(end.cause, end.error)
         if self._cancel is not None:
             end = self._cancellation()
             self._take_cause(end.cause, end.error)
+        if gone:
+            return
         preserve = self._outcome() is TaskState.FAILED and self._manifest.lifecycle.failure_action == "preserve"
         try:
             released = await self._start(

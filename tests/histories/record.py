@@ -22,7 +22,15 @@ from foundation.engine import connect_engine
 from tests.integration.fake_steps import FakeSteps
 from tests.stack_settings import isolated_settings
 from workflows.manifest import parse
-from workflows.messages import AgentResult, CancelRequest, TaskStatus, TaskSubmission, TurnEnded, UserMessage
+from workflows.messages import (
+    AgentResult,
+    CancelRequest,
+    CollectResult,
+    TaskStatus,
+    TaskSubmission,
+    TurnEnded,
+    UserMessage,
+)
 from workflows.states import Cause
 from workflows.task_workflow import TaskWorkflow
 
@@ -33,6 +41,14 @@ async def completed(fake: FakeSteps, run: Any) -> None:
     await fake.agent_running.wait()
     await run.signal(TaskWorkflow.user_message, UserMessage(text="more", id="1"))
     await run.signal(TaskWorkflow.turn_ended, TurnEnded(results=1))
+
+
+async def closed(fake: FakeSteps, run: Any) -> None:
+    """As most runs go: the agent answers, its session is closed, and its machine goes once it has been read."""
+    fake.instead["collect"] = lambda _: CollectResult(released=True)
+    await fake.agent_running.wait()
+    await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=1))
+    fake.agent_over.set()
 
 
 async def cancelled(fake: FakeSteps, run: Any) -> None:
@@ -55,6 +71,7 @@ def refuse(_request: Any) -> None:
 
 PATHS: dict[str, Callable[[FakeSteps, Any], Awaitable[None]]] = {
     "completed": completed,
+    "closed": closed,
     "cancelled": cancelled,
     "failed_preserved": preserved,
     "not_staged": not_staged,
@@ -110,7 +127,9 @@ async def main() -> None:
         with Stack(settings, parts=("temporal",)):
             client = await connect_engine(settings)
             for name in PATHS:
-                await record(client, name)
+                # Those that are there stay as they are.
+                if not (HISTORIES / f"{name}.json").exists():
+                    await record(client, name)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,15 @@ from temporalio.worker import Worker
 
 from tests.integration.fake_steps import FakeSteps
 from workflows.manifest import Manifest, parse
-from workflows.messages import AgentResult, CancelRequest, TaskStatus, TaskSubmission, TurnEnded, UserMessage
+from workflows.messages import (
+    AgentResult,
+    CancelRequest,
+    CollectResult,
+    TaskStatus,
+    TaskSubmission,
+    TurnEnded,
+    UserMessage,
+)
 from workflows.states import Cause, TaskState
 from workflows.task_workflow import STATE_KEY, TaskWorkflow
 
@@ -83,10 +91,13 @@ async def test_takes_a_run_through_its_states_and_closes_a_headless_session(fake
     run = await start()
     await fake.agent_running.wait()
     assert (await run.query(TaskWorkflow.status)).state is TaskState.RUNNING
-    await run.signal(TaskWorkflow.turn_ended, TurnEnded(results=1))
+    assert await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=1))
+    await run.signal(TaskWorkflow.user_message, UserMessage(text="too late", id="late"))
+    fake.agent_over.set()
     async with outcome(run) as status:
         assert status.state is TaskState.COMPLETED
         assert status.cause is None
+        assert status.undelivered_messages == ["late"]
         assert [step.state for step in status.transitions] == [
             TaskState.PENDING,
             TaskState.STAGING,
@@ -97,8 +108,9 @@ async def test_takes_a_run_through_its_states_and_closes_a_headless_session(fake
             TaskState.COMPLETED,
         ]
     assert fake.calls == [
-        "reserve", "stage", "provision", "run_agent", "close", "collect", "release", "finish",
+        "reserve", "stage", "provision", "run_agent", "collect", "release", "finish",
     ]  # fmt: skip
+    assert fake.requests["collect"].release
     assert fake.requests["finish"].status.state is TaskState.COMPLETED
     history = await run.fetch_history()
     assert len(history.events) <= 80
@@ -107,12 +119,21 @@ async def test_takes_a_run_through_its_states_and_closes_a_headless_session(fake
     assert description.typed_search_attributes[STATE_KEY] == "completed"
 
 
+async def test_a_machine_that_was_let_go_after_it_was_read_is_not_released_again(fake: FakeSteps, start: Any) -> None:
+    fake.instead["collect"] = lambda _: CollectResult(released=True)
+    fake.agent_over.set()
+    async with outcome(await start()) as status:
+        assert status.state is TaskState.COMPLETED
+    assert fake.calls[-2:] == ["collect", "finish"]
+
+
 async def test_a_failed_agent_fails_the_run_after_its_artifacts_are_collected(fake: FakeSteps, start: Any) -> None:
     fake.instead["run_agent"] = lambda _: AgentResult(exit_code=1, cause=Cause.AGENT_EXIT, error="exited with code 1")
     async with outcome(await start()) as status:
         assert (status.state, status.cause, status.exit_code) == (TaskState.FAILED, Cause.AGENT_EXIT, 1)
         assert status.error == "exited with code 1"
     assert fake.calls[-3:] == ["collect", "release", "finish"]
+    assert not fake.requests["collect"].release
     assert not fake.requests["release"].preserve
 
 
@@ -219,11 +240,12 @@ async def test_messages_reach_the_agent_in_order_and_once_and_keep_the_session_o
     await run.signal(TaskWorkflow.user_message, UserMessage(text="first", id="1"))
     await run.signal(TaskWorkflow.user_message, UserMessage(text="second"))
     await until(lambda: "deliver" in fake.calls)
-    await run.signal(TaskWorkflow.turn_ended, TurnEnded(results=1))
+    assert not await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=1))
     hold.set()
     await until(lambda: len(fake.delivered) == 2)
     assert "close" not in fake.calls
-    await run.signal(TaskWorkflow.turn_ended, TurnEnded(results=2))
+    assert await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=2))
+    fake.agent_over.set()
     async with outcome(run) as status:
         assert status.state is TaskState.COMPLETED
     assert fake.delivered == ["first", "second"]
@@ -232,10 +254,10 @@ async def test_messages_reach_the_agent_in_order_and_once_and_keep_the_session_o
 async def test_an_interactive_session_stays_open_until_it_is_closed(fake: FakeSteps, start: Any) -> None:
     run = await start(a_manifest(claude={"headless": False}))
     await fake.agent_running.wait()
-    await run.signal(TaskWorkflow.turn_ended, TurnEnded(results=1))
+    assert not await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=1))
     await run.signal(TaskWorkflow.user_message, UserMessage(text="more"))
     await until(lambda: fake.delivered == ["more"])
-    await run.signal(TaskWorkflow.turn_ended, TurnEnded(results=2))
+    assert not await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=2))
     assert "close" not in fake.calls
     await run.signal(TaskWorkflow.close)
     async with outcome(run) as status:

@@ -40,7 +40,7 @@ class Endless:
 def follow(bucket: MemoryBucket, agent: Endless, most_bytes: int) -> tuple[Ended, Follower]:
     writer = RunLogWriter(bucket, TASK, Redactor({}))
     follower = Follower(
-        writer, AgentOutput(), timedelta(hours=1), most_bytes, on_turn_end=lambda _: None, on_tick=lambda: None
+        writer, AgentOutput(), timedelta(hours=1), most_bytes, on_turn_end=lambda _: False, on_tick=lambda: None
     )
     return follower.follow(cast("AgentSession", agent), writer.resume()), follower
 
