@@ -150,9 +150,7 @@ CREATE = Case(
     by_hand=f"{_BY_HAND}, in the same pattern (`benchmarks/by_hand/create.sh`)",
     figures=(
         Figure("in-turn", f"{_ONE_AFTER_ANOTHER} machines one after another, median to the first command"),
-        Figure(
-            "staggered", f"{_AT_ONCE} machines, one every {_STAGGER_SECONDS:g} s, median of each to its first command"
-        ),
+        Figure("staggered", f"{_AT_ONCE} machines, one every {_STAGGER_SECONDS:g} s, median to the first command"),
         Figure(
             "burst",
             f"{_AT_ONCE} machines at once, median to the first command",

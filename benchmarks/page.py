@@ -25,7 +25,7 @@ def table(results: Results) -> Table:
     for case in results.cases:
         for figure in case.figures:
             medians = [Spread.of([Spread.of(runs).median]) for runs in (figure.ours, figure.by_hand)]
-            ours, by_hand = (_shown(median, f" {figure.unit}") for median in medians)
+            ours, by_hand = (shown(median, f" {figure.unit}") for median in medians)
             numbers = [ours, f"{by_hand}{_beside(figure)}", _ratio(figure), _limits(figure)]
             made.add_row(f"{case.name}: {figure.title}", *numbers, str(case.rounds))
         made.add_section()
@@ -45,6 +45,15 @@ def publish(results: Results, page: Path) -> None:
 def block(results: Results) -> str:
     """The figures, the phases and the machine as Markdown."""
     return "\n".join([*_figures(results), "", *_phases(results), "", *_conditions(results), ""])
+
+
+def shown(spread: Spread, unit: str, digits: int | None = None) -> str:
+    """A spread as text: its median, and the lowest and highest in brackets, with as many decimals as tell something."""
+    if digits is None:
+        digits = 1 if spread.median >= 1 or spread.median == 0 else 3
+    if spread.lowest == spread.highest:
+        return f"{spread.median:.{digits}f}{unit}"
+    return f"{spread.median:.{digits}f}{unit} ({spread.lowest:.{digits}f}–{spread.highest:.{digits}f})"  # noqa: RUF001
 
 
 def _figures(results: Results) -> Iterator[str]:
@@ -87,7 +96,7 @@ def _measured(case: CaseResult) -> str:
 
 
 def _cells(figure: FigureResult) -> list[str]:
-    ours, by_hand = (_shown(Spread.of(runs), f" {figure.unit}") for runs in (figure.ours, figure.by_hand))
+    ours, by_hand = (shown(Spread.of(runs), f" {figure.unit}") for runs in (figure.ours, figure.by_hand))
     return [ours, f"{by_hand}{_beside(figure)}", _ratio(figure)]
 
 
@@ -96,7 +105,7 @@ def _beside(figure: FigureResult) -> str:
 
 
 def _ratio(figure: FigureResult) -> str:
-    return _shown(figure.ratio, "", 2) if figure.ratio else ""
+    return shown(figure.ratio, "", 2) if figure.ratio else ""
 
 
 def _limits(figure: FigureResult) -> str:
@@ -109,18 +118,9 @@ def _limits(figure: FigureResult) -> str:
     return f"{', '.join(limits)}: {'yes' if figure.kept else 'no'}" if limits else ""
 
 
-def _shown(spread: Spread, unit: str, digits: int | None = None) -> str:
-    """A spread with as many decimals as tell something."""
-    if digits is None:
-        digits = 1 if spread.median >= 1 or spread.median == 0 else 3
-    if spread.lowest == spread.highest:
-        return f"{spread.median:.{digits}f}{unit}"
-    return f"{spread.median:.{digits}f}{unit} ({spread.lowest:.{digits}f}–{spread.highest:.{digits}f})"  # noqa: RUF001
-
-
 def _told(phases: dict[str, list[float]]) -> str:
     return f": {_listed(phases)}" if phases else ""
 
 
 def _listed(phases: dict[str, list[float]]) -> str:
-    return ", ".join(f"{name} {_shown(Spread.of([Spread.of(seconds).median]), '')}" for name, seconds in phases.items())
+    return ", ".join(f"{name} {shown(Spread.of([Spread.of(seconds).median]), '')}" for name, seconds in phases.items())

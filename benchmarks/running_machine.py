@@ -6,6 +6,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -88,10 +89,12 @@ def _pause_and_resume(stand: Stand, figures: set[str]) -> Run:
         counted = _counted(console)
 
         watch = Stopwatch()
-        host.resume(machine_id)
+        with ThreadPoolExecutor(1) as threads:
+            # The guest runs before the call that resumes it has set the guest's clock and ends.
+            seen = threads.submit(_await, lambda: _counted(console) > counted, "The paused process does not go on")
+            host.resume(machine_id)
+            goes_on = watch.lap("process goes on", seen.result())
         watch.lap("resumed")
-        _await(lambda: _counted(console) > counted, "The paused process does not go on")
-        goes_on = watch.lap("goes on")
         host.connect(machine_id).run("true")
         entered = watch.lap("first command")
         found = {
@@ -101,7 +104,8 @@ def _pause_and_resume(stand: Stand, figures: set[str]) -> Run:
             "first-command": entered,
             "beside-restore": goes_on,
         }
-        return Run({name: value for name, value in found.items() if name in figures}, watch.laps)
+        phases = watch.laps if "goes-on" in figures else {}
+        return Run({name: value for name, value in found.items() if name in figures}, phases)
 
 
 def _counted(console: Path) -> int:
@@ -110,12 +114,14 @@ def _counted(console: Path) -> int:
     return int(numbers[-1]) if numbers else 0
 
 
-def _await(condition: Callable[[], object], otherwise: str) -> None:
+def _await(condition: Callable[[], object], otherwise: str) -> float:
+    """The unix time at which the condition holds."""
     deadline = time.monotonic() + _LIMIT_SECONDS
     while not condition():
         if time.monotonic() > deadline:
             raise TaskyardError(f"{otherwise} within {_LIMIT_SECONDS:g} s")
         time.sleep(_POLL_SECONDS)
+    return time.time()
 
 
 EXEC = Case(

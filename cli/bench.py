@@ -15,7 +15,9 @@ def bench(
     patience: Annotated[
         float, typer.Option(min=0, help="Most seconds to wait before each run for the host to be quiet.")
     ] = 20.0,
-    publish: Annotated[bool, typer.Option("--publish", help="Write the figures into docs/performance.md too.")] = False,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Write docs/performance.md and docs/performance.svg from the figures too.")
+    ] = False,
     known: Annotated[bool, typer.Option("--list", help="Print the names of the cases and exit.")] = False,
 ) -> None:
     """Measure Taskyard beside the same work done by hand, in turns, and keep the figures in benchmarks/results."""
@@ -28,6 +30,7 @@ def bench(
         from benchmarks.measurements import LATEST, load_results, this_machine
         from benchmarks.page import PAGE, table
         from benchmarks.page import publish as write_page
+        from benchmarks.plot import PLOT, draw
         from benchmarks.runner import CASES, choose, measure
         from benchmarks.view import View
     except ModuleNotFoundError as error:
@@ -50,7 +53,8 @@ def bench(
     console.print(f"Every run is in {LATEST}.", soft_wrap=True)
     if publish:
         write_page(results, PAGE)
-        console.print(f"The figures are in {PAGE}.", soft_wrap=True)
+        draw(results, PLOT)
+        console.print(f"The figures are in {PAGE} and {PLOT}.", soft_wrap=True)
 
 
 def _interrupt_once(_number: int, _frame: FrameType | None) -> None:

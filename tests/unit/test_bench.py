@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import psutil
 import pytest
@@ -21,7 +22,9 @@ from benchmarks.lab import Lab
 from benchmarks.log_latency import LINES, latencies
 from benchmarks.measurements import Machine, Results, load_results, make_result
 from benchmarks.page import BEGIN, END, block, publish, table
+from benchmarks.plot import picture
 from benchmarks.runner import choose, measure
+from benchmarks.sample_tree import make_tree
 from benchmarks.step_times import read_steps
 from foundation.errors import InvalidParameter, TaskyardError
 
@@ -50,15 +53,17 @@ def a_case(name: str = "case", ours: Iterator[float] = iter([]), by_hand: Iterat
     def opened(_: Lab) -> Iterator[Sides]:
         yield Sides(lambda: a_run(next(ours)), lambda: a_run(next(by_hand)))
 
-    return Case(name, name.title(), "plain tools", (Figure("whole", "the whole"),), opened, **more)
+    figures = more.pop("figures", (Figure("whole", "the whole"),))
+    return Case(name, name.title(), "plain tools", figures, opened, **more)
 
 
 def a_run(seconds: float) -> Run:
     return Run({"whole": seconds}, {"first": seconds / 4, "rest": seconds * 3 / 4})
 
 
-def a_result(name: str, *pairs: tuple[float, float]):
-    return make_result(a_case(name), [(a_run(mine), a_run(theirs)) for mine, theirs in pairs], MORNING, 0.5)
+def a_result(name: str, *pairs: tuple[float, float], **figure):
+    case = a_case(name, figures=(Figure("whole", "the whole", **figure),))
+    return make_result(case, [(a_run(mine), a_run(theirs)) for mine, theirs in pairs], MORNING, 0.5)
 
 
 def gone(pid: int) -> bool:
@@ -101,6 +106,47 @@ def test_ratio_is_taken_round_by_round() -> None:
     # A machine that slows down fivefold in the second round changes no ratio.
     ratio = a_result("case", (1, 2), (5, 10), (3, 2)).figures[0].ratio
     assert (ratio.median, ratio.lowest, ratio.highest) == (0.5, 0.5, 1.5)
+
+
+def test_there_is_no_ratio_to_nothing() -> None:
+    result = a_result("case", (0, 0), (1, 2), unit="%", limit=1)
+    assert (result.figures[0].ratio, result.figures[0].kept) == (None, True)
+    assert "| 0.500 % (0.000–1.000) | 1.0 % (0.0–2.0) |  | 2 | ≤ 1 %: yes |" in block(  # noqa: RUF001
+        Results(machine=MACHINE, cases=[result])
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ({"limit": 2}, "≤ 2 s: yes"),
+        ({"limit": 1.5}, "≤ 1.5 s: no"),
+        ({"ratio_limit": 0.5, "limit": 3}, "≤ 3 s, ratio ≤ 0.5: yes"),
+        ({"ratio_limit": 0.4, "limit": 3}, "≤ 3 s, ratio ≤ 0.4: no"),
+        ({}, ""),
+    ],
+)
+def test_medians_are_held_to_their_limits(limits: dict[str, float], told: str) -> None:
+    # One slow round does not count, neither in the numbers nor in the ratios.
+    result = a_result("case", (2, 4), (9, 4), (2, 4), beside="cold boot", **limits)
+    assert f" 4.0 s (cold boot) | 0.50 (0.50–2.25) | 3 | {told} |" in block(  # noqa: RUF001
+        Results(machine=MACHINE, cases=[result])
+    )
+
+
+def test_plot_shows_labelled_figures_and_of_other_cases_the_first() -> None:
+    figures = (Figure("whole", "a"), Figure("part", "b", label="in & out"), Figure("rest", "c", label="none"))
+    numbers = [Run({"whole": 1, "part": 3, "rest": 0}), Run({"whole": 1, "part": 2, "rest": 0})]
+    labelled = make_result(a_case("many", figures=figures), [(numbers[0], numbers[1])], MORNING, 0.5)
+    drawn = ET.fromstring(picture(Results(machine=MACHINE, cases=[a_result("plain", (1, 4)), labelled])))
+    texts = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[3:] == ["Plain", "1.0 s", "4.0 s", "0.25", "in & out", "3.0 s", "2.0 s", "1.50"]
+    widths = [float(element.attrib["width"]) for element in drawn.iter("{http://www.w3.org/2000/svg}rect")][2:]
+    assert [width / widths[1] for width in widths] == pytest.approx([0.25, 1, 1.5, 1], abs=0.01)
+
+
+def test_plot_of_a_run_without_results_is_drawn() -> None:
+    assert "by hand" in picture(Results(machine=MACHINE))
 
 
 def test_unknown_case_is_refused_with_the_known_ones() -> None:
@@ -204,6 +250,24 @@ def test_steps_of_a_run_follow_one_another_without_those_beside_them() -> None:
     ]
     moments = [moment for step in steps for moment in (step.began, step.ended)]
     assert moments == sorted(moments)
+
+
+def test_laps_end_at_moments() -> None:
+    watch = Stopwatch(100.0)
+    for name, at in (("a", 101.0), ("b", 103.0), ("c", 106.0)):
+        watch.lap(name, at)
+    assert watch.moments == {"a": 1.0, "b": 3.0, "c": 6.0}
+
+
+def test_sample_tree_is_as_large_as_asked_and_always_the_same(tmp_path: Path) -> None:
+    def content(tree: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(tree)): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+
+    counts = [make_tree(tmp_path / name, 300_000) for name in ("one", "two")]
+    one, two = content(tmp_path / "one"), content(tmp_path / "two")
+    assert one == two
+    assert counts == [len(one)] * 2
+    assert sum(map(len, one.values())) == 300_000
 
 
 _INTERRUPTED = """
