@@ -21,7 +21,7 @@ from storage.bucket import ObjectInfo, ObjectStore
 from storage.reader import LogReader
 from storage.segments import LogEntry, chain_end
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.15
 _AWAY_SECONDS = 1.0
 _WINDOW_ENTRIES = 4000
 _WINDOW_CHARACTERS = 4 * 1024 * 1024

@@ -36,7 +36,7 @@ from storage.segments import (
     segment_after,
 )
 
-FLUSH_SECONDS = 0.25
+FLUSH_SECONDS = 0.15
 FLUSH_BYTES = 256 * 1024
 # While the bucket is away, a writer holds this much and then takes no more.
 _HELD_BYTES_MAX = 4 * 1024 * 1024
