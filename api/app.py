@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from api import errors, health, stream, tasks
@@ -16,6 +16,7 @@ from api.events import RunEvents
 from api.index import RunIndex
 from api.limits import BodyLimit
 from api.metrics import Metrics, RequestTimes
+from api.origins import own_origin
 from api.rates import RateHeaders, Rates
 from api.submission import MAX_BODY_BYTES
 from api.watch import RunWatches
@@ -49,6 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=health.VERSION,
         summary="Runs coding-agent tasks to the end, each in a throw-away virtual machine",
     )
+    app.state.settings = settings
     app.state.core = core
     app.state.bucket = bucket
     app.state.followers = followers
@@ -60,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestTimes, metrics=metrics)
     errors.install(app)
     app.include_router(stream.router)
-    app.include_router(tasks.router)
+    app.include_router(tasks.router, dependencies=[Depends(own_origin)])
     app.include_router(health.router)
     return app
 

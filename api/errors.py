@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from foundation.errors import InvalidParameter, ServiceUnavailable, TaskyardError
+from foundation.errors import InvalidParameter, OriginRefused, ServiceUnavailable, TaskyardError
 
 _log = structlog.get_logger()
 
@@ -43,7 +43,7 @@ class ErrorBody(BaseModel):
 def responses(*errors: type[TaskyardError]) -> dict[int | str, dict[str, Any]]:
     """The error answers of an endpoint, for its OpenAPI description."""
     described: dict[int | str, dict[str, Any]] = {}
-    possible: list[type[TaskyardError]] = [*errors, ServiceUnavailable]
+    possible: list[type[TaskyardError]] = [*errors, OriginRefused, ServiceUnavailable]
     for error in possible:
         known = described.get(error.http_status)
         text = (error.__doc__ or "").split("\n")[0].split("; ")[0].rstrip(".")

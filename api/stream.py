@@ -11,17 +11,25 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from api import views
 from api.events import Event, RunEvents, error_event, parse_filter
+from api.origins import own_origin
 from api.rates import Rates, address
-from foundation.errors import InvalidParameter, RateLimitExceeded, TaskNotFound, TaskyardError
+from foundation.errors import InvalidParameter, OriginRefused, RateLimitExceeded, TaskNotFound, TaskyardError
 
 router = APIRouter()
 
 NORMAL = 1000
 FAILED = 1011
 BAD_REQUEST = 4400
+FORBIDDEN = 4403
 NOT_FOUND = 4404
 TOO_MANY = 4429
 
+_CODES: dict[type[TaskyardError], int] = {
+    InvalidParameter: BAD_REQUEST,
+    OriginRefused: FORBIDDEN,
+    TaskNotFound: NOT_FOUND,
+    RateLimitExceeded: TOO_MANY,
+}
 _REASON_BYTES = 120
 
 
@@ -31,7 +39,7 @@ async def stream_events(socket: WebSocket) -> None:
 
     ``task_id`` is one run, from the first line of its log (or the line after ``after_id``) to its end, which closes
     normally; without it, all runs from now on. ``filter`` lists the kinds of events. A refusal is an event of type
-    ``error``, and then close code 4400, 4404 or 4429.
+    ``error``, and then close code 4400, 4403, 4404 or 4429.
     """
     await socket.accept()
     task_id = socket.query_params.get("task_id") or None
@@ -53,14 +61,14 @@ async def stream_events(socket: WebSocket) -> None:
 async def _send(socket: WebSocket, task_id: str | None) -> None:
     code, reason = NORMAL, "The run has ended."
     try:
+        await own_origin(socket)
         rates: Rates = socket.app.state.rates
         with rates.stream(address(socket)):
             async with aclosing(_events(socket, task_id)) as events:
                 async for event in events:
                     await _tell(socket, event)
     except TaskyardError as error:
-        codes = {InvalidParameter: BAD_REQUEST, TaskNotFound: NOT_FOUND, RateLimitExceeded: TOO_MANY}
-        code, reason = codes.get(type(error), FAILED), error.message
+        code, reason = _CODES.get(type(error), FAILED), error.message
         with suppress(WebSocketDisconnect):
             await _tell(socket, error_event(task_id, error))
     except WebSocketDisconnect:

@@ -105,6 +105,14 @@ class RateLimitExceeded(TaskyardError):
     http_status = 429
 
 
+class OriginRefused(TaskyardError):
+    """A browser sends this for a web page of another origin, which the server's settings do not allow."""
+
+    code = "origin_refused"
+    http_status = 403
+    exit_code = 4
+
+
 class Unauthorized(TaskyardError):
     """The server, or what stands before it, wants credentials."""
 

@@ -47,6 +47,11 @@ class Settings(BaseSettings):
         description="Requests of one client in a minute, by kind: submit, list, get, logs; and stream, the WebSocket "
         "streams that it may have open at once. What is not named has no limit",
     )
+    allowed_origins: list[str] = Field(
+        [],
+        description="Origins whose web pages may use the API from a browser, such as https://tasks.example.org, beside "
+        "its own pages at an IP address or localhost",
+    )
     worker_metrics_port: int = Field(
         8123, ge=0, le=65535, description="Loopback port of the worker's metrics; 0: it has none"
     )

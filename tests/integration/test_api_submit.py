@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from temporalio import activity
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
+from websockets import Origin
 from websockets.asyncio.client import connect
 
 from storage.hosts import HostRoom, live_hosts, say_room, withdraw
@@ -425,6 +426,31 @@ async def test_who_asks_too_often_is_refused_where_limits_are_set(site: ApiSite)
                 assert json.loads(await second.recv())["error"] == "rate_limit_exceeded"
                 await second.wait_closed()
             assert second.close_code == 4429
+
+
+async def test_web_pages_of_other_origins_are_refused(site: ApiSite) -> None:
+    allowed = "https://tasks.example.org"
+    own = site.settings.model_copy(update={"allowed_origins": [allowed]})
+    async with api_site(own, site.temporal, site.bucket) as guarded:
+        itself = f"http://127.0.0.1:{guarded.settings.api_port}"
+        foreign = (
+            "https://evil.example.org",
+            f"http://evil.example.org:{guarded.settings.api_port}",
+            "null",
+            "http://[",
+        )
+        # A page whose name was made to lead here calls itself by the name that it calls the service by.
+        asked = [(origin, {}) for origin in foreign] + [(foreign[1], {"host": foreign[1].removeprefix("http://")})]
+        for origin, host in asked:
+            reply = await guarded.http.post(TASKS, json=manifest(), headers={"origin": origin, **host})
+            assert (reply.status_code, reply.json()["error"]) == (403, "origin_refused")
+        for origin in (itself, allowed):
+            assert (await guarded.http.post(TASKS, json=manifest(), headers={"origin": origin})).status_code == 202
+        url = f"ws://127.0.0.1:{guarded.settings.ws_port}{TASKS}/stream"
+        async with connect(url, origin=Origin(foreign[0])) as socket:
+            assert json.loads(await socket.recv())["error"] == "origin_refused"
+            await socket.wait_closed()
+        assert socket.close_code == 4403
 
 
 async def test_services_that_are_down_give_503_and_only_there(site: ApiSite) -> None:
