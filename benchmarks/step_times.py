@@ -26,9 +26,11 @@ class StepTime:
 
 
 async def step_times(settings: Settings, task_id: str) -> list[StepTime]:
-    """The steps of a run one after another, as far as they have succeeded."""
+    """The steps of a run one after another, as far as they have succeeded; waits for the run's end."""
     client = await connect_engine(settings)
-    history = await client.get_workflow_handle(workflow_id(task_id)).fetch_history()
+    run = client.get_workflow_handle(workflow_id(task_id))
+    await run.result()
+    history = await run.fetch_history()
     return list(read_steps(history.events))
 
 

@@ -95,7 +95,8 @@ def _phases(
             watch.lap("run_agent, to the last line", min(last_line, step.ended))
             watch.lap("run_agent, to its end", step.ended)
         else:
-            watch.lap(step.name, step.ended)
+            # The last step has told the client before it is over.
+            watch.lap(step.name, min(step.ended, ended))
     watch.lap("told to the client", ended)
     return watch.laps
 
