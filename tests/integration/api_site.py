@@ -26,7 +26,8 @@ from tests.stack_settings import free_ports
 from workflows.messages import FinishRequest
 from workflows.task_workflow import TaskWorkflow
 
-PATIENCE = 30.0
+# Temporal forgets a run half a minute after it was told to.
+PATIENCE = 90.0
 
 
 @dataclass
