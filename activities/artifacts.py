@@ -39,8 +39,12 @@ METADATA = "metadata.json"
 _PATTERN_FILES_MOST = 1000
 _LEFT_OUT_TOLD = 500
 _FREEZE_SECONDS = 60
-# A freeze that a dead worker left behind is lifted first.
-_FREEZE = "fsfreeze --unfreeze /workspace 2>/dev/null; mountpoint -q /workspace && fsfreeze --freeze /workspace"
+# Of /workspace alone: where nothing is mounted there, the whole root would stand still. A second freeze is refused, so
+# one that a dead worker left behind is lifted. The shell does what it can itself: processes are slow to start.
+_FREEZE = """mounted=
+while read -r _ place _; do if [ "$place" = /workspace ]; then mounted=yes; fi; done </proc/mounts
+test "$mounted" || exit 1
+fsfreeze --freeze /workspace 2>/dev/null || { fsfreeze --unfreeze /workspace; fsfreeze --freeze /workspace; }"""
 _THAW = "fsfreeze --unfreeze /workspace"
 
 log = structlog.get_logger("artifacts")

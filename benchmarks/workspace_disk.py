@@ -105,7 +105,6 @@ WORKSPACE = Case(
         Figure(f"{_SMALL}-mb", f"{_SMALL} MB in many files"),
     ),
     open=_open_workspace,
-    repeat=5,
 )
 
 ARTIFACTS = Case(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
@@ -60,6 +60,12 @@ class Monitor:
         """QEMU's answer to one command. Raises CommandRefused with QEMU's reason, or MachineError without an answer."""
         with _told(command, self._socket):
             return self._runner.run(asyncio.wait_for(self._client.execute(command, dict(arguments or {})), limit))
+
+    def give(self, name: str, file: IO[bytes]) -> None:
+        """Give QEMU an open file, which a later command finds under this name."""
+        with _told("getfd", self._socket):
+            self._client.send_fd_scm(file.fileno())
+        self.execute("getfd", {"fdname": name})
 
     def _connected(self) -> bool:
         with _told("connections", self._socket):

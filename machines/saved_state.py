@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,24 +9,30 @@ from pathlib import Path
 from foundation.errors import MachineError
 from machines.qmp import Monitor
 
+# Under this name QEMU keeps the file, which it reads and writes itself: no other process passes on what is in it.
+_NAME = "saved-state"
 _POLL_SECONDS = 0.005
 _LIMIT_SECONDS = 600.0
 
 
 def save(monitor: Monitor, file: Path, *, mapped_memory: bool, look: Callable[[], object] | None = None) -> None:
     """Stop the guest and write its state; the QEMU can end then, or go on with ``cont``. ``look`` raises to give up."""
+    with file.open("wb") as opened:
+        monitor.give(_NAME, opened)
     monitor.execute("stop")
     _set_memory(monitor, mapped_memory)
     # The default is made for networks between hosts.
     monitor.execute("migrate-set-parameters", {"max-bandwidth": 0})
-    monitor.execute("migrate", {"uri": f"exec:cat >{shlex.quote(str(file))}"})
+    monitor.execute("migrate", {"uri": f"fd:{_NAME}"})
     _wait(monitor, "saved", look)
 
 
 def load(monitor: Monitor, file: Path, *, mapped_memory: bool, look: Callable[[], object] | None = None) -> None:
     """Have a QEMU that was started to wait for it take up a state; its guest goes on at ``cont``."""
     _set_memory(monitor, mapped_memory)
-    monitor.execute("migrate-incoming", {"uri": f"exec:cat {shlex.quote(str(file))}"})
+    with file.open("rb") as opened:
+        monitor.give(_NAME, opened)
+    monitor.execute("migrate-incoming", {"uri": f"fd:{_NAME}"})
     _wait(monitor, "restored", look)
 
 
