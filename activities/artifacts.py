@@ -17,7 +17,6 @@ from temporalio import activity
 
 from activities.announcements import announce, announce_state, announce_teardown
 from activities.failures import boundary
-from activities.git import without_credentials
 from activities.heartbeat import beating
 from activities.mirror import reading
 from activities.patch import Changes, regular_files, write_patch
@@ -25,6 +24,7 @@ from activities.secrets import resolve_all
 from foundation.errors import GuestUnreachable, MachineError, MachineLost, MachineNotFound, TaskyardError
 from foundation.settings import Settings
 from foundation.units import format_size
+from foundation.urls import without_credentials
 from machines.host import MachineHost
 from machines.workspace import Extraction, extract_workspace
 from storage import artifacts as stored
@@ -66,8 +66,8 @@ class Artifacts:
         What can be had is stored first; then what failed is raised. Only after that the machine is let go.
         """
         with beating():
-            if activity.info().attempt > 1 and request.release and self._is_gone(request.machine_id):
-                return _result(stored.index(self._bucket, request.task_id), released=True)
+            if activity.info().attempt > 1 and request.release and self._is_going(request.machine_id):
+                return _result(stored.index(self._bucket, request.task_id), released=self._let_go(request))
             announce_state(self._bucket, request.task_id, TaskState.COMPLETING, STATE_MESSAGES[TaskState.COMPLETING])
             redactor = Redactor(self._secrets(request))
             collection = _Collection(self._settings, self._host, self._bucket, request, redactor)
@@ -78,13 +78,12 @@ class Artifacts:
                 raise collection.failure
             return _result(artifacts, released=request.release and self._let_go(request))
 
-    def _is_gone(self, machine_id: str) -> bool:
-        """True when an earlier attempt has torn the machine down, which it did after all was stored."""
+    def _is_going(self, machine_id: str) -> bool:
+        """True when an earlier attempt has begun to tear the machine down, which it did after all was stored."""
         try:
-            self._host.record(machine_id)
+            return self._host.record(machine_id).state == "destroying"
         except MachineNotFound:
             return True
-        return False
 
     def _let_go(self, request: CollectRequest) -> bool:
         try:
@@ -162,7 +161,10 @@ class _Collection:
         directory.mkdir(parents=True)
         try:
             tree = directory / "tree"
-            if self._extract(tree):
+            image = self._image()
+            if image is None and (earlier := stored.index(self.bucket, self.request.task_id)):
+                return earlier  # of an attempt that still had the disk
+            if self._extract(image, tree):
                 index = _without_git(tree, directory / "index")
                 self._changes(tree, index, directory)
                 self._pattern_files(tree)
@@ -172,8 +174,7 @@ class _Collection:
             shutil.rmtree(directory, ignore_errors=True)
         return self.artifacts
 
-    def _extract(self, tree: Path) -> bool:
-        image = self._image()
+    def _extract(self, image: Path | None, tree: Path) -> bool:
         if image is None:
             self.notes.append("There was no workspace disk on this host to collect from.")
             return False

@@ -17,6 +17,7 @@ from typing import IO
 
 from foundation.errors import HostNotReady
 from foundation.settings import Settings
+from foundation.urls import without_credentials
 
 Report = Callable[[str], None]
 
@@ -32,7 +33,6 @@ _SAYS_NOTHING = (
     "and the repository exist",
 )
 _PROGRESS = re.compile(r"^(?:remote: )?[A-Z][A-Za-z ]+: +\d+% ?\(")
-_USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
 # Of git's own variables only those by which a host configures credentials, certificates and proxies for itself.
 _KEPT = re.compile(r"^GIT_(?:ASKPASS|SSL_.*|PROXY_.*|CONFIG_(?:GLOBAL|SYSTEM|NOSYSTEM|COUNT|KEY_\d+|VALUE_\d+))$")
 _DROPPED = re.compile(r"^(?:GIT_.*|TASKYARD_.*|ANTHROPIC_.*|SSH_ASKPASS.*|DISPLAY|LC_.*|LANG|LANGUAGE)$")
@@ -115,15 +115,6 @@ def run_git(
             raise GitFailed(arguments[0], process.returncode, without_credentials("\n".join(words)))
         output.seek(0)
         return output.read().decode("utf-8", "surrogateescape")
-
-
-def without_credentials(text: str) -> str:
-    """The text with the user part of each URL taken out, except the plain user of an ssh URL."""
-    return _USERINFO.sub(lambda match: match[0] if _plain_ssh_user(text, match) else "", text)
-
-
-def _plain_ssh_user(text: str, match: re.Match[str]) -> bool:
-    return text[: match.start()].endswith("ssh://") and ":" not in match[0]
 
 
 def _guards() -> list[str]:

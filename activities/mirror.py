@@ -14,10 +14,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from activities.git import GitFailed, Report, local_environment, remote_environment, run_git, without_credentials
+from activities.git import GitFailed, Report, local_environment, remote_environment, run_git
 from activities.remote import RemoteBranch, refusal
 from foundation.errors import RefNotFound, RepositoryNotFound, RepositoryUnreachable
 from foundation.settings import Settings
+from foundation.urls import without_credentials
 from workflows.manifest import Repository
 
 _REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")

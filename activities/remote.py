@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from activities.git import GitFailed, GitStopped, allowed_protocols, remote_environment, run_git, without_credentials
+from activities.git import GitFailed, GitStopped, allowed_protocols, remote_environment, run_git
 from foundation.errors import (
     RefNotFound,
     RepositoryDenied,
@@ -17,6 +17,7 @@ from foundation.errors import (
     RepositoryUnreachable,
 )
 from foundation.settings import Settings
+from foundation.urls import without_credentials
 from workflows.manifest import Repository
 
 # Three attempts of this length and the 15 s between them (workflows.steps.STAGE) stay below a minute.

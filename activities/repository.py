@@ -12,13 +12,14 @@ from temporalio import activity
 
 from activities.announcements import announce, announce_state
 from activities.failures import boundary
-from activities.git import GitFailed, Report, local_environment, run_git, without_credentials
+from activities.git import GitFailed, Report, local_environment, run_git
 from activities.heartbeat import beating
 from activities.mirror import Mirror
 from activities.remote import check_allowed, look_up, nearest
 from foundation.errors import RefNotFound, RepositoryError
 from foundation.settings import Settings
 from foundation.units import format_size, parse_size
+from foundation.urls import without_credentials
 from machines.workspace import build_workspace
 from storage.bucket import Bucket
 from workflows import steps

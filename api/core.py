@@ -21,7 +21,6 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from api import listing, snapshot
 from api.admission import Admission
-from api.definition import without_user
 from api.engine import RPC_LIMIT, Engine, is_unknown
 from api.index import RunIndex
 from api.submission import accept
@@ -35,6 +34,7 @@ from foundation.errors import (
     TaskAlreadyTerminal,
     TaskNotFound,
 )
+from foundation.urls import without_credentials
 from storage import artifacts, records
 from storage.bucket import Bucket
 from storage.layout import task_prefix
@@ -251,7 +251,9 @@ class Core:
                     id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                     memo={STATUS_MEMO: status.model_dump(mode="json")},
                     search_attributes=snapshot.search_attributes(status),
-                    static_summary=_one_line(f"{status.name}: {without_user(manifest.repository.url)}", _SUMMARY_BYTES),
+                    static_summary=_one_line(
+                        f"{status.name}: {without_credentials(manifest.repository.url)}", _SUMMARY_BYTES
+                    ),
                     static_details=_details(manifest),
                     rpc_timeout=RPC_LIMIT,
                 )
@@ -395,6 +397,6 @@ def _details(manifest: Manifest) -> str:
     prompt = manifest.claude.prompt.strip()
     shortened = prompt[:_DETAILS_CHARS] + (" …" if len(prompt) > _DETAILS_CHARS else "")
     quoted = "\n".join(f"> {line}" for line in shortened.splitlines())
-    where = f"{without_user(repository.url)} `{repository.commit or repository.branch}`"
+    where = f"{without_credentials(repository.url)} `{repository.commit or repository.branch}`"
     machine = f"{manifest.vm.profile}, {manifest.vm.cpus} CPUs, {manifest.vm.memory}, {manifest.vm.network_mode}"
     return f"- Repository: {where}\n- Machine: {machine}\n- Model: {manifest.claude.model}\n\n{quoted}"

@@ -10,6 +10,7 @@ import re
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from foundation.urls import without_credentials
 from workflows.manifest import Manifest
 
 REDACTED = "[redacted]"
@@ -28,14 +29,9 @@ _VALUES = ("env", "headers")
 def definition(manifest: Manifest) -> dict[str, Any]:
     """The manifest as it may be shown, as JSON-ready data."""
     shown = manifest.model_dump(mode="json", exclude={"secrets", "version", "kind", "metadata"})
-    shown["repository"]["url"] = without_user(manifest.repository.url)
+    shown["repository"]["url"] = without_credentials(manifest.repository.url)
     shown["claude"]["mcp_config"] = _shown(shown["claude"]["mcp_config"])
     return shown
-
-
-def without_user(url: str) -> str:
-    """A repository's URL without the user part of http and https, which may be a token."""
-    return re.sub(r"^(https?://)[^/@]*@", r"\1", url)
 
 
 def _shown(part: Any) -> Any:

@@ -14,30 +14,39 @@ from foundation.settings import Settings
 async def own_origin(connection: HTTPConnection) -> None:
     """A dependency that lets through clients that are no browser, the service's own pages, and the origins allowed.
 
-    Raises OriginRefused.
+    A page whose own name was made to lead here may read without saying where it comes from: so a service that listens
+    on loopback is asked for by names that nobody else can give. Raises OriginRefused.
     """
-    origin = connection.headers.get("origin")
     settings: Settings = connection.app.state.settings
-    if origin is None or origin in settings.allowed_origins or _is_own(origin, connection.headers.get("host", "")):
+    origin, host = connection.headers.get("origin"), connection.headers.get("host", "")
+    if origin in settings.allowed_origins:
         return
-    raise OriginRefused(
-        f"Web pages of {origin[:200]} may not use this service; TASKYARD_ALLOWED_ORIGINS says which may.", origin=origin
-    )
+    if origin is not None and (urlsplit_host(origin) != host or not _is_own(host)):
+        raise _refused(f"Web pages of {origin[:200]}", origin)
+    allowed = {urlsplit_host(each) for each in settings.allowed_origins}
+    if _is_own(settings.api_host) and host and not _is_own(host) and host not in allowed:
+        raise _refused(f"Requests for the name {host[:200]}", f"http://{host}")
 
 
-def _is_own(origin: str, host: str) -> bool:
-    """True for the service's own page under a name that nobody else can make lead here."""
+def urlsplit_host(origin: str) -> str:
+    """Host and port of an origin; empty for one that has none."""
     try:
-        parts = urlsplit(origin)
-        name = parts.hostname or ""
+        return urlsplit(origin).netloc
     except ValueError:
-        return False
-    return parts.netloc == host and (name == "localhost" or _is_address(name))
+        return ""
 
 
-def _is_address(name: str) -> bool:
+def _is_own(host: str) -> bool:
+    """True for localhost and for addresses, with or without a port."""
     try:
+        name = urlsplit(f"//{host}").hostname or ""
         ip_address(name)
     except ValueError:
-        return False
+        return name == "localhost"
     return True
+
+
+def _refused(what: str, origin: str) -> OriginRefused:
+    return OriginRefused(
+        f"{what} may not use this service; TASKYARD_ALLOWED_ORIGINS says which origins may.", origin=origin[:200]
+    )

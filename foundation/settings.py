@@ -117,7 +117,7 @@ class Settings(BaseSettings):
         None, description="Scenario file (or directory of them) of the scripted model; default: the built-in ones"
     )
 
-    @field_validator("log_limit")
+    @field_validator("log_limit", "snapshot_limit")
     @classmethod
     def _size(cls, value: str) -> str:
         parse_size(value)

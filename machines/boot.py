@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
 
-from foundation.errors import GuestUnreachable, MachineError
+from foundation.errors import GuestUnreachable, MachineError, TaskyardError
 from foundation.settings import Settings
 from foundation.units import format_seconds, format_size
 from machines import qemu, qmp
@@ -77,7 +78,7 @@ class Boot:
         try:
             with held_snapshot(self.settings, shape, self.report) as snapshot:
                 return self._restore(record, shape, snapshot)
-        except (MachineError, OSError) as error:
+        except (TaskyardError, OSError, ValueError, psutil.Error, subprocess.SubprocessError) as error:
             if self.paths.ending.exists():
                 raise
             self.report(f"{str(error).splitlines()[0]}; the machine boots without a snapshot")
@@ -166,6 +167,9 @@ class Boot:
             pid = watch.process.pid
             started = {"ssh_port": qemu.forwarded_port(monitor), "pid": pid, "process_start": qemu.start_ticks(pid)}
             record = self.store.write(record.model_copy(update=started))
+            if found:
+                # A hand-over from the pool may have been cut short before its disk grew.
+                qemu.grow_root(monitor, max(record.disk_bytes, self.image.virtual_size))
             guest.introduce(
                 lambda: identity_line(self.paths.directory, record.id),
                 lambda: qemu.guest_is_listening(monitor),

@@ -46,7 +46,7 @@ def qemu_arguments(paths: MachinePaths, shape: Shape, start: Start = BOOT) -> li
     """QEMU's whole command line. Sockets are named relative to the socket directory, which QEMU runs in."""
     cpu, accel = ("host", "kvm") if shape.acceleration == "kvm" else ("max", "tcg,thread=multi")
     size = f"{shape.memory_bytes // 2**20}M"
-    # The root disk never outlives a crash of the host, so its flushes need not reach the platter.
+    # The root disk of a running machine never outlives a crash of the host: its flushes need not reach the platter.
     root = {
         "driver": "qcow2",
         "node-name": "root",

@@ -229,17 +229,18 @@ class MachineHost:
             state = "paused_from" if record.state == "paused" else "state"
             self._store.write(record.model_copy(update={state: "preserved", "deadline": until}))
 
-    def keep_pool(self, report: Callable[[str], None]) -> None:
+    def keep_pool(self, report: Callable[[str], None], stopped: Callable[[], bool] = lambda: False) -> None:
         """Bring the warm pool to its size: members too many are destroyed, and those that lack are made, one by one.
 
-        They end with this process: whoever sweeps next destroys them. One caller at a time.
+        They end with this process: whoever sweeps next destroys them. One caller at a time; ``stopped`` is asked before
+        each member.
         """
         records = self._store.read_all()
         for member in pool.superfluous(self._settings, records):
             self._destroy_unless_busy(member.id)
         for wanted in pool.shortage(self._settings, self._store.read_all()):
             for _ in range(wanted.count):
-                reserved = pool.reserve_member(self._settings, self._store, wanted)
+                reserved = None if stopped() else pool.reserve_member(self._settings, self._store, wanted)
                 if reserved is None:
                     return
                 try:
@@ -316,6 +317,7 @@ class MachineHost:
             return None
         if served is not None:
             report(f"machine {record.id} is taken from the warm pool")
+            self._forget_shell(self._paths(record.id).process_name.read_text())
         return served
 
     def _destroy_unless_busy(self, machine_id: str) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
-from foundation.errors import MachineError, MachineLost
+from foundation.errors import MachineError, MachineLost, TaskyardError
 from foundation.settings import Settings
 from machines import qemu
 from machines.hardware import Shape, Start, qemu_arguments
@@ -56,7 +58,7 @@ class Pause:
         record = self._take_room(record)
         try:
             return self._load(record)
-        except (MachineError, OSError) as error:
+        except (TaskyardError, OSError, psutil.Error) as error:
             leftover = qemu.find_process(self.paths)
             if leftover is not None:
                 qemu.stop(self.paths, leftover)
@@ -75,6 +77,9 @@ class Pause:
                 raise
             workspace = qemu.has_workspace(monitor)
         draft.replace(self.paths.memory)
+        # From here on the machine is nothing but files, and its record says that it can go on.
+        for file in (self.paths.memory, self.paths.overlay):
+            _sync(file)
         return self.store.write(
             record.model_copy(
                 update={
@@ -140,6 +145,14 @@ class Pause:
             others = [other for other in self.store.read_all() if other.id != record.id]
             admit(host_capacity(self.settings), others, wanted)
             return self.store.write(record.model_copy(update={"holds_room": True}))
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _living(process: psutil.Process) -> Callable[[], None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -68,10 +68,11 @@ def shortage(settings: Settings, records: Sequence[MachineRecord]) -> list[Wante
         return []
     current = current_digests()
     found = []
-    for snapshot in list_snapshots(settings):
-        if snapshot.image_digest not in current:
+    # Two snapshots may be of one shape here, such as those of an older QEMU and of the present one.
+    shapes = {(each.image_digest, each.cpus, each.memory_bytes): None for each in list_snapshots(settings)}
+    for shape in shapes:
+        if shape[0] not in current:
             continue
-        shape = (snapshot.image_digest, snapshot.cpus, snapshot.memory_bytes)
         there = sum((each.image_digest, each.cpus, each.memory_bytes) == shape for each in members(records))
         if there < settings.warm_pool:
             found.append(Wanted(*shape, settings.warm_pool - there))
@@ -132,24 +133,39 @@ def admit_before_members(settings: Settings, store: RecordStore, request: Reserv
     """Admit a request beside everything but the pool, whose members give up the room that it takes.
 
     The caller holds the ledger. Gives the ids of members to be destroyed; one that the request may be served with
-    loses its room and stays. Raises as ``admit`` does.
+    loses its room and stays. Raises as ``admit`` does, and then no member has given up anything. One that somebody is
+    busy with keeps its room.
     """
     capacity, records = host_capacity(settings), store.read_all()
     # First those that the request could not be served with.
     givers = sorted(members(records), key=lambda each: _fits(each, request))
-    while True:
-        try:
-            admit(capacity, records, request)
-        except NoRoom:
-            if not givers:
-                raise
-            giver = givers.pop(0)
-            given_up = store.write(giver.model_copy(update={"holds_room": False}))
-            records = [given_up if each.id == giver.id else each for each in records]
-        else:
-            roomless = [each for each in members(records) if not each.holds_room]
-            kept = next((each.id for each in roomless if _fits(each, request)), None)
-            return [each.id for each in roomless if each.id != kept]
+    with ExitStack() as locks:
+        given_up: list[MachineRecord] = []
+        while True:
+            try:
+                admit(capacity, records, request)
+                break
+            except NoRoom:
+                while givers and not _is_free(store, givers[0].id, locks):
+                    givers.pop(0)
+                if not givers:
+                    raise
+                giver = store.read(givers.pop(0).id).model_copy(update={"holds_room": False})
+                given_up.append(giver)
+                records = [giver if each.id == giver.id else each for each in records]
+        for giver in given_up:
+            store.write(giver)
+    roomless = [each for each in members(records) if not each.holds_room]
+    kept = next((each.id for each in roomless if _fits(each, request)), None)
+    return [each.id for each in roomless if each.id != kept]
+
+
+def _is_free(store: RecordStore, member_id: str, locks: ExitStack) -> bool:
+    """Whether nobody else is at work on the member, until the locks are let go."""
+    try:
+        return locks.enter_context(store.lock(member_id, patience=0))
+    except MachineNotFound:
+        return False
 
 
 def _fits(member: MachineRecord, request: Reservation) -> bool:

@@ -28,7 +28,7 @@ from machines.host import MachineHost
 from storage.bucket import Bucket
 from worker.gateway import Gateway
 from worker.metrics import WorkerMetrics
-from worker.pool import keep_pool
+from worker.pool import kept_pool
 from worker.room import telling_room
 from worker.sweeper import sweep_forever
 from workflows.task_workflow import TaskWorkflow
@@ -66,9 +66,7 @@ async def run(settings: Settings) -> None:
         stack.callback(sweeper.cancel)
         stack.enter_context(metrics.serving(settings.worker_metrics_port, host))
         await stack.enter_async_context(telling_room(settings.host_name, host, bucket))
-        stack.push_async_callback(asyncio.to_thread, host.drain_pool)
-        pool = asyncio.create_task(keep_pool(settings, host))
-        stack.callback(pool.cancel)
+        await stack.enter_async_context(kept_pool(settings, host))
         log.info("ready", host=settings.host_name, queue=host_queue(settings), temporal=settings.temporal_target)
         if settings.model_is_scripted:
             log.warning("the model is scripted: no ANTHROPIC_API_KEY is set")

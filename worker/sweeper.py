@@ -8,7 +8,6 @@ import structlog
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
-from foundation.errors import TaskyardError
 from machines.host import MachineHost
 
 SWEEP_SECONDS = 60.0
@@ -21,7 +20,7 @@ async def sweep_forever(host: MachineHost, client: Client) -> None:
     while True:
         try:
             await sweep(host, client)
-        except (TaskyardError, RPCError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the next sweep is needed
             log.warning("the sweep could not be finished", error=str(error))
         await asyncio.sleep(SWEEP_SECONDS)
 
@@ -34,8 +33,9 @@ async def sweep(host: MachineHost, client: Client) -> list[str]:
     """
     taken: list[str] = []
     for record in await asyncio.to_thread(host.records):
-        kept = record.state == "preserved" or record.paused_from == "preserved" or record.pooled_by is not None
-        if not kept and await _owner_is_over(client, record.owner_workflow, record.owner_run):
+        kept = record.state == "preserved" or record.paused_from == "preserved"
+        # A member of the pool has no owner, nor has one that was given away: the host's own sweep knows about those.
+        if record.owner_workflow and not kept and await _owner_is_over(client, record.owner_workflow, record.owner_run):
             await asyncio.to_thread(host.destroy, record.id)
             taken.append(f"{record.id}: its run {record.owner_workflow} has ended")
     taken += await asyncio.to_thread(host.sweep)

@@ -315,7 +315,11 @@ class TaskWorkflow:
             self._take_cause(end.cause, end.error)
         if gone:
             return
-        preserve = self._outcome() is TaskState.FAILED and self._manifest.lifecycle.failure_action == "preserve"
+        # A machine that was started beside a staging that failed has nothing in it to be looked at.
+        entered = self._status.vm_name is not None
+        preserve = (
+            entered and self._outcome() is TaskState.FAILED and self._manifest.lifecycle.failure_action == "preserve"
+        )
         try:
             released = await self._start(
                 steps.RELEASE,

@@ -444,8 +444,14 @@ async def test_web_pages_of_other_origins_are_refused(site: ApiSite) -> None:
         for origin, host in asked:
             reply = await guarded.http.post(TASKS, json=manifest(), headers={"origin": origin, **host})
             assert (reply.status_code, reply.json()["error"]) == (403, "origin_refused")
+        assert (await guarded.http.get(TASKS, headers={"host": "evil.example.org"})).status_code == 403
         for origin in (itself, allowed):
             assert (await guarded.http.post(TASKS, json=manifest(), headers={"origin": origin})).status_code == 202
+        assert (await guarded.http.get(TASKS, headers={"host": "tasks.example.org"})).status_code == 200
+        asks = {"origin": allowed, "access-control-request-method": "DELETE"}
+        assert (await guarded.http.options(f"{TASKS}/one", headers=asks)).headers[
+            "access-control-allow-origin"
+        ] == allowed
         url = f"ws://127.0.0.1:{guarded.settings.ws_port}{TASKS}/stream"
         async with connect(url, origin=Origin(foreign[0])) as socket:
             assert json.loads(await socket.recv())["error"] == "origin_refused"
