@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -73,7 +74,9 @@ class Run:
             check=True,
         )
 
-    def collect(self, *patterns: str, secrets: tuple[SecretReference, ...] = ()) -> CollectResult:
+    def collect(
+        self, *patterns: str, secrets: tuple[SecretReference, ...] = (), release: bool = False, attempt: int = 1
+    ) -> CollectResult:
         now = datetime.now(UTC)
         request = CollectRequest(
             task_id=self.task_id,
@@ -93,8 +96,11 @@ class Run:
                 cause=Cause.AGENT_EXIT,
                 transitions=[Transition(state=TaskState.RUNNING, at=now)],
             ),
+            release=release,
         )
-        return ActivityEnvironment().run(Artifacts(self.settings, self.host, self.bucket).collect_artifacts, request)
+        environment = ActivityEnvironment()
+        environment.info = replace(environment.info, attempt=attempt)
+        return environment.run(Artifacts(self.settings, self.host, self.bucket).collect_artifacts, request)
 
     def read(self, name: str) -> bytes:
         return b"".join(stored.open_stream(self.bucket, self.task_id, name))
@@ -118,6 +124,16 @@ def run(services: Settings, bucket: Bucket, tmp_path: Path) -> Run:
     settings = services.model_copy(update={"home": tmp_path / "home", "allow_file_repositories": True})
     settings.s3_access_key, secret = services.s3_credentials()
     return Run(settings.model_copy(update={"s3_secret_key": secret}), bucket, repository)
+
+
+def test_a_machine_that_is_let_go_is_collected_from_once(run: Run) -> None:
+    first = run.collect("app.py", release=True)
+    assert first.released
+    assert len(first.artifacts) > 1
+    assert run.host.records() == []
+    assert run.collect("app.py", release=True, attempt=2) == first
+    # An attempt that began before the machine went finds no disk any more, and takes nothing away.
+    assert run.collect("app.py", release=True).artifacts == first.artifacts
 
 
 def test_everything_is_collected_from_a_dead_machine(run: Run, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import psutil
 import pytest
+from temporalio.client import Client
 
 from foundation.errors import InsufficientResources, MachineError, MachineLost, MachineNotFound
 from foundation.settings import Settings
@@ -25,7 +26,9 @@ from machines.host import MachineHost, NoRoom, Reservation
 from machines.image import Image
 from machines.ledger import host_capacity
 from machines.paths import machine_paths
+from machines.pool import Wanted, reserve_member
 from machines.records import RecordStore
+from worker.sweeper import sweep
 
 GIB = 2**30
 ONE, TWO = "vm-0000000000000001", "vm-0000000000000002"
@@ -92,6 +95,36 @@ def test_many_callers_never_hand_out_more_than_there_is(settings: Settings, host
 def test_what_never_fits_leaves_nothing(settings: Settings, host: MachineHost) -> None:
     with pytest.raises(InsufficientResources):
         host.reserve(asked(ONE, cpus=9999))
+    assert left(settings) == [".ledger.lock"]
+
+
+def test_members_of_the_pool_give_up_their_room_only_when_that_is_enough(settings: Settings, host: MachineHost) -> None:
+    room, store = host_capacity(settings).cpus, RecordStore(settings)
+    member = reserve_member(settings, store, Wanted("digest", 1, GIB // 4, 1))
+    assert member is not None
+    host.reserve(asked(ONE, cpus=room - 1))
+    assert host.room()[1].cpus == 1
+
+    # Beside the machine there is no room for this one, whatever the pool gives up.
+    with pytest.raises(NoRoom):
+        host.reserve(asked(TWO, cpus=2))
+    assert store.read(member.id) == member
+    with store.lock(member.id), pytest.raises(NoRoom):
+        host.reserve(asked(TWO))  # somebody is at work on the member
+
+    host.reserve(asked(TWO))
+    assert store.read(member.id) == member.model_copy(update={"holds_room": False})
+
+
+async def test_a_machine_without_an_owner_does_not_keep_the_sweeper_from_the_rest(
+    settings: Settings, host: MachineHost
+) -> None:
+    """As a hand-over from the pool leaves it that was cut short."""
+    store = RecordStore(settings)
+    member = reserve_member(settings, store, Wanted("digest", 1, GIB // 4, 1))
+    assert member is not None
+    store.write(member.model_copy(update={"pooled_by": None, "state": "destroying"}))
+    assert len(await sweep(host, cast("Client", None))) == 1
     assert left(settings) == [".ledger.lock"]
 
 
