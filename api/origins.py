@@ -21,14 +21,14 @@ async def own_origin(connection: HTTPConnection) -> None:
     origin, host = connection.headers.get("origin"), connection.headers.get("host", "")
     if origin in settings.allowed_origins:
         return
-    if origin is not None and (urlsplit_host(origin) != host or not _is_own(host)):
+    if origin is not None and (_netloc(origin) != host or not _is_own(host)):
         raise _refused(f"Web pages of {origin[:200]}", origin)
-    allowed = {urlsplit_host(each) for each in settings.allowed_origins}
+    allowed = {_netloc(each) for each in settings.allowed_origins}
     if _is_own(settings.api_host) and host and not _is_own(host) and host not in allowed:
         raise _refused(f"Requests for the name {host[:200]}", f"http://{host}")
 
 
-def urlsplit_host(origin: str) -> str:
+def _netloc(origin: str) -> str:
     """Host and port of an origin; empty for one that has none."""
     try:
         return urlsplit(origin).netloc

@@ -93,14 +93,13 @@ class Boot:
         self.report(f"restoring machine {record.id} ({_described(shape)})")
         since = time.time()
         record, process = self._start(record, shape, Start(memory=snapshot.memory, incoming=True))
-        # A snapshot's disk is as small as the image. The guest grows its file system after it has answered.
-        size = max(record.disk_bytes, self.image.virtual_size)
 
         def reach(watch: _Watch) -> MachineRecord:
             with Monitor(self.paths.qmp, waiting=watch.look) as monitor, Introduction(self.paths.identity) as guest:
                 load(monitor, snapshot.state, mapped_memory=True, look=watch.look)
                 port = qemu.forwarded_port(monitor)
-                qemu.grow_root(monitor, size)
+                # A snapshot's disk is as small as the image. The guest grows its file system after it has answered.
+                qemu.grow_root(monitor, record.disk_bytes)
                 monitor.execute("cont")
                 guest.send(identity_line(self.paths.directory, record.id))
                 # Written while the guest is at work.
@@ -169,7 +168,7 @@ class Boot:
             record = self.store.write(record.model_copy(update=started))
             if found:
                 # A hand-over from the pool may have been cut short before its disk grew.
-                qemu.grow_root(monitor, max(record.disk_bytes, self.image.virtual_size))
+                qemu.grow_root(monitor, record.disk_bytes)
             guest.introduce(
                 lambda: identity_line(self.paths.directory, record.id),
                 lambda: qemu.guest_is_listening(monitor),

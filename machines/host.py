@@ -288,7 +288,7 @@ class MachineHost:
             self._paths(machine_id).ending.touch()
         while True:
             # Whoever is starting the machine holds its lock, and lets go when the process ends under it.
-            self._kill(machine_id)
+            self._stop(machine_id, qemu.kill)
             try:
                 with self._store.lock(machine_id, patience=_DESTROY_PATIENCE_SECONDS) as held:
                     if held:
@@ -343,21 +343,16 @@ class MachineHost:
 
     def _remove_traces(self, machine_id: str) -> None:
         """Remove what a machine has outside its directory, its process first."""
-        self._kill(machine_id)
+        self._stop(machine_id, qemu.kill)
         paths = self._paths(machine_id)
         for socket in (paths.qmp, paths.identity):
             socket.unlink(missing_ok=True)
         shutil.rmtree(self._settings.staging / machine_id, ignore_errors=True)
 
-    def _stop(self, machine_id: str) -> None:
+    def _stop(self, machine_id: str, end: Callable[[MachinePaths, psutil.Process], None] = qemu.stop) -> None:
         process = qemu.find_process(self._paths(machine_id))
         if process is not None:
-            qemu.stop(self._paths(machine_id), process)
-
-    def _kill(self, machine_id: str) -> None:
-        process = qemu.find_process(self._paths(machine_id))
-        if process is not None:
-            qemu.kill(self._paths(machine_id), process)
+            end(self._paths(machine_id), process)
 
     def _process(self, record: MachineRecord) -> psutil.Process | None:
         return qemu.find_process(self._paths(record.id), record.pid, record.process_start)

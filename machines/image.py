@@ -21,6 +21,7 @@ from foundation.settings import Settings
 from foundation.units import format_seconds, format_size
 from machines.image_build import VIRTUAL_SIZE, ImageBuilder, check_tools, remove_build_directory
 from machines.image_profile import KERNEL_COMMAND_LINE, Profile, digest_of, image_inputs, load_profile, profile_names
+from machines.records import sync
 
 __all__ = [
     "Image",
@@ -187,12 +188,11 @@ def _publish(output: Path, target: Path) -> None:
     """Make the files read-only and durable, then let them appear under the image's name, all at once."""
     for path in output.iterdir():
         path.chmod(0o444)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    _sync_directory(output)
+        sync(path)
+    sync(output)
     _discard(target)
     output.rename(target)
-    _sync_directory(target.parent)
+    sync(target.parent)
 
 
 def _check_unused(settings: Settings, digest: str) -> None:
@@ -266,11 +266,3 @@ def _locked(images: Path, digest: str, report: Callable[[str], None]) -> Iterato
             report(f"image {digest[:12]}: another process is building it; waiting for it to finish")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
@@ -20,7 +18,7 @@ from machines.image import image_of
 from machines.ledger import admit, host_capacity
 from machines.paths import MachinePaths
 from machines.qmp import Monitor
-from machines.records import MachineRecord, RecordStore, Reservation
+from machines.records import MachineRecord, RecordStore, Reservation, sync
 from machines.saved_state import load, save
 
 _CLOCK_LIMIT_SECONDS = 30.0
@@ -79,7 +77,7 @@ class Pause:
         draft.replace(self.paths.memory)
         # From here on the machine is nothing but files, and its record says that it can go on.
         for file in (self.paths.memory, self.paths.overlay):
-            _sync(file)
+            sync(file)
         return self.store.write(
             record.model_copy(
                 update={
@@ -145,14 +143,6 @@ class Pause:
             others = [other for other in self.store.read_all() if other.id != record.id]
             admit(host_capacity(self.settings), others, wanted)
             return self.store.write(record.model_copy(update={"holds_room": True}))
-
-
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _living(process: psutil.Process) -> Callable[[], None]:

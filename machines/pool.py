@@ -232,7 +232,7 @@ class Handover:
         shell = self.shell_of(record.id)
         shell.take_over(self.shell_of(member.id))
         with Monitor(self.paths.qmp) as monitor, Introduction(self.paths.identity) as guest:
-            qemu.grow_root(monitor, max(record.disk_bytes, self.image.virtual_size))
+            qemu.grow_root(monitor, record.disk_bytes)
             guest.send(name_line(record.id))
             while not guest.answered(lambda: self._still(record)):
                 pass

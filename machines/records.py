@@ -126,14 +126,14 @@ class RecordStore:
         directory = self.directory(record.id)
         if not directory.is_dir():
             directory.mkdir(parents=True, mode=0o700, exist_ok=True)
-            _sync_directory(self._root)
+            sync(self._root)
         draft = directory / f".{RECORD_NAME}.{secrets.token_hex(4)}"
         with draft.open("w") as file:
             json.dump(record.model_dump(mode="json"), file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(directory / RECORD_NAME)
-        _sync_directory(directory)
+        sync(directory)
         return record
 
     def remove(self, machine_id: str) -> None:
@@ -147,7 +147,7 @@ class RecordStore:
         # The record and the lock go in one step, so that nobody takes the lock of a machine that has no record.
         aside = self._root / f"{_REMOVED_PREFIX}{machine_id}-{secrets.token_hex(4)}"
         directory.rename(aside)
-        _sync_directory(self._root)
+        sync(self._root)
         _remove_path(aside)
 
     def remove_remains(self) -> list[str]:
@@ -229,8 +229,9 @@ def _remove_path(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: Path) -> None:
+    """Have a file, or a directory's entries, reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
