@@ -19,12 +19,12 @@ from types import TracebackType
 from typing import Self
 
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from foundation.errors import MachineError
 
-CLIENT_KEY = "client_ed25519"
-HOST_KEY = "host_ed25519"
+CLIENT_KEY = "client_key"
+HOST_KEY = "host_key"
 KNOWN_HOSTS = "known_hosts"
 PORT_NAME = "org.taskyard.identity"
 _SEED_BYTES = 128
@@ -38,7 +38,8 @@ def make_keys(directory: Path, machine_id: str) -> None:
     for name in (CLIENT_KEY, HOST_KEY):
         if (directory / f"{name}.pub").exists():
             continue
-        key = Ed25519PrivateKey.generate()
+        # OpenSSL is quick with these; for Ed25519, sshd has portable code, which costs an emulated guest a tenth of a second.
+        key = ec.generate_private_key(ec.SECP256R1())
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
         )

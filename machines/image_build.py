@@ -190,7 +190,8 @@ class ImageBuilder:
         disk = self.output / "base.raw"
         with disk.open("wb") as file:
             file.truncate(VIRTUAL_SIZE)
-        make = ["mkfs.ext4", "-q", "-F", "-L", "root", "-m", "0", "-J", "size=16"]
+        # Without the blocks that it keeps for a larger table of groups, the file system grows without reading them.
+        make = ["mkfs.ext4", "-q", "-O", "^resize_inode", "-F", "-L", "root", "-m", "0", "-J", "size=16"]
         make += ["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "-d"]
         if _ROOT:
             command = [*make, str(self._tree), str(disk)]

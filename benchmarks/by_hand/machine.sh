@@ -14,12 +14,12 @@ mark() { printf '%s %s\n' "$1" "$EPOCHREALTIME" >>"$MARKS"; }
 
 # make_machine: two key pairs, the identity as one line, an overlay on the image.
 make_machine() {
-    ssh-keygen -q -t ed25519 -N '' -C '' -f client &
-    ssh-keygen -q -t ed25519 -N '' -C '' -f ssh_host_ed25519_key
+    ssh-keygen -q -t ecdsa -N '' -C '' -f client &
+    ssh-keygen -q -t ecdsa -N '' -C '' -f ssh_host_key
     wait $!
-    printf 'guest %s' "$(<ssh_host_ed25519_key.pub)" >known_hosts
+    printf 'guest %s' "$(<ssh_host_key.pub)" >known_hosts
     printf 'hostname=guest\tmachine-id=%s\tauthorized-keys=%s\thost-key=%s%%0A\tgrow=1\n' \
-        "$(tr -d - </proc/sys/kernel/random/uuid)" "$(<client.pub)" "$(sed ':a;N;$!ba;s/\n/%0A/g' ssh_host_ed25519_key)" \
+        "$(tr -d - </proc/sys/kernel/random/uuid)" "$(<client.pub)" "$(sed ':a;N;$!ba;s/\n/%0A/g' ssh_host_key)" \
         >identity
     qemu-img create -q -f qcow2 -F raw -b "$BASE" root.qcow2 "$DISK"
 }

@@ -5,8 +5,9 @@ set -eu
 useradd --uid 1000 --user-group --create-home --shell /bin/bash agent
 # '*' is no password, yet no locked account either: sshd without PAM refuses locked ones.
 usermod --password '*' agent
-# The host's commands run in root's shell; dash starts faster than bash, which counts in an emulated machine.
-usermod --password '*' --shell /bin/sh root
+# The host's commands run in root's shell. klibc's is dash too, but a program of one piece: it starts in a quarter of the
+# time that an emulated machine takes to link the other.
+usermod --password '*' --shell /usr/lib/klibc/bin/sh root
 chmod 0440 /etc/sudoers.d/agent
 install -d -o agent -g agent /workspace
 
@@ -22,19 +23,10 @@ printf '127.0.0.1 localhost\n::1 localhost\n' >/etc/hosts
 rm -f /etc/apt/apt.conf.d/99build /etc/apt/apt.conf.d/99mmdebstrap /etc/apt/sources.list
 
 # Generators look for disks, consoles and old start scripts at every boot; all of that is known here.
-mkdir -p /etc/systemd/system-generators /etc/udev/rules.d
+mkdir -p /etc/systemd/system-generators
 for generator in /usr/lib/systemd/system-generators/*; do
     ln -s /dev/null "/etc/systemd/system-generators/$(basename "$generator")"
 done
-
-# Devices are few and known: their names, and the drivers of what is plugged in later.
-for rules in /usr/lib/udev/rules.d/*; do
-    case $(basename "$rules") in
-        50-udev-default.rules | 60-block.rules | 60-persistent-storage.rules | 80-drivers.rules | 99-systemd.rules) ;;
-        *) ln -s /dev/null "/etc/udev/rules.d/$(basename "$rules")" ;;
-    esac
-done
-rm -rf /usr/lib/udev/hwdb.d /usr/lib/udev/hwdb.bin /etc/udev/hwdb.d
 
 # Nothing that only a long-lived, many-user or metal machine needs.
 systemctl --quiet mask \
@@ -51,7 +43,8 @@ systemctl --quiet mask \
     getty.target getty-static.service ldconfig.service kmod-static-nodes.service e2scrub_reap.service \
     cryptsetup.target integritysetup.target veritysetup.target proc-sys-fs-binfmt_misc.automount \
     dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount \
-    sys-fs-fuse-connections.mount
+    sys-fs-fuse-connections.mount systemd-udevd.service systemd-udevd-control.socket systemd-udevd-kernel.socket \
+    systemd-udev-trigger.service systemd-udev-settle.service
 systemctl --quiet set-default multi-user.target
 systemctl --quiet add-wants multi-user.target ssh.service taskyard-identity.service taskyard-network.service
 

@@ -133,7 +133,7 @@ def test_progress_is_told(machine: Running) -> None:
 
 def test_no_secret_is_in_the_arguments(machine: Running) -> None:
     arguments = " ".join(psutil.Process(machine.record.pid).cmdline())
-    keys = [path.read_text() for path in (machine.settings.machines / machine.id).glob("*_ed25519")]
+    keys = [path.read_text() for path in (machine.settings.machines / machine.id).glob("*_key")]
     assert len(keys) == 2
     for key in keys:
         assert not any(line in arguments for line in key.splitlines())

@@ -17,6 +17,7 @@ import pytest
 from foundation.errors import GuestUnreachable, MachineNotFound
 from foundation.settings import Settings
 from machines.host import MachineHost, Reservation
+from machines.identity import HOST_KEY
 from machines.image import Image, find_image
 from machines.qemu import processes_of
 from machines.records import RecordStore
@@ -83,9 +84,8 @@ _TRAITS = """
 hostname
 cat /etc/machine-id
 cat /proc/sys/kernel/random/boot_id
-cut -d' ' -f2 </run/sshd/ssh_host_ed25519_key.seen
-cat /run/sshd/authorized_keys.root
-cat /run/sshd/authorized_keys.agent
+cut -d' ' -f2 </run/sshd/ssh_host_key.seen
+cat /run/sshd/authorized_keys
 head -c 16 /dev/urandom | od -An -tx1
 cat /proc/sys/kernel/random/uuid
 mktemp -u
@@ -96,7 +96,7 @@ python3 -c 'import random, ssl; print(random.random(), ssl.RAND_bytes(8).hex())'
 
 
 def traits(host: MachineHost, machine_id: str) -> list[str]:
-    derive = "ssh-keygen -yf /run/sshd/ssh_host_ed25519_key >/run/sshd/ssh_host_ed25519_key.seen; "
+    derive = "ssh-keygen -yf /run/sshd/ssh_host_key >/run/sshd/ssh_host_key.seen; "
     return said(host, machine_id, derive + _TRAITS.strip().replace("\n", "; ")).splitlines()
 
 
@@ -132,7 +132,7 @@ def test_two_clones_share_nothing_that_identifies_them_and_nothing_random(
 
 def test_no_snapshot_holds_what_came_after_it(host: MachineHost, settings: Settings, image: Image) -> None:
     machine_id = make(host, image)
-    key = (settings.machines / machine_id / "host_ed25519.pub").read_bytes().split()[1]
+    key = (settings.machines / machine_id / f"{HOST_KEY}.pub").read_bytes().split()[1]
     canary = secrets.token_hex(16)
     said(host, machine_id, f"echo {canary} >/root/canary; sync")
     for snapshot in list_snapshots(settings):
