@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey, SearchAttributeUpdate
-from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.common import RetryPolicy, SearchAttributeKey, SearchAttributeUpdate
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from workflows import steps
@@ -48,6 +48,9 @@ STATE_KEY = SearchAttributeKey.for_keyword("TaskyardState")
 STARTED_KEY = SearchAttributeKey.for_datetime("TaskyardStartedAt")
 CHANGED_KEY = SearchAttributeKey.for_datetime("TaskyardStateChangedAt")
 STATUS_MEMO = "status"
+
+# Changes that runs of earlier versions go on without, by the names in their histories.
+_RESERVE_AT_ONCE = "reserve-at-once"
 
 # What a machine may outlive its run's own limits by before the sweeper takes it.
 _DEADLINE_MARGIN = timedelta(hours=2)
@@ -154,18 +157,7 @@ class TaskWorkflow:
     async def _work(self) -> AgentResult:
         manifest = self._manifest
         lifecycle = manifest.lifecycle
-        self._lease = await self._interruptible(
-            steps.RESERVE,
-            ReserveRequest(
-                task_id=self._task_id,
-                workflow_id=workflow.info().workflow_id,
-                run_id=workflow.info().run_id,
-                machine_id=self._machine_id,
-                vm=manifest.vm,
-                deadline=self._machine_deadline(),
-            ),
-            f"Reserve {manifest.vm.cpus} CPUs, {manifest.vm.memory}",
-        )
+        self._lease = await self._reserve()
         self._status.host = self._lease.host
         self._enter(TaskState.STAGING)
         self._staged = await self._interruptible(
@@ -204,6 +196,26 @@ class TaskWorkflow:
             )
         self._enter(TaskState.RUNNING)
         return await self._run_agent()
+
+    async def _reserve(self) -> Lease:
+        """Room on the host whose worker has this run in hand, or else on the first host that has some."""
+        vm = self._manifest.vm
+        request = ReserveRequest(
+            task_id=self._task_id,
+            workflow_id=workflow.info().workflow_id,
+            run_id=workflow.info().run_id,
+            machine_id=self._machine_id,
+            vm=vm,
+            deadline=self._machine_deadline(),
+        )
+        summary = f"Reserve {vm.cpus} CPUs, {vm.memory}"
+        if self._cancel is None and workflow.patched(_RESERVE_AT_ONCE):
+            try:
+                return await self._start_at_once(steps.RESERVE, request, summary)
+            except FailureError as error:
+                # A local activity's own failure comes as it is, its timeout in an ActivityError.
+                workflow.logger.info("not reserved at once: %s", error.cause or error)
+        return await self._interruptible(steps.RESERVE, request, summary)
 
     async def _run_agent(self) -> AgentResult:
         lifecycle = self._manifest.lifecycle
@@ -412,6 +424,17 @@ class TaskWorkflow:
             retry_policy=step.retry,
             # An attempt that is told to stop says when it has: nothing of it runs on beside the tear-down.
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            summary=summary,
+        )
+
+    def _start_at_once(self, step: Step[In, Out], request: In, summary: str) -> workflow.ActivityHandle[Out]:
+        """One short attempt within the workflow's own task: no queue, no task of its own, no wait for one."""
+        return workflow.start_local_activity(
+            step.name,
+            request,
+            result_type=step.result,
+            schedule_to_close_timeout=step.at_once,
+            retry_policy=RetryPolicy(maximum_attempts=1),
             summary=summary,
         )
 
