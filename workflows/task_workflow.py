@@ -49,8 +49,9 @@ STARTED_KEY = SearchAttributeKey.for_datetime("TaskyardStartedAt")
 CHANGED_KEY = SearchAttributeKey.for_datetime("TaskyardStateChangedAt")
 STATUS_MEMO = "status"
 
-# Changes that runs of earlier versions go on without, by the names in their histories.
-_RESERVE_AT_ONCE = "reserve-at-once"
+# Named in the history of a run that reserves at once and shows no state that passes within one workflow task. Runs that
+# began under earlier versions go on without.
+_LEAN = "lean"
 
 # What a machine may outlive its run's own limits by before the sweeper takes it.
 _DEADLINE_MARGIN = timedelta(hours=2)
@@ -83,6 +84,7 @@ class TaskWorkflow:
         self._close_wanted = False
         self._idle = False
         self._closed = False
+        self._lean = False
 
     @workflow.signal(description="End the run: stop the agent, collect its artifacts, tear the machine down")
     def cancel(self, request: CancelRequest | None = None) -> None:
@@ -187,14 +189,16 @@ class TaskWorkflow:
         )
         self._status.vm_name = machine.vm_name
         self._status.vm_ip = machine.vm_ip
-        self._enter(TaskState.READY, remember=True)
+        # Without secrets, the next state is entered in the same breath: nobody could see this one.
+        passing = self._lean and not manifest.secrets
+        self._enter(TaskState.READY, remember=True, shown=not passing)
         if manifest.secrets:
             await self._interruptible(
                 steps.SECRETS,
                 SecretsRequest(task_id=self._task_id, machine_id=self._machine_id, secrets=manifest.secrets),
                 "Secrets: " + ", ".join(secret.name for secret in manifest.secrets),
             )
-        self._enter(TaskState.RUNNING)
+        self._enter(TaskState.RUNNING, remember=passing)
         return await self._run_agent()
 
     async def _reserve(self) -> Lease:
@@ -209,7 +213,8 @@ class TaskWorkflow:
             deadline=self._machine_deadline(),
         )
         summary = f"Reserve {vm.cpus} CPUs, {vm.memory}"
-        if self._cancel is None and workflow.patched(_RESERVE_AT_ONCE):
+        self._lean = workflow.patched(_LEAN)
+        if self._lean and self._cancel is None:
             try:
                 return await self._start_at_once(steps.RESERVE, request, summary)
             except FailureError as error:
@@ -440,14 +445,19 @@ class TaskWorkflow:
 
     # --- what the world sees
 
-    def _enter(self, state: TaskState, *, remember: bool = False) -> None:
-        """Change the state, in the search attributes and the UI's details; ``remember`` also in the memo."""
+    def _enter(self, state: TaskState, *, remember: bool = False, shown: bool = True) -> None:
+        """Change the state, in the search attributes and the UI's details; ``remember`` also in the memo.
+
+        One that is not ``shown`` is among the transitions only.
+        """
         now = workflow.now()
         status = self._status
         status.state = state
         status.state_changed_at = now
         status.state_message = status.error or STATE_MESSAGES[state] if state.terminal else STATE_MESSAGES[state]
         status.transitions.append(Transition(state=state, at=now))
+        if not shown:
+            return
         updates: list[SearchAttributeUpdate[Any]] = [
             STATE_KEY.value_set(state.value),
             CHANGED_KEY.value_set(now),

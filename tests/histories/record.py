@@ -102,7 +102,7 @@ async def record(client: Client, name: str) -> None:
             "metadata": {"name": name},
             "repository": {"url": "https://git.invalid/a.git", "branch": "main"},
             "claude": {"prompt": "do it"},
-            "secrets": [{"name": "TOKEN", "source": "env", "key": "TOKEN"}],
+            "secrets": [] if name == "reserved_at_once" else [{"name": "TOKEN", "source": "env", "key": "TOKEN"}],
             "lifecycle": {"failure_action": "preserve", "timeout": "10m"},
         }
     )
