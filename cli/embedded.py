@@ -42,6 +42,8 @@ def temporal_part(settings: Settings) -> Part:
         "--db-filename", str(directory / "temporal.db"),
         # Twice as fast as the default journal, and a commit is on disk before it is answered.
         "--sqlite-pragma", "journal_mode=wal", "--sqlite-pragma", "synchronous=2",
+        # In KiB: the visibility store's many indices do not fit into the default of 2 MiB.
+        "--sqlite-pragma", "cache_size=-65536",
         "--ui-disable-news-fetch", "--log-level", "warn", "--color", "never",
         *(word for key, value in dynamic.items() for word in ("--dynamic-config-value", f"{key}={json.dumps(value)}")),
         # From the first moment on: what is registered later is seen by a running server after some seconds only.
