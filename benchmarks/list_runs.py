@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 import httpx
 
 from api.snapshot import WORKFLOW_TYPE
+from benchmarks import event_loop
 from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.finished_runs import make_ended_runs
 from benchmarks.lab import Lab
@@ -37,10 +37,10 @@ QUERIES = (
 def _open(lab: Lab) -> Iterator[Sides]:
     with Stack(lab.settings, parts=("temporal", "bucket", "server")):
         lab.report(f"making {RUNS} runs that have ended")
-        asyncio.run(_make(lab))
+        event_loop.run(_make(lab))
         with httpx.Client(base_url=f"http://127.0.0.1:{lab.settings.api_port}", timeout=60) as http:
             _settle(http)
-            yield Sides(lambda: _ours(http), lambda: asyncio.run(_by_hand(lab)))
+            yield Sides(lambda: _ours(http), lambda: event_loop.run(_by_hand(lab)))
 
 
 async def _make(lab: Lab) -> None:

@@ -20,6 +20,7 @@ from temporalio import activity
 from activities.agent import Agent
 from activities.finish import Finish
 from activities.lease import Leases
+from benchmarks import event_loop
 from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.lab import Lab
 from benchmarks.machine_stand import USUAL, Stand, restoring
@@ -56,7 +57,7 @@ Arrival = tuple[float, float]
 @contextmanager
 def _open(lab: Lab) -> Iterator[Sides]:
     with restoring(lab, USUAL) as stand, Stack(lab.settings, parts=("temporal", "bucket", "server")):
-        yield Sides(lambda: asyncio.run(_ours(stand)), lambda: _by_hand(stand))
+        yield Sides(lambda: event_loop.run(_ours(stand)), lambda: _by_hand(stand))
 
 
 async def _ours(stand: Stand) -> Run:

@@ -12,6 +12,7 @@ import httpx
 from temporalio.client import Client
 
 from api.snapshot import workflow_id
+from benchmarks import event_loop
 from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.lab import Lab
 from benchmarks.stand_ins import manifest, stand_in_worker
@@ -29,7 +30,7 @@ _POLL_SECONDS = 0.05
 @contextmanager
 def _open(lab: Lab) -> Iterator[Sides]:
     with Stack(lab.settings, parts=("temporal", "bucket", "server")):
-        yield Sides(lambda: asyncio.run(_ours(lab)), lambda: asyncio.run(_by_hand(lab)))
+        yield Sides(lambda: event_loop.run(_ours(lab)), lambda: event_loop.run(_by_hand(lab)))
 
 
 async def _ours(lab: Lab) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from workflows import steps
 
 # Those that a run makes beside another step.
 _BESIDE = (steps.CLOSE.name, steps.DELIVER.name, steps.STOP_AGENT.name)
+# How a history names a step that was made within the workflow's own task.
+_MADE_AT_ONCE = "core_local_activity"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ def read_steps(events: Iterable[HistoryEvent]) -> Iterator[StepTime]:
     by_id: dict[int, HistoryEvent] = {}
     for event in events:
         by_id[event.event_id] = event
+        made = event.marker_recorded_event_attributes
+        if made.marker_name == _MADE_AT_ONCE and not made.HasField("failure"):
+            told = json.loads(made.details["data"].payloads[0].data)
+            scheduled = told["original_schedule_time"]
+            yield StepTime(told["activity_type"], scheduled["seconds"] + scheduled["nanos"] / 1e9, _unix(event))
+            continue
         done = event.activity_task_completed_event_attributes
         if not done.started_event_id:
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import uvicorn
 import yaml
 
+from benchmarks import event_loop
 from benchmarks.case import Case, Figure, Run, Sides, Stopwatch
 from benchmarks.lab import Lab, free_port
 from benchmarks.machine_stand import Size, restoring
@@ -75,7 +75,7 @@ def _ours(client: TaskClient, data: dict[str, Any], lab: Lab) -> Run:
     task = client.get(task_id)
     if task.state != "completed" or not first_line:
         raise TaskyardError(f"The task of the benchmark ended as '{task.state}': {task.error}")
-    times = asyncio.run(step_times(lab.settings, task_id))
+    times = event_loop.run(step_times(lab.settings, task_id))
     return Run(
         {"first-line": first_line - submitted, "completed": ended - submitted},
         _phases(submitted, first_line, last_line, ended, times),

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import httpx
 
 from api.snapshot import workflow_id
+from benchmarks import event_loop
 from benchmarks.bare_workflow import ACTIVITIES, BareWorkflow, bare_step
 from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.lab import Lab
@@ -28,7 +29,7 @@ AT_ONCE = 15
 @contextmanager
 def _open(lab: Lab) -> Iterator[Sides]:
     with Stack(lab.settings, parts=("temporal", "bucket", "server")):
-        yield Sides(lambda: asyncio.run(_ours(lab)), lambda: asyncio.run(_by_hand(lab)))
+        yield Sides(lambda: event_loop.run(_ours(lab)), lambda: event_loop.run(_by_hand(lab)))
 
 
 async def _ours(lab: Lab) -> Run:

@@ -31,7 +31,7 @@ _HARMLESS = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 
 def temporal_part(settings: Settings) -> Part:
     """The Temporal dev server on an SQLite file that survives a crash at any moment."""
-    from cli.search_attributes import CONFIGURATION
+    from cli.search_attributes import CONFIGURATION, wanted_attributes
 
     directory = settings.home / "temporal"
     dynamic = yaml.safe_load((CONFIGURATION / "dynamic-config.yaml").read_text())
@@ -42,8 +42,12 @@ def temporal_part(settings: Settings) -> Part:
         "--db-filename", str(directory / "temporal.db"),
         # Twice as fast as the default journal, and a commit is on disk before it is answered.
         "--sqlite-pragma", "journal_mode=wal", "--sqlite-pragma", "synchronous=2",
+        # In KiB: the visibility store's many indices do not fit into the default of 2 MiB.
+        "--sqlite-pragma", "cache_size=-65536",
         "--ui-disable-news-fetch", "--log-level", "warn", "--color", "never",
         *(word for key, value in dynamic.items() for word in ("--dynamic-config-value", f"{key}={json.dumps(value)}")),
+        # From the first moment on: what is registered later is seen by a running server after some seconds only.
+        *(word for name, kind in wanted_attributes().items() for word in ("--search-attribute", f"{name}={kind}")),
     ]  # fmt: skip
 
     def probe(_pid: int, _started_at: float) -> str | None:

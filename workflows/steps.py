@@ -50,7 +50,8 @@ class Step(Generic[In, Out]):
     """One activity as the workflow sees it.
 
     ``limit`` is the start-to-close time limit of one attempt, ``heartbeat`` the longest silence of a live attempt.
-    ``wait`` limits how long a step may wait for its host's worker (schedule-to-start).
+    ``wait`` limits how long a step may wait for its host's worker (schedule-to-start). ``at_once`` limits a first
+    attempt that the worker makes within the workflow's own task, as a local activity, before the step goes to a queue.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Step(Generic[In, Out]):
     retry: RetryPolicy
     heartbeat: timedelta | None = None
     wait: timedelta | None = None
+    at_once: timedelta | None = None
 
 
 def _retry(first: float, most: float, attempts: int) -> RetryPolicy:
@@ -77,7 +79,16 @@ HOST_PATIENCE = timedelta(minutes=15)
 _BEAT = timedelta(seconds=30)
 
 # Unlimited: a full fleet is no fault. The activity itself sets the delay until the next look.
-RESERVE = Step("reserve_host", ReserveRequest, Lease, Queue.SHARED, timedelta(seconds=30), _retry(2, 30, 0))
+# The worker that has the run in hand looks at its own host first; any host may take a run that it has no room for.
+RESERVE = Step(
+    "reserve_host",
+    ReserveRequest,
+    Lease,
+    Queue.SHARED,
+    timedelta(seconds=30),
+    _retry(2, 30, 0),
+    at_once=timedelta(seconds=5),
+)
 # Unreachable servers are tried for at most a minute: attempts at 0, 5 and 15 s, each bounded by git's own limits.
 STAGE = Step(
     "stage_repository",

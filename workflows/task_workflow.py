@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey, SearchAttributeUpdate
-from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.common import RetryPolicy, SearchAttributeKey, SearchAttributeUpdate
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from workflows import steps
@@ -49,6 +49,10 @@ STARTED_KEY = SearchAttributeKey.for_datetime("TaskyardStartedAt")
 CHANGED_KEY = SearchAttributeKey.for_datetime("TaskyardStateChangedAt")
 STATUS_MEMO = "status"
 
+# Named in the history of a run that reserves at once and shows no state that passes within one workflow task. Runs that
+# began under earlier versions go on without.
+_LEAN = "lean"
+
 # What a machine may outlive its run's own limits by before the sweeper takes it.
 _DEADLINE_MARGIN = timedelta(hours=2)
 
@@ -80,6 +84,7 @@ class TaskWorkflow:
         self._close_wanted = False
         self._idle = False
         self._closed = False
+        self._lean = False
 
     @workflow.signal(description="End the run: stop the agent, collect its artifacts, tear the machine down")
     def cancel(self, request: CancelRequest | None = None) -> None:
@@ -154,18 +159,7 @@ class TaskWorkflow:
     async def _work(self) -> AgentResult:
         manifest = self._manifest
         lifecycle = manifest.lifecycle
-        self._lease = await self._interruptible(
-            steps.RESERVE,
-            ReserveRequest(
-                task_id=self._task_id,
-                workflow_id=workflow.info().workflow_id,
-                run_id=workflow.info().run_id,
-                machine_id=self._machine_id,
-                vm=manifest.vm,
-                deadline=self._machine_deadline(),
-            ),
-            f"Reserve {manifest.vm.cpus} CPUs, {manifest.vm.memory}",
-        )
+        self._lease = await self._reserve()
         self._status.host = self._lease.host
         self._enter(TaskState.STAGING)
         self._staged = await self._interruptible(
@@ -195,15 +189,38 @@ class TaskWorkflow:
         )
         self._status.vm_name = machine.vm_name
         self._status.vm_ip = machine.vm_ip
-        self._enter(TaskState.READY, remember=True)
+        # Without secrets, the next state is entered in the same breath: nobody could see this one.
+        passing = self._lean and not manifest.secrets
+        self._enter(TaskState.READY, remember=True, shown=not passing)
         if manifest.secrets:
             await self._interruptible(
                 steps.SECRETS,
                 SecretsRequest(task_id=self._task_id, machine_id=self._machine_id, secrets=manifest.secrets),
                 "Secrets: " + ", ".join(secret.name for secret in manifest.secrets),
             )
-        self._enter(TaskState.RUNNING)
+        self._enter(TaskState.RUNNING, remember=passing)
         return await self._run_agent()
+
+    async def _reserve(self) -> Lease:
+        """Room on the host whose worker has this run in hand, or else on the first host that has some."""
+        vm = self._manifest.vm
+        request = ReserveRequest(
+            task_id=self._task_id,
+            workflow_id=workflow.info().workflow_id,
+            run_id=workflow.info().run_id,
+            machine_id=self._machine_id,
+            vm=vm,
+            deadline=self._machine_deadline(),
+        )
+        summary = f"Reserve {vm.cpus} CPUs, {vm.memory}"
+        self._lean = workflow.patched(_LEAN)
+        if self._lean and self._cancel is None:
+            try:
+                return await self._start_at_once(steps.RESERVE, request, summary)
+            except FailureError as error:
+                # A local activity's own failure comes as it is, its timeout in an ActivityError.
+                workflow.logger.info("not reserved at once: %s", error.cause or error)
+        return await self._interruptible(steps.RESERVE, request, summary)
 
     async def _run_agent(self) -> AgentResult:
         lifecycle = self._manifest.lifecycle
@@ -415,16 +432,32 @@ class TaskWorkflow:
             summary=summary,
         )
 
+    def _start_at_once(self, step: Step[In, Out], request: In, summary: str) -> workflow.ActivityHandle[Out]:
+        """One short attempt within the workflow's own task: no queue, no task of its own, no wait for one."""
+        return workflow.start_local_activity(
+            step.name,
+            request,
+            result_type=step.result,
+            schedule_to_close_timeout=step.at_once,
+            retry_policy=RetryPolicy(maximum_attempts=1),
+            summary=summary,
+        )
+
     # --- what the world sees
 
-    def _enter(self, state: TaskState, *, remember: bool = False) -> None:
-        """Change the state, in the search attributes and the UI's details; ``remember`` also in the memo."""
+    def _enter(self, state: TaskState, *, remember: bool = False, shown: bool = True) -> None:
+        """Change the state, in the search attributes and the UI's details; ``remember`` also in the memo.
+
+        One that is not ``shown`` is among the transitions only.
+        """
         now = workflow.now()
         status = self._status
         status.state = state
         status.state_changed_at = now
         status.state_message = status.error or STATE_MESSAGES[state] if state.terminal else STATE_MESSAGES[state]
         status.transitions.append(Transition(state=state, at=now))
+        if not shown:
+            return
         updates: list[SearchAttributeUpdate[Any]] = [
             STATE_KEY.value_set(state.value),
             CHANGED_KEY.value_set(now),

@@ -69,12 +69,24 @@ def refuse(_request: Any) -> None:
     raise ApplicationError("There is no branch 'mian'.", type="ref_not_found", non_retryable=True)
 
 
+def full_at_first(fake: FakeSteps) -> Callable[[Any], None]:
+    """A host without room for whoever looks at it first."""
+
+    def look(_request: Any) -> None:
+        if fake.calls == ["reserve"]:
+            raise ApplicationError("No room for the machine now.", type="no_room")
+
+    return look
+
+
 PATHS: dict[str, Callable[[FakeSteps, Any], Awaitable[None]]] = {
     "completed": completed,
     "closed": closed,
     "cancelled": cancelled,
     "failed_preserved": preserved,
     "not_staged": not_staged,
+    "reserved_at_once": closed,
+    "reserved_later": closed,
 }
 
 
@@ -83,12 +95,14 @@ async def record(client: Client, name: str) -> None:
     fake = FakeSteps(queue="recording")
     if name == "not_staged":
         fake.instead["stage"] = refuse
+    if name == "reserved_later":
+        fake.instead["reserve"] = full_at_first(fake)
     manifest = parse(
         {
             "metadata": {"name": name},
             "repository": {"url": "https://git.invalid/a.git", "branch": "main"},
             "claude": {"prompt": "do it"},
-            "secrets": [{"name": "TOKEN", "source": "env", "key": "TOKEN"}],
+            "secrets": [] if name == "reserved_at_once" else [{"name": "TOKEN", "source": "env", "key": "TOKEN"}],
             "lifecycle": {"failure_action": "preserve", "timeout": "10m"},
         }
     )

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from temporalio import activity
 from temporalio.client import Client, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
@@ -204,6 +205,21 @@ async def test_force_takes_the_grace_period_away(fake: FakeSteps, start: Any) ->
     async with outcome(run) as status:
         assert status.state is TaskState.CANCELLED
     assert {"stop", "stop_force"} <= set(fake.calls)
+
+
+async def test_a_host_without_room_leaves_the_run_to_the_queue_of_all_hosts(fake: FakeSteps, start: Any) -> None:
+    looked: list[bool] = []
+
+    def full_at_first(_: Any) -> None:
+        looked.append(activity.info().is_local)
+        if looked == [True]:
+            raise ApplicationError("no room", type="no_room")
+
+    fake.instead["reserve"] = full_at_first
+    fake.agent_over.set()
+    async with outcome(await start()) as status:
+        assert status.state is TaskState.COMPLETED
+    assert looked == [True, False]
 
 
 async def test_cancel_while_no_host_has_room_ends_at_once(fake: FakeSteps, start: Any) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -16,6 +19,7 @@ import psutil
 import pytest
 from temporalio.client import WorkflowHistory
 
+from benchmarks import event_loop
 from benchmarks import lab as lab_module
 from benchmarks.case import Case, Figure, Run, Sides, Stopwatch
 from benchmarks.lab import Lab
@@ -235,10 +239,18 @@ def test_a_guest_whose_clock_is_wrong_and_slow_changes_no_latency() -> None:
         latencies(arrivals[1:], looks)
 
 
-def test_steps_of_a_run_follow_one_another_without_those_beside_them() -> None:
-    recorded = Path(__file__).parent.parent / "histories" / "completed.json"
-    steps = list(read_steps(WorkflowHistory.from_json("task-completed", recorded.read_text()).events))
-    assert [step.name for step in steps] == [
+@pytest.mark.parametrize(
+    ("history", "left_out"),
+    [
+        ("completed", set()),
+        ("reserved_at_once", {"inject_secrets", "release_machine"}),
+        ("reserved_later", {"release_machine"}),
+    ],
+)
+def test_steps_of_a_run_follow_one_another_without_those_beside_them(history: str, left_out: set[str]) -> None:
+    recorded = Path(__file__).parent.parent / "histories" / f"{history}.json"
+    steps = list(read_steps(WorkflowHistory.from_json(f"task-{history}", recorded.read_text()).events))
+    every = [
         "reserve_host",
         "stage_repository",
         "provision_machine",
@@ -248,6 +260,7 @@ def test_steps_of_a_run_follow_one_another_without_those_beside_them() -> None:
         "release_machine",
         "finish_run",
     ]
+    assert [step.name for step in steps] == [name for name in every if name not in left_out]
     moments = [moment for step in steps for moment in (step.began, step.ended)]
     assert moments == sorted(moments)
 
@@ -313,3 +326,49 @@ def test_an_interrupt_leaves_no_process_and_no_file(tmp_path: Path, order: signa
     assert process.wait(30) == 130
     assert gone(int(pid.read_text()))
     assert list(temporary.iterdir()) == []
+
+
+def test_a_signal_ends_a_case_that_ends_its_worker_and_the_worker_its_steps() -> None:
+    ended: list[str] = []
+
+    @asynccontextmanager
+    async def a_worker() -> AsyncIterator[None]:
+        told = threading.Event()
+
+        async def poll() -> None:
+            # A step in a thread, which hears of the end from the worker alone.
+            await asyncio.to_thread(told.wait)
+            ended.append("step")
+
+        worker = asyncio.create_task(poll())
+        try:
+            yield
+        finally:
+            told.set()
+            os.kill(os.getpid(), signal.SIGTERM)  # the impatient one, who does not break this off
+            await worker
+            ended.append("worker")
+
+    async def a_case() -> None:
+        async with a_worker():
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.Event().wait()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            event_loop.run(a_case())
+        assert signal.getsignal(signal.SIGTERM) is interrupt
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == ["step", "worker"]
+
+
+def test_a_case_that_no_signal_interrupts_gives_its_result() -> None:
+    async def a_case() -> str:
+        return "done"
+
+    assert event_loop.run(a_case()) == "done"
