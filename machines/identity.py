@@ -38,7 +38,7 @@ def make_keys(directory: Path, machine_id: str) -> None:
     for name in (CLIENT_KEY, HOST_KEY):
         if (directory / f"{name}.pub").exists():
             continue
-        # OpenSSL is quick with these; sshd's own Ed25519 is portable code, a tenth of a second more in an emulated guest.
+        # OpenSSL is quick with these; sshd's own Ed25519 is portable code: a tenth of a second more when emulated.
         key = ec.generate_private_key(ec.SECP256R1())
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()

@@ -112,7 +112,7 @@ class GuestShell:
         # The size is checked before the file takes its name: a connection that breaks looks like the end of the data.
         self.run(
             f"{names}\n"
-            'umask 077 && mkdir -p -- "$parent" && trap \'rm -f -- "$draft"\' EXIT && cat > "$draft" && '
+            'umask 077 && mkdir -p -- "$parent" && trap \'rm -f -- "$draft"\' 0 && cat > "$draft" && '
             f'test "$(stat -c %s -- "$draft")" = {len(data)} && chown -- "$owner:" "$draft" && '
             f'chmod {mode:o} -- "$draft" && mv -fT -- "$draft" "$target"',
             input=data,
