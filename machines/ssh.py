@@ -229,7 +229,11 @@ def _execute(transport: paramiko.Transport, command: str) -> paramiko.Channel:
 
 def _drain(channel: paramiko.Channel, data: bytes | None, end: float) -> Completed:
     """Feed ``data`` and read both outputs until the command ends. Raises TimeoutError at ``end``."""
-    threading.Thread(target=_feed, args=(channel, data or b""), daemon=True).start()
+    if data:
+        threading.Thread(target=_feed, args=(channel, data), daemon=True).start()
+    else:
+        # Here and now: an end of input that is sent late would be that of a later command, whose channel has this number.
+        _feed(channel, b"")
     stdout, stderr = bytearray(), bytearray()
     with selectors.DefaultSelector() as selector:
         selector.register(channel, selectors.EVENT_READ)
