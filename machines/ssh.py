@@ -232,7 +232,7 @@ def _drain(channel: paramiko.Channel, data: bytes | None, end: float) -> Complet
     if data:
         threading.Thread(target=_feed, args=(channel, data), daemon=True).start()
     else:
-        # Here and now: an end of input that is sent late would be that of a later command, whose channel has this number.
+        # Here and now: one that is sent late would end the input of a later command, whose channel has this number.
         _feed(channel, b"")
     stdout, stderr = bytearray(), bytearray()
     with selectors.DefaultSelector() as selector:
