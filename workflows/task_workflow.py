@@ -84,7 +84,6 @@ class TaskWorkflow:
         self._close_wanted = False
         self._idle = False
         self._closed = False
-        self._lean = False
 
     @workflow.signal(description="End the run: stop the agent, collect its artifacts, tear the machine down")
     def cancel(self, request: CancelRequest | None = None) -> None:
@@ -190,7 +189,7 @@ class TaskWorkflow:
         self._status.vm_name = machine.vm_name
         self._status.vm_ip = machine.vm_ip
         # Without secrets, the next state is entered in the same breath: nobody could see this one.
-        passing = self._lean and not manifest.secrets
+        passing = workflow.patched(_LEAN) and not manifest.secrets
         self._enter(TaskState.READY, remember=True, shown=not passing)
         if manifest.secrets:
             await self._interruptible(
@@ -213,8 +212,7 @@ class TaskWorkflow:
             deadline=self._machine_deadline(),
         )
         summary = f"Reserve {vm.cpus} CPUs, {vm.memory}"
-        self._lean = workflow.patched(_LEAN)
-        if self._lean and self._cancel is None:
+        if workflow.patched(_LEAN) and self._cancel is None:
             try:
                 return await self._start_at_once(steps.RESERVE, request, summary)
             except FailureError as error:
