@@ -16,7 +16,7 @@ from foundation.units import format_seconds, format_size
 from machines import qemu, qmp
 from machines.acceleration import usable_acceleration
 from machines.hardware import BOOT, Shape, Start, qemu_arguments
-from machines.identity import Introduction, identity_line, make_keys
+from machines.identity import Introduction, identity_message, make_keys
 from machines.image import Image
 from machines.paths import MachinePaths
 from machines.qmp import Monitor
@@ -98,15 +98,13 @@ class Boot:
             with Monitor(self.paths.qmp, waiting=watch.look) as monitor, Introduction(self.paths.identity) as guest:
                 load(monitor, snapshot.state, mapped_memory=True, look=watch.look)
                 port = qemu.forwarded_port(monitor)
-                # A snapshot's disk is as small as the image. The guest grows its file system after it has answered.
-                qemu.grow_root(monitor, record.disk_bytes)
                 monitor.execute("cont")
-                guest.send(identity_line(self.paths.directory, record.id))
+                guest.send(identity_message(self.paths.directory, record.id, record.disk_bytes))
                 # Written while the guest is at work.
                 reached = self.store.write(record.model_copy(update={"ssh_port": port}))
                 while not guest.answered(watch.look):
                     pass
-                return self._enter(reached, watch)
+                return self._enter(reached, monitor, watch)
 
         return self._guarded(process, since, reach)
 
@@ -166,19 +164,18 @@ class Boot:
             pid = watch.process.pid
             started = {"ssh_port": qemu.forwarded_port(monitor), "pid": pid, "process_start": qemu.start_ticks(pid)}
             record = self.store.write(record.model_copy(update=started))
-            if found:
-                # A hand-over from the pool may have been cut short before its disk grew.
-                qemu.grow_root(monitor, record.disk_bytes)
             guest.introduce(
-                lambda: identity_line(self.paths.directory, record.id),
+                lambda: identity_message(self.paths.directory, record.id, record.disk_bytes),
                 lambda: qemu.guest_is_listening(monitor),
                 already_known,
             )
-            return self._enter(record, watch)
+            return self._enter(record, monitor, watch)
 
-    def _enter(self, record: MachineRecord, watch: _Watch) -> MachineRecord:
+    def _enter(self, record: MachineRecord, monitor: Monitor, watch: _Watch) -> MachineRecord:
         while not self.shell.answers(_SSH_LIMIT_SECONDS):
             watch.look()
+        # A snapshot's disk is as small as the image. Only now, for it is work for the guest to hear of it.
+        qemu.grow_root(monitor, record.disk_bytes)
         seconds = round(time.time() - watch.since, 2)
         self.report(f"machine {record.id} is up after {format_seconds(seconds)}")
         state = "running" if record.state == "starting" else record.state

@@ -1,6 +1,6 @@
-"""What makes a guest itself: its key pairs, made on the host, and the line that gives it its identity at boot.
+"""What makes a guest itself: its key pairs, made on the host, and the message that gives it its identity at boot.
 
-The image holds no host key and no machine id. The guest waits for one line on a virtio serial port before it opens
+The image holds no host key and no machine id. The guest waits for one message on a virtio serial port before it opens
 SSH, so the host knows the guest's host key in advance, and machines of one image (or of one snapshot of it) share
 nothing.
 """
@@ -51,39 +51,38 @@ def make_keys(directory: Path, machine_id: str) -> None:
     _write(directory / KNOWN_HOSTS, f"{machine_id} {host_key[0]} {host_key[1]}\n".encode())
 
 
-def identity_line(directory: Path, machine_id: str) -> bytes:
-    """The line that makes a guest a machine: its name, its keys, who may enter, the time and a random seed.
+def identity_message(directory: Path, machine_id: str, disk_bytes: int) -> bytes:
+    """What makes a guest a machine: its name, its keys, who may enter, the time and a random seed.
 
-    When it has answered, the guest grows its root file system to the size of its disk.
+    Some time after its answer the guest grows its root file system to ``disk_bytes``, once the disk is so large.
     """
-    authorized = (directory / f"{CLIENT_KEY}.pub").read_text()
     host_public = (directory / f"{HOST_KEY}.pub").read_bytes()
-    return _line(
+    return _message(
         {
             "hostname": machine_id,
-            "machine-id": f"{hashlib.sha256(host_public).hexdigest()[:32]}\n",
+            "machine-id": hashlib.sha256(host_public).hexdigest()[:32],
             "boot-id": str(uuid.uuid4()),
-            "authorized-keys": authorized,
+            "authorized-keys": (directory / f"{CLIENT_KEY}.pub").read_text(),
             "host-key": (directory / HOST_KEY).read_text(),
-            "grow": "1",
+            "grow": str(disk_bytes),
         }
     )
 
 
-def name_line(machine_id: str) -> bytes:
-    """The line that gives a guest another name, the time and a random seed."""
-    return _line({"hostname": machine_id, "grow": "1"})
+def name_message(machine_id: str, disk_bytes: int) -> bytes:
+    """Gives a guest another name, the time, a random seed and the size that its root file system is to have."""
+    return _message({"hostname": machine_id, "grow": str(disk_bytes)})
 
 
-def clock_line() -> bytes:
-    """The line that gives a guest that has slept the time and a random seed."""
-    return _line({})
+def clock_message() -> bytes:
+    """Gives a guest that has slept the time and a random seed."""
+    return _message({})
 
 
-def _line(fields: Mapping[str, str]) -> bytes:
-    """One line of fields, name=value, parted by tabs; no value has a tab or a percent sign of its own."""
+def _message(fields: Mapping[str, str]) -> bytes:
+    """Fields, name=value, parted by tabs and ended by a zero byte: no value has either."""
     whole = {"time": f"{time.time():.6f}", "seed": secrets.token_hex(_SEED_BYTES), **fields}
-    return "\t".join(f"{name}={value}" for name, value in whole.items()).replace("\n", "%0A").encode() + b"\n"
+    return "\t".join(f"{name}={value}" for name, value in whole.items()).encode() + b"\0"
 
 
 class Introduction:
@@ -110,31 +109,31 @@ class Introduction:
         self._socket.close()
 
     def introduce(
-        self, line: Callable[[], bytes], listening: Callable[[], bool], already_known: Callable[[], object]
+        self, message: Callable[[], bytes], listening: Callable[[], bool], already_known: Callable[[], object]
     ) -> None:
-        """Send ``line`` and return when the guest is ready.
+        """Send ``message`` and return when the guest is ready.
 
-        ``listening`` says whether the guest has the port open: ``line`` is made and sent only then, so that its time is
-        fresh. ``already_known`` is called several times a second: it raises to give up, and gives True when the guest
-        is seen to have its identity from an earlier caller.
+        ``listening`` says whether the guest has the port open: ``message`` is made and sent only then, so that its time
+        is fresh. ``already_known`` is called several times a second: it raises to give up, and gives True when the
+        guest is seen to have its identity from an earlier caller.
         """
         while not listening():
             if self.answered(already_known):
                 return
-        self.send(line())
+        self.send(message())
         while not self.answered(already_known):
             pass
 
-    def send(self, line: bytes) -> None:
-        """Send one line. QEMU takes as much of it as the guest reads."""
+    def send(self, message: bytes) -> None:
+        """Send one message. QEMU takes as much of it as the guest reads."""
         self._socket.settimeout(_SEND_SECONDS)
         try:
-            self._socket.sendall(line)
+            self._socket.sendall(message)
         except OSError as error:
             raise _failed(error) from error
 
     def answered(self, meanwhile: Callable[[], object]) -> bool:
-        """Wait a moment for the answer to a line; True when the guest is ready or ``meanwhile`` says that it is."""
+        """Wait a moment for the answer to a message; True when the guest is ready or ``meanwhile`` says that it is."""
         self._socket.settimeout(_POLL_SECONDS)
         try:
             received = self._socket.recv(_ANSWER_MAX)

@@ -13,7 +13,7 @@ from foundation.errors import MachineError, MachineLost, TaskyardError
 from foundation.settings import Settings
 from machines import qemu
 from machines.hardware import Shape, Start, qemu_arguments
-from machines.identity import Introduction, clock_line
+from machines.identity import Introduction, clock_message
 from machines.image import image_of
 from machines.ledger import admit, host_capacity
 from machines.paths import MachinePaths
@@ -157,6 +157,6 @@ def _set_clock(guest: Introduction, living: Callable[[], None]) -> None:
     """Give the guest the time. One that does not take it, because its user has ended the service, is as it is."""
     end = time.monotonic() + _CLOCK_LIMIT_SECONDS
     with suppress(MachineError):
-        guest.send(clock_line())
+        guest.send(clock_message())
         while not guest.answered(living) and time.monotonic() < end:
             pass

@@ -19,7 +19,7 @@ from foundation.errors import InsufficientResources, MachineError, MachineNotFou
 from foundation.settings import Settings
 from foundation.units import parse_size
 from machines import qemu
-from machines.identity import CLIENT_KEY, HOST_KEY, Introduction, make_keys, name_line
+from machines.identity import CLIENT_KEY, HOST_KEY, Introduction, make_keys, name_message
 from machines.image import Image, current_digests
 from machines.ledger import NoRoom, admit, host_capacity
 from machines.paths import CONSOLE, OUTPUT, OVERLAY, MachinePaths, machine_paths
@@ -232,10 +232,10 @@ class Handover:
         shell = self.shell_of(record.id)
         shell.take_over(self.shell_of(member.id))
         with Monitor(self.paths.qmp) as monitor, Introduction(self.paths.identity) as guest:
-            qemu.grow_root(monitor, record.disk_bytes)
-            guest.send(name_line(record.id))
+            guest.send(name_message(record.id, record.disk_bytes))
             while not guest.answered(lambda: self._still(record)):
                 pass
+            qemu.grow_root(monitor, record.disk_bytes)
         shell.open()
         up = {"state": "running", "boot_seconds": member.boot_seconds, "booted_once": True}
         return self.store.write(record.model_copy(update=up))

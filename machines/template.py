@@ -12,6 +12,7 @@ from foundation.errors import MachineError
 from foundation.units import format_seconds
 from machines import qemu
 from machines.hardware import Shape, Start, qemu_arguments
+from machines.identity import Introduction
 from machines.paths import OVERLAY, MachinePaths
 from machines.qmp import Monitor
 from machines.saved_state import save
@@ -37,8 +38,10 @@ def make_template(paths: MachinePaths, shape: Shape, report: Callable[[str], Non
             while not qemu.guest_is_listening(monitor):
                 watch.look()
                 time.sleep(_LOOK_SECONDS)
-            _settle(process.pid)
-            save(monitor, paths.directory / STATE, mapped_memory=True, look=watch.look)
+            # The guest waits for its host to speak, and not for it to come: whoever restores it is there already.
+            with Introduction(paths.identity):
+                _settle(process.pid)
+                save(monitor, paths.directory / STATE, mapped_memory=True, look=watch.look)
     except MachineError as error:
         shown = [qemu.tail(path) for path in (paths.output, paths.console)]
         raise MachineError("\n".join([f"The snapshot was not made: {error}", *filter(None, shown)])) from error

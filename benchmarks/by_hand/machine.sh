@@ -12,14 +12,14 @@ export LC_ALL=C
 
 mark() { printf '%s %s\n' "$1" "$EPOCHREALTIME" >>"$MARKS"; }
 
-# make_machine: two key pairs, the identity as one line, an overlay on the image.
+# make_machine: two key pairs, the identity as one message, an overlay on the image.
 make_machine() {
     ssh-keygen -q -t ecdsa -N '' -C '' -f client &
     ssh-keygen -q -t ecdsa -N '' -C '' -f ssh_host_key
     wait $!
     printf 'guest %s' "$(<ssh_host_key.pub)" >known_hosts
-    printf 'hostname=guest\tmachine-id=%s\tauthorized-keys=%s\thost-key=%s%%0A\tgrow=1\n' \
-        "$(tr -d - </proc/sys/kernel/random/uuid)" "$(<client.pub)" "$(sed ':a;N;$!ba;s/\n/%0A/g' ssh_host_key)" \
+    printf 'hostname=guest\tmachine-id=%s\tauthorized-keys=%s\thost-key=%s\n\tgrow=%s\0' \
+        "$(tr -d - </proc/sys/kernel/random/uuid)" "$(<client.pub)" "$(<ssh_host_key)" "$(numfmt --from=iec "$DISK")" \
         >identity
     qemu-img create -q -f qcow2 -F raw -b "$BASE" root.qcow2 "$DISK"
 }

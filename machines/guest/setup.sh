@@ -11,11 +11,14 @@ usermod --password '*' --shell /usr/lib/klibc/bin/sh root
 chmod 0440 /etc/sudoers.d/agent
 install -d -o agent -g agent /workspace
 
-# Identity comes from the host at start.
-rm -f /etc/ssh/ssh_host_* /etc/hostname /etc/resolv.conf /var/lib/systemd/random-seed /var/lib/dbus/machine-id
+# Identity comes from the host at start, into files in memory.
+rm -f /etc/ssh/ssh_host_* /etc/resolv.conf /var/lib/systemd/random-seed /var/lib/dbus/machine-id
+ln -sf /run/hostname /etc/hostname
+ln -sf /run/hosts /etc/hosts
 : >/etc/machine-id
 : >/etc/resolv.conf
-printf '127.0.0.1 localhost\n::1 localhost\n' >/etc/hosts
+# sshd looks at these at every login: at who may not enter by address, and at other mechanisms than keys.
+rm -rf /etc/hosts.allow /etc/hosts.deny /etc/gss
 # The kernel's command line mounts the root; there is nothing else.
 : >/etc/fstab
 

@@ -16,7 +16,7 @@ import pytest
 
 from foundation.errors import ImageBuildFailed, ImageNotFound
 from foundation.settings import Settings
-from machines.identity import CLIENT_KEY, KNOWN_HOSTS, PORT_NAME, identity_line, make_keys
+from machines.identity import CLIENT_KEY, KNOWN_HOSTS, PORT_NAME, identity_message, make_keys
 from machines.image import Image, build_image, find_image, list_images
 
 GIB = 2**30
@@ -58,7 +58,9 @@ def test_image_holds_nothing_that_identifies_a_machine(image: Image) -> None:
     assert "ssh_host" not in in_image(image, "ls -p /etc/ssh")
     assert "sshd_config" in in_image(image, "ls -p /etc/ssh")
     assert "Size: 0" in in_image(image, "stat /etc/machine-id")
-    for absent in ("/etc/hostname", "/var/lib/systemd/random-seed", "/var/lib/dbus/machine-id"):
+    for link in ("hostname", "hosts"):
+        assert f'Fast link dest: "/run/{link}"' in in_image(image, f"stat /etc/{link}")
+    for absent in ("/var/lib/systemd/random-seed", "/var/lib/dbus/machine-id"):
         assert "File not found" in in_image(image, f"stat {absent}")
     for keys in ("/root/.ssh", "/home/agent/.ssh", "/run/sshd"):
         assert "authorized_keys" not in in_image(image, f"ls -p {keys}")
@@ -95,19 +97,19 @@ class Guest:
         self.process = subprocess.Popen(command)
         until(self._identity.exists, 30)
 
-    def identify(self, *lines: bytes) -> list[str]:
-        """Send lines to the waiting guest; its answer to each."""
+    def identify(self, *messages: bytes) -> list[str]:
+        """Send messages to the waiting guest; its answer to each."""
         answers = []
         with socket.socket(socket.AF_UNIX) as port:
             port.settimeout(200)
             port.connect(str(self._identity))
-            for line in lines:
-                port.sendall(line)
+            for message in messages:
+                port.sendall(message)
                 answers.append(port.makefile("r").readline().strip())
         return answers
 
     def identity(self) -> bytes:
-        return identity_line(self._directory, MACHINE)
+        return identity_message(self._directory, MACHINE, DISK)
 
     def says(self, command: str, user: str = "root") -> str:
         known = ["-o", f"UserKnownHostsFile={self._directory / KNOWN_HOSTS}", "-o", f"HostKeyAlias={MACHINE}"]
@@ -120,7 +122,7 @@ class Guest:
 def guest(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     started = Guest(image, tmp_path_factory.mktemp("guest"))
     try:
-        answers = started.identify(b"time=soon\n", started.identity())
+        answers = started.identify(b"time=soon\0", started.identity())
         assert answers[0].startswith("error no time: ")
         assert answers[1] == "ready"
         yield started

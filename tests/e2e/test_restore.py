@@ -180,7 +180,7 @@ def test_a_caller_killed_in_the_middle_of_a_restore_is_continued(
     def die(*_: object, **__: object) -> None:
         raise Killed
 
-    for place in ("machines.boot.load", "machines.boot.identity_line", "machines.boot.Boot._enter"):
+    for place in ("machines.boot.load", "machines.boot.identity_message", "machines.boot.Boot._enter"):
         machine_id = reserve(host)
         with monkeypatch.context() as patch:
             patch.setattr(place, die)
@@ -371,7 +371,7 @@ def test_a_hand_over_that_was_cut_short_gives_a_machine_all_the_same(
     def die(*_: object, **__: object) -> None:
         raise Killed
 
-    for place in ("machines.pool.make_keys", "machines.pool.name_line"):
+    for place in ("machines.pool.make_keys", "machines.pool.name_message"):
         pooled.keep_pool(print)
         machine_id = reserve(pooled)
         with monkeypatch.context() as patch:

@@ -18,8 +18,8 @@ from machines.identity import (
     HOST_KEY,
     KNOWN_HOSTS,
     Introduction,
-    clock_line,
-    identity_line,
+    clock_message,
+    identity_message,
     make_keys,
 )
 
@@ -45,30 +45,29 @@ def test_a_pair_cut_short_is_made_anew(tmp_path: Path) -> None:
     assert (tmp_path / CLIENT_KEY).read_text().startswith("-----BEGIN OPENSSH PRIVATE KEY-----")
 
 
-def fields_of(line: bytes) -> dict[str, str]:
-    parts = (part.split("=", 1) for part in line.decode().rstrip("\n").split("\t"))
-    return {name: value.replace("%0A", "\n") for name, value in parts}
+def fields_of(message: bytes) -> dict[str, str]:
+    assert message.endswith(b"\0")
+    assert message.count(b"\0") == 1
+    return dict(part.split("=", 1) for part in message[:-1].decode().split("\t"))
 
 
-def test_the_line_holds_what_makes_the_guest_itself(tmp_path: Path) -> None:
+def test_the_message_holds_what_makes_the_guest_itself(tmp_path: Path) -> None:
     make_keys(tmp_path, ID)
-    line = identity_line(tmp_path, ID)
-    assert line.endswith(b"\n")
-    assert line.count(b"\n") == 1
-    fields = fields_of(line)
+    fields = fields_of(identity_message(tmp_path, ID, 8 * 2**30))
     assert fields["hostname"] == ID
-    assert len(fields["machine-id"].strip()) == 32
+    assert len(fields["machine-id"]) == 32
     assert fields["host-key"] == (tmp_path / HOST_KEY).read_text()
     assert fields["authorized-keys"] == (tmp_path / f"{CLIENT_KEY}.pub").read_text()
     assert abs(float(fields["time"]) - time.time()) < 60
     assert len(bytes.fromhex(fields["seed"])) >= 64
+    assert fields["grow"] == str(8 * 2**30)
     assert (tmp_path / CLIENT_KEY).read_text() not in fields.values()
-    again = fields_of(identity_line(tmp_path, ID))
+    again = fields_of(identity_message(tmp_path, ID, 8 * 2**30))
     assert {name for name in fields if fields[name] != again[name]} == {"time", "seed", "boot-id"}
 
 
 def test_a_guest_that_has_slept_is_given_the_time_and_a_seed_of_its_own() -> None:
-    first, second = fields_of(clock_line()), fields_of(clock_line())
+    first, second = fields_of(clock_message()), fields_of(clock_message())
     assert first.keys() == {"time", "seed"}
     assert first["seed"] != second["seed"]
 
@@ -92,13 +91,13 @@ def guest(path: Path, behave: Callable[[socket.socket], None]) -> Iterator[None]
 
 def answering(reply: bytes) -> Callable[[socket.socket], None]:
     def behave(connection: socket.socket) -> None:
-        assert connection.makefile("rb").readline() == b"line\n"
+        assert connection.recv(100) == b"message\0"
         connection.sendall(reply)
 
     return behave
 
 
-def test_the_line_waits_until_the_guest_listens(tmp_path: Path) -> None:
+def test_the_message_waits_until_the_guest_listens(tmp_path: Path) -> None:
     looks = iter([False, False, True])
     waited: list[bool] = []
 
@@ -107,7 +106,7 @@ def test_the_line_waits_until_the_guest_listens(tmp_path: Path) -> None:
         return False
 
     with guest(tmp_path / "port", answering(b"ready\n")), Introduction(tmp_path / "port") as introduction:
-        introduction.introduce(lambda: b"line\n", lambda: next(looks), already_known)
+        introduction.introduce(lambda: b"message\0", lambda: next(looks), already_known)
     assert len(waited) >= 2
 
 
@@ -125,14 +124,14 @@ def test_what_goes_wrong_is_told(tmp_path: Path, behave: Callable[[socket.socket
         pytest.raises(MachineError, match=sentence),
         Introduction(tmp_path / "port") as introduction,
     ):
-        introduction.introduce(lambda: b"line\n", lambda: True, lambda: False)
+        introduction.introduce(lambda: b"message\0", lambda: True, lambda: False)
 
 
 def test_a_guest_introduced_by_an_earlier_caller_is_enough(tmp_path: Path) -> None:
     over = threading.Event()
     with guest(tmp_path / "port", lambda _: over.wait(10) and None):
         with Introduction(tmp_path / "port") as introduction:
-            introduction.introduce(lambda: b"line\n", lambda: False, lambda: True)
+            introduction.introduce(lambda: b"message\0", lambda: False, lambda: True)
         over.set()
 
 
