@@ -134,6 +134,8 @@ def guest(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gu
 def test_guest_takes_its_identity_and_grows_into_its_disk(guest: Guest) -> None:
     assert guest.says("hostname; cat /etc/hostname").split() == [MACHINE, MACHINE]
     assert len(guest.says("cat /etc/machine-id")) == 32
+    # It is in memory: a disk that is copied carries none.
+    assert guest.says("mount --bind / /mnt && wc -c </mnt/etc/machine-id && umount /mnt") == "0"
     assert abs(float(guest.says("date +%s")) - time.time()) < 30
     # It answers before it has grown.
     until(lambda: 0.9 * DISK < int(guest.says("df --output=size -B1 / | tail -1")) <= DISK, 60)

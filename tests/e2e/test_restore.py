@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -68,6 +69,10 @@ def make(host: MachineHost, image: Image, report: Callable[[str], object] = lamb
     return machine_id
 
 
+def has_grown(host: MachineHost, machine_id: str) -> bool:
+    return int(said(host, machine_id, "df --output=size -B1 / | tail -1")) > 0.9 * DISK
+
+
 def said(host: MachineHost, machine_id: str, command: str) -> str:
     return host.connect(machine_id).run(command).stdout.decode().strip()
 
@@ -115,9 +120,7 @@ def test_two_clones_share_nothing_that_identifies_them_and_nothing_random(
         assert said(host, machine_id, "hostname") == machine_id
         assert abs(float(said(host, machine_id, "date +%s.%N")) - time.time()) < 2
         assert said(host, machine_id, "nproc") == str(CPUS)
-        until(
-            lambda machine_id=machine_id: int(said(host, machine_id, "df --output=size -B1 / | tail -1")) > 0.9 * DISK
-        )
+        until(partial(has_grown, host, machine_id))
         assert said(host, machine_id, "su agent -c 'sudo whoami'") == "root"
         assert said(host, machine_id, "systemctl --failed --no-legend") == ""
     # Time passes in a clone as it does outside.
@@ -190,9 +193,7 @@ def test_a_caller_killed_in_the_middle_of_a_restore_is_continued(
         record = MachineHost(settings).ensure_running(machine_id, image, lambda _: None)
         assert (record.state, record.snapshot is not None) == ("running", True)
         assert said(host, machine_id, "hostname") == machine_id
-        until(
-            lambda machine_id=machine_id: int(said(host, machine_id, "df --output=size -B1 / | tail -1")) > 0.9 * DISK
-        )
+        until(partial(has_grown, host, machine_id))
         host.destroy(machine_id)
 
 
@@ -352,7 +353,7 @@ def test_a_machine_of_the_pool_is_handed_over_once_and_is_its_new_owners(
     assert pooled.sweep() == []
     assert (pooled.is_alive(one), pooled.is_alive(two)) == (True, True)
     assert set(traits(pooled, one)).isdisjoint(traits(pooled, two))
-    until(lambda: int(said(pooled, one, "df --output=size -B1 / | tail -1")) > 0.9 * DISK)
+    until(partial(has_grown, pooled, one))
     elsewhere = MachineHost(settings)
     assert said(elsewhere, one, "cat /etc/hosts | head -1") == f"127.0.0.1 localhost {one}"
     assert elsewhere.pause(one).state == "paused"
@@ -371,7 +372,7 @@ def test_a_hand_over_that_was_cut_short_gives_a_machine_all_the_same(
     def die(*_: object, **__: object) -> None:
         raise Killed
 
-    for place in ("machines.pool.make_keys", "machines.pool.name_message"):
+    for place in ("machines.pool.make_keys", "machines.pool.name_message", "machines.qemu.grow_root"):
         pooled.keep_pool(print)
         machine_id = reserve(pooled)
         with monkeypatch.context() as patch:
@@ -381,6 +382,7 @@ def test_a_hand_over_that_was_cut_short_gives_a_machine_all_the_same(
         later = MachineHost(settings)
         assert later.ensure_running(machine_id, image, print).state == "running"
         assert said(later, machine_id, "hostname") == machine_id
+        until(partial(has_grown, later, machine_id))
         later.sweep()
         assert [each.id for each in later.records()] == [machine_id]
         assert said(later, machine_id, "hostname") == machine_id
