@@ -11,7 +11,7 @@ from machines.qmp import Monitor
 
 # Under this name QEMU keeps the file, which it reads and writes itself: no other process passes on what is in it.
 _NAME = "saved-state"
-_POLL_SECONDS = 0.001
+_POLL_SECONDS = 0.005
 _LIMIT_SECONDS = 600.0
 
 
