@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy, SearchAttributeKey, SearchAttributeUpdate
-from temporalio.exceptions import ActivityError, ApplicationError, FailureError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from workflows import steps
@@ -391,9 +391,10 @@ class TaskWorkflow:
         try:
             result = await handle
         except ActivityError as error:
-            if self._cancel is not None and is_cancelled_exception(error):
-                raise self._cancellation() from error
-            raise self._ended_by(step, error) from error
+            # Whoever asked for the end is told of it, also when the attempt under way failed instead of being
+            # cancelled: the server tries no further one then.
+            end = self._cancellation() if self._cancel is not None else self._ended_by(step, error)
+            raise end from error
         if self._cancel is not None and step is not steps.RESERVE:
             raise self._cancellation()
         return result

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from temporalio import activity
+from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
@@ -80,6 +81,10 @@ async def until(condition: Callable[[], Any]) -> None:
             if held:
                 return
             await asyncio.sleep(0.02)
+
+
+async def has_event(run: Run, wanted: EventType.ValueType) -> bool:
+    return any(event.event_type == wanted for event in (await run.fetch_history()).events)
 
 
 @asynccontextmanager
@@ -232,6 +237,26 @@ async def test_cancel_while_no_host_has_room_ends_at_once(fake: FakeSteps, start
     await run.signal(TaskWorkflow.cancel, CancelRequest())
     async with outcome(run) as status:
         assert status.state is TaskState.CANCELLED
+    assert set(fake.calls) == {"reserve", "finish"}
+
+
+async def test_cancel_while_a_last_attempt_to_reserve_fails_is_a_cancellation(fake: FakeSteps, start: Any) -> None:
+    asked = asyncio.Event()
+
+    async def full(_: Any) -> None:
+        if not activity.info().is_local:
+            await asked.wait()
+        raise ApplicationError("no room", type="no_room")
+
+    fake.instead["reserve"] = full
+    run = await start()
+    await until(lambda: fake.calls.count("reserve") == 2)
+    await run.signal(TaskWorkflow.cancel, CancelRequest())
+    # Once the server knows of the wish, a failing attempt is the last one, and its failure is all that comes back.
+    await until(lambda: has_event(run, EventType.EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED))
+    asked.set()
+    async with outcome(run) as status:
+        assert (status.state, status.cause) == (TaskState.CANCELLED, Cause.CANCELLED)
     assert set(fake.calls) == {"reserve", "finish"}
 
 
