@@ -102,8 +102,7 @@ class Boot:
                 guest.send(identity_message(self.paths.directory, record.id, record.disk_bytes))
                 # Written while the guest is at work.
                 reached = self.store.write(record.model_copy(update={"ssh_port": port}))
-                while not guest.answered(watch.look):
-                    pass
+                guest.wait(watch.look)
                 return self._enter(reached, monitor, watch)
 
         return self._guarded(process, since, reach)

@@ -8,6 +8,7 @@ nothing.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import secrets
 import socket
@@ -118,11 +119,10 @@ class Introduction:
         guest is seen to have its identity from an earlier caller.
         """
         while not listening():
-            if self.answered(already_known):
+            if self._answered(already_known):
                 return
         self.send(message())
-        while not self.answered(already_known):
-            pass
+        self.wait(already_known)
 
     def send(self, message: bytes) -> None:
         """Send one message. QEMU takes as much of it as the guest reads."""
@@ -132,7 +132,13 @@ class Introduction:
         except OSError as error:
             raise _failed(error) from error
 
-    def answered(self, meanwhile: Callable[[], object]) -> bool:
+    def wait(self, meanwhile: Callable[[], object], limit: float = math.inf) -> None:
+        """Return when the guest is ready, or after ``limit`` seconds; ``meanwhile`` as ``already_known`` above."""
+        end = time.monotonic() + limit
+        while not self._answered(meanwhile) and time.monotonic() < end:
+            pass
+
+    def _answered(self, meanwhile: Callable[[], object]) -> bool:
         """Wait a moment for the answer to a message; True when the guest is ready or ``meanwhile`` says that it is."""
         self._socket.settimeout(_POLL_SECONDS)
         try:

@@ -155,8 +155,6 @@ def _living(process: psutil.Process) -> Callable[[], None]:
 
 def _set_clock(guest: Introduction, living: Callable[[], None]) -> None:
     """Give the guest the time. One that does not take it, because its user has ended the service, is as it is."""
-    end = time.monotonic() + _CLOCK_LIMIT_SECONDS
     with suppress(MachineError):
         guest.send(clock_message())
-        while not guest.answered(living) and time.monotonic() < end:
-            pass
+        guest.wait(living, _CLOCK_LIMIT_SECONDS)

@@ -233,8 +233,7 @@ class Handover:
         shell.take_over(self.shell_of(member.id))
         with Monitor(self.paths.qmp) as monitor, Introduction(self.paths.identity) as guest:
             guest.send(name_message(record.id, record.disk_bytes))
-            while not guest.answered(lambda: self._still(record)):
-                pass
+            guest.wait(lambda: self._still(record))
             qemu.grow_root(monitor, record.disk_bytes)
         shell.open()
         up = {"state": "running", "boot_seconds": member.boot_seconds, "booted_once": True}

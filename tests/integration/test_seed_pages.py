@@ -87,8 +87,10 @@ async def test_a_task_from_submission_to_its_artifacts(site: ApiSite, pages: See
 
 async def test_cancel(site: ApiSite, pages: SeedPages, run: Run) -> None:
     submit = pages.section("submit")[0]
-    async with site.worker():
+    async with site.worker() as steps:
         for command in pages.section("cancel"):
+            # The stop of the run before ended every agent of these steps.
+            steps.agent_over.clear()
             task_id = json.loads((await run(submit)).out)["task_id"]
             await run(command, task_id)
             await site.until_state(task_id, "cancelled")
