@@ -6,10 +6,10 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
+from temporalio.worker import Worker
 
 from api.snapshot import workflow_id
 from benchmarks import event_loop
@@ -20,7 +20,6 @@ from benchmarks.stand_ins import manifest, stand_in_worker
 from cli.stack import Stack
 from foundation.engine import connect_engine
 from foundation.errors import TaskyardError
-from worker.main import STEP_THREADS, make_worker
 
 RUNS = 60
 AT_ONCE = 15
@@ -50,13 +49,13 @@ async def _ours(lab: Lab) -> Run:
 async def _by_hand(lab: Lab) -> Run:
     client = await connect_engine(lab.settings)
     queue = f"bare-{uuid.uuid4().hex[:8]}"
-    with ThreadPoolExecutor(STEP_THREADS) as threads:
-        async with make_worker(client, queue, threads, [bare_step], [BareWorkflow]):
+    # As the SDK has it by default, with its sandbox.
+    async with Worker(client, task_queue=queue, activities=[bare_step], workflows=[BareWorkflow]):
 
-            async def run_one() -> None:
-                await client.execute_workflow(BareWorkflow.run, "text", id=uuid.uuid4().hex, task_queue=queue)
+        async def run_one() -> None:
+            await client.execute_workflow(BareWorkflow.run, "text", id=uuid.uuid4().hex, task_queue=queue)
 
-            return await _timed(run_one)
+        return await _timed(run_one)
 
 
 async def _timed(run_one: Callable[[], Awaitable[None]]) -> Run:
@@ -75,7 +74,7 @@ async def _timed(run_one: Callable[[], Awaitable[None]]) -> Run:
 CASE = Case(
     name="throughput",
     title=f"{RUNS} runs without machines, {AT_ONCE} at once",
-    by_hand=f"a bare Temporal workflow of {ACTIVITIES} activities that do nothing, on the same server",
+    by_hand=f"a bare Temporal workflow of {ACTIVITIES} activities that do nothing, same server, SDK's defaults",
     figures=(Figure("per-run", "for each finished run", unit="ms", ratio_limit=1 / 0.7),),
     open=_open,
     warm_up=True,
