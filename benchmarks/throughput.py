@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import httpx
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkflowRunner
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from api.snapshot import workflow_id
 from benchmarks import event_loop
@@ -32,6 +33,17 @@ def _open(lab: Lab) -> Iterator[Sides]:
 
 
 async def _ours(lab: Lab) -> Run:
+    each = await _tasks(lab)
+    return Run({"per-run": each, "beside-unsandboxed": each})
+
+
+async def _by_hand(lab: Lab) -> Run:
+    # The SDK's default is its sandbox; Taskyard's worker goes without it, so that is shown too.
+    each = await _bare(lab, SandboxedWorkflowRunner())
+    return Run({"per-run": each, "beside-unsandboxed": await _bare(lab, UnsandboxedWorkflowRunner())})
+
+
+async def _tasks(lab: Lab) -> float:
     client = await connect_engine(lab.settings)
     url = f"http://127.0.0.1:{lab.settings.api_port}/api/v1/tasks"
     async with stand_in_worker(lab.settings, client), httpx.AsyncClient(timeout=60) as http:
@@ -46,11 +58,12 @@ async def _ours(lab: Lab) -> Run:
         return await _timed(run_one)
 
 
-async def _by_hand(lab: Lab) -> Run:
+async def _bare(lab: Lab, runner: WorkflowRunner) -> float:
     client = await connect_engine(lab.settings)
     queue = f"bare-{uuid.uuid4().hex[:8]}"
-    # As the SDK has it by default, with its sandbox.
-    async with Worker(client, task_queue=queue, activities=[bare_step], workflows=[BareWorkflow]):
+    async with Worker(
+        client, task_queue=queue, activities=[bare_step], workflows=[BareWorkflow], workflow_runner=runner
+    ):
 
         async def run_one() -> None:
             await client.execute_workflow(BareWorkflow.run, "text", id=uuid.uuid4().hex, task_queue=queue)
@@ -58,7 +71,7 @@ async def _by_hand(lab: Lab) -> Run:
         return await _timed(run_one)
 
 
-async def _timed(run_one: Callable[[], Awaitable[None]]) -> Run:
+async def _timed(run_one: Callable[[], Awaitable[None]]) -> float:
     """Milliseconds for each of many runs, some of them at any time under way."""
     left = iter(range(RUNS))
 
@@ -68,14 +81,17 @@ async def _timed(run_one: Callable[[], Awaitable[None]]) -> Run:
 
     began = time.perf_counter()
     await asyncio.gather(*(run_some() for _ in range(AT_ONCE)))
-    return Run({"per-run": 1000 * (time.perf_counter() - began) / RUNS})
+    return 1000 * (time.perf_counter() - began) / RUNS
 
 
 CASE = Case(
     name="throughput",
     title=f"{RUNS} runs without machines, {AT_ONCE} at once",
     by_hand=f"a bare Temporal workflow of {ACTIVITIES} activities that do nothing, same server, SDK's defaults",
-    figures=(Figure("per-run", "for each finished run", unit="ms", ratio_limit=1 / 0.7),),
+    figures=(
+        Figure("per-run", "for each finished run", unit="ms", ratio_limit=1 / 0.7),
+        Figure("beside-unsandboxed", "the same", unit="ms", beside="bare, without Temporal's sandbox"),
+    ),
     open=_open,
     warm_up=True,
 )
