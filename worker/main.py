@@ -36,8 +36,8 @@ from workflows.task_workflow import TaskWorkflow
 # A following step blocks a thread for the whole run: one for each run, and some for the short steps beside them.
 STEP_THREADS = 64
 _GRACE = timedelta(seconds=10)
-# The package of the workflows is deterministic throughout, and none of its modules holds anything of a run: the tests
-# have Temporal's sandbox watch over that. Here it would be a quarter of what a run costs the worker.
+# The sandbox would be a quarter of what a run costs the worker. The tests run the workflow in it, where it refuses
+# clocks, chance and input; recorded histories are replayed both in it and without it.
 _RUNNER = UnsandboxedWorkflowRunner()
 _HEARTBEAT_THROTTLE = timedelta(seconds=2)
 _RETRY_SECONDS = 1.0

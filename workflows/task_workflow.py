@@ -392,8 +392,10 @@ class TaskWorkflow:
             result = await handle
         except ActivityError as error:
             # Whoever asked for the end is told of it, also when the attempt under way failed instead of being
-            # cancelled: the server tries no further one then.
-            end = self._cancellation() if self._cancel is not None else self._ended_by(step, error)
+            # cancelled: the server tries no further one then. A lost host stays one: nothing is to be done there.
+            end = self._ended_by(step, error)
+            if self._cancel is not None and end.cause is not Cause.HOST_LOST:
+                end = self._cancellation()
             raise end from error
         if self._cancel is not None and step is not steps.RESERVE:
             raise self._cancellation()

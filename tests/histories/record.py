@@ -10,22 +10,27 @@ import asyncio
 import json
 import tempfile
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from cli.stack import Stack
 from foundation.engine import connect_engine
-from tests.integration.fake_steps import FakeSteps
+from tests.integration.fake_steps import FakeSteps, has_event, until
 from tests.stack_settings import isolated_settings
+from workflows import steps
 from workflows.manifest import parse
 from workflows.messages import (
     AgentResult,
     CancelRequest,
     CollectResult,
+    Lease,
     TaskStatus,
     TaskSubmission,
     TurnEnded,
@@ -61,6 +66,17 @@ async def preserved(fake: FakeSteps, _run: Any) -> None:
     fake.agent_over.set()
 
 
+async def reserved(_fake: FakeSteps, run: Any) -> None:
+    """Up to the first step that waits for the host."""
+    await until(lambda: has_event(run, EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED))
+
+
+async def given_up(run: Any) -> None:
+    """Both the end of the patience with the host and a cancel, before any worker is back."""
+    await run.signal(TaskWorkflow.cancel, CancelRequest(reason="no longer needed"))
+    await until(lambda: has_event(run, EventType.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT))
+
+
 async def not_staged(fake: FakeSteps, _run: Any) -> None:
     """Ends by itself."""
 
@@ -87,7 +103,11 @@ PATHS: dict[str, Callable[[FakeSteps, Any], Awaitable[None]]] = {
     "not_staged": not_staged,
     "reserved_at_once": closed,
     "reserved_later": closed,
+    "host_lost": reserved,
 }
+
+# What comes while no worker is there, after the path's first part.
+WITHOUT_WORKER: dict[str, Callable[[Any], Awaitable[None]]] = {"host_lost": given_up}
 
 
 async def record(client: Client, name: str) -> None:
@@ -106,14 +126,11 @@ async def record(client: Client, name: str) -> None:
             "lifecycle": {"failure_action": "preserve", "timeout": "10m"},
         }
     )
-    async with Worker(
-        client,
-        task_queue="recording",
-        workflows=[TaskWorkflow],
-        activities=fake.all(),
-        # Without a sticky queue, whose name tells the host.
-        max_cached_workflows=0,
-    ):
+    if name == "host_lost":
+        fake.instead["reserve"] = lambda request: Lease(machine_id=request.machine_id, host="gone", task_queue="gone")
+        # Long enough for the first worker to be gone by then.
+        steps.STAGE = replace(steps.STAGE, wait=timedelta(seconds=5))
+    async with _worker(client, fake):
         run = await client.start_workflow(
             TaskWorkflow.run,
             TaskSubmission(task_id=name, manifest=manifest),
@@ -121,10 +138,27 @@ async def record(client: Client, name: str) -> None:
             task_queue="recording",
         )
         await PATHS[name](fake, run)
+        if name not in WITHOUT_WORKER:
+            await run.result()
+    if name in WITHOUT_WORKER:
+        await WITHOUT_WORKER[name](run)
+    async with _worker(client, fake):
         status: TaskStatus = await run.result()
-        assert status.state.terminal
-        history = (await run.fetch_history()).to_json_dict()
-        (HISTORIES / f"{name}.json").write_text(json.dumps(_without_host(history), indent=1) + "\n")
+    assert status.state.terminal
+    history = (await run.fetch_history()).to_json_dict()
+    (HISTORIES / f"{name}.json").write_text(json.dumps(_without_host(history), indent=1) + "\n")
+
+
+def _worker(client: Client, fake: FakeSteps) -> Worker:
+    return Worker(
+        client,
+        task_queue="recording",
+        workflows=[TaskWorkflow],
+        activities=fake.all(),
+        workflow_runner=UnsandboxedWorkflowRunner(),
+        # Without a sticky queue, whose name tells the host.
+        max_cached_workflows=0,
+    )
 
 
 def _without_host(value: Any) -> Any:

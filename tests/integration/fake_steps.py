@@ -1,4 +1,7 @@
-"""Steps without machines, for tests of the workflow alone: each notes its call and does what the test tells it."""
+"""Steps without machines, for tests of the workflow alone: each notes its call and does what the test tells it.
+
+Beside them, what such tests wait for.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from temporalio import activity
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import WorkflowHandle
 
 from workflows import steps
 from workflows.messages import (
@@ -29,7 +34,13 @@ from workflows.messages import (
     StageRequest,
     StageResult,
     StopAgentRequest,
+    TaskStatus,
 )
+from workflows.task_workflow import TaskWorkflow
+
+PATIENCE = 30.0
+
+Run = WorkflowHandle[TaskWorkflow, TaskStatus]
 
 
 class FakeSteps:
@@ -129,3 +140,24 @@ class FakeSteps:
             self.release,
             self.finish,
         ]
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait until a condition of this process or of the server holds."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            held = condition()
+            if asyncio.iscoroutine(held):
+                held = await held
+            if held:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def has_event(run: Run, wanted: EventType.ValueType) -> bool:
+    return any(event.event_type == wanted for event in (await run.fetch_history()).events)
+
+
+async def at_rest(run: Run) -> bool:
+    """Whether the workflow has taken in all that came, and asks for nothing more than it did before."""
+    return (await run.fetch_history()).events[-1].event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED

@@ -6,21 +6,25 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from temporalio import activity
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from tests.integration.fake_steps import FakeSteps
+from tests.integration.fake_steps import PATIENCE, FakeSteps, Run, at_rest, has_event, until
+from workflows import steps
 from workflows.manifest import Manifest, parse
 from workflows.messages import (
     AgentResult,
     CancelRequest,
     CollectResult,
+    Lease,
     TaskStatus,
     TaskSubmission,
     TurnEnded,
@@ -28,10 +32,6 @@ from workflows.messages import (
 )
 from workflows.states import Cause, TaskState
 from workflows.task_workflow import STATE_KEY, TaskWorkflow
-
-PATIENCE = 30.0
-
-Run = WorkflowHandle[TaskWorkflow, TaskStatus]
 
 
 def a_manifest(**parts: dict[str, Any]) -> Manifest:
@@ -59,32 +59,17 @@ async def fake(temporal_client: Client) -> AsyncIterator[FakeSteps]:
 
 @pytest.fixture
 def start(temporal_client: Client, fake: FakeSteps) -> Callable[..., Any]:
-    async def start_run(manifest: Manifest | None = None) -> Run:
-        task_id = uuid.uuid4().hex[:12]
-        return await temporal_client.start_workflow(
-            TaskWorkflow.run,
-            TaskSubmission(task_id=task_id, manifest=manifest or a_manifest()),
-            id=f"task-{task_id}",
-            task_queue=fake.queue,
-        )
-
-    return start_run
+    return lambda manifest=None: start_run(temporal_client, fake, manifest)
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait until a condition of this process or of the server holds."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            held = condition()
-            if asyncio.iscoroutine(held):
-                held = await held
-            if held:
-                return
-            await asyncio.sleep(0.02)
-
-
-async def has_event(run: Run, wanted: EventType.ValueType) -> bool:
-    return any(event.event_type == wanted for event in (await run.fetch_history()).events)
+async def start_run(client: Client, fake: FakeSteps, manifest: Manifest | None = None) -> Run:
+    task_id = uuid.uuid4().hex[:12]
+    return await client.start_workflow(
+        TaskWorkflow.run,
+        TaskSubmission(task_id=task_id, manifest=manifest or a_manifest()),
+        id=f"task-{task_id}",
+        task_queue=fake.queue,
+    )
 
 
 @asynccontextmanager
@@ -260,6 +245,28 @@ async def test_cancel_while_a_last_attempt_to_reserve_fails_is_a_cancellation(fa
     assert set(fake.calls) == {"reserve", "finish"}
 
 
+async def test_a_host_that_stays_away_ends_the_run(temporal_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "STAGE", replace(steps.STAGE, wait=timedelta(milliseconds=100)))
+    fake = FakeSteps(queue=f"test-{uuid.uuid4().hex[:8]}")
+    fake.instead["reserve"] = lambda request: Lease(machine_id=request.machine_id, host="gone", task_queue="nobody's")
+    # The sandbox would read the table of steps anew.
+    runner = UnsandboxedWorkflowRunner()
+    async with (
+        Worker(
+            temporal_client,
+            task_queue=fake.queue,
+            workflows=[TaskWorkflow],
+            activities=fake.all(),
+            workflow_runner=runner,
+        ),
+        outcome(await start_run(temporal_client, fake)) as status,
+    ):
+        assert (status.state, status.cause) == (TaskState.FAILED, Cause.HOST_LOST)
+        assert "Host gone did not come back" in (status.error or "")
+    # Nothing is asked of the host any more.
+    assert fake.calls == ["reserve", "finish"]
+
+
 async def test_the_run_timeout_stops_the_agent(fake: FakeSteps, start: Any) -> None:
     async with outcome(await start(a_manifest(lifecycle={"timeout": "1s"}))) as status:
         assert (status.state, status.cause) == (TaskState.FAILED, Cause.RUN_TIMEOUT)
@@ -284,6 +291,7 @@ async def test_messages_reach_the_agent_in_order_and_once_and_keep_the_session_o
     assert not await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=1))
     hold.set()
     await until(lambda: len(fake.delivered) == 2)
+    await until(lambda: at_rest(run))
     assert "close" not in fake.calls
     assert await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=2))
     fake.agent_over.set()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from temporalio.client import WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.worker import Replayer
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, WorkflowRunner
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from workflows.task_workflow import TaskWorkflow
 
@@ -18,9 +19,10 @@ def test_there_are_histories_to_replay() -> None:
     assert {path.stem for path in HISTORIES} >= {"completed", "cancelled", "failed_preserved", "not_staged"}
 
 
+@pytest.mark.parametrize("runner", [SandboxedWorkflowRunner(), UnsandboxedWorkflowRunner()], ids=["sandbox", "worker"])
 @pytest.mark.parametrize(("name", "recorded"), [(path.stem, path.read_text()) for path in HISTORIES])
-async def test_a_recorded_history_replays(name: str, recorded: str) -> None:
-    replayer = Replayer(workflows=[TaskWorkflow], data_converter=pydantic_data_converter)
+async def test_a_recorded_history_replays(name: str, recorded: str, runner: WorkflowRunner) -> None:
+    replayer = Replayer(workflows=[TaskWorkflow], data_converter=pydantic_data_converter, workflow_runner=runner)
     history = WorkflowHistory.from_json(f"task-{name}", recorded)
     result = await replayer.replay_workflow(history, raise_on_replay_failure=False)
     assert result.replay_failure is None
