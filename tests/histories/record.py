@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from temporalio import activity
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
@@ -22,8 +24,9 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from cli.stack import Stack
 from foundation.engine import connect_engine
-from tests.integration.fake_steps import FakeSteps, has_event, until
+from tests.integration.fake_steps import FakeSteps, Run
 from tests.stack_settings import isolated_settings
+from tests.waiting import has_event, until
 from workflows import steps
 from workflows.manifest import parse
 from workflows.messages import (
@@ -31,8 +34,7 @@ from workflows.messages import (
     CancelRequest,
     CollectResult,
     Lease,
-    TaskStatus,
-    TaskSubmission,
+    ReserveRequest,
     TurnEnded,
     UserMessage,
 )
@@ -42,13 +44,13 @@ from workflows.task_workflow import TaskWorkflow
 HISTORIES = Path(__file__).parent
 
 
-async def completed(fake: FakeSteps, run: Any) -> None:
+async def completed(fake: FakeSteps, run: Run) -> None:
     await fake.agent_running.wait()
     await run.signal(TaskWorkflow.user_message, UserMessage(text="more", id="1"))
     await run.signal(TaskWorkflow.turn_ended, TurnEnded(results=1))
 
 
-async def closed(fake: FakeSteps, run: Any) -> None:
+async def closed(fake: FakeSteps, run: Run) -> None:
     """As most runs go: the agent answers, its session is closed, and its machine goes once it has been read."""
     fake.instead["collect"] = lambda _: CollectResult(released=True)
     await fake.agent_running.wait()
@@ -56,109 +58,97 @@ async def closed(fake: FakeSteps, run: Any) -> None:
     fake.agent_over.set()
 
 
-async def cancelled(fake: FakeSteps, run: Any) -> None:
+async def cancelled(fake: FakeSteps, run: Run) -> None:
     await fake.agent_running.wait()
     await run.signal(TaskWorkflow.cancel, CancelRequest(reason="no longer needed"))
 
 
-async def preserved(fake: FakeSteps, _run: Any) -> None:
+async def preserved(fake: FakeSteps, _run: Run) -> None:
     fake.agent_result = AgentResult(exit_code=1, cause=Cause.AGENT_EXIT, error="Claude Code exited with code 1.")
     fake.agent_over.set()
 
 
-async def reserved(_fake: FakeSteps, run: Any) -> None:
+async def reserved(_fake: FakeSteps, run: Run) -> None:
     """Up to the first step that waits for the host."""
-    await until(lambda: has_event(run, EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED))
+    await until(lambda: has_event(run, EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED), "the step")
 
 
-async def given_up(run: Any) -> None:
+async def given_up(run: Run) -> None:
     """Both the end of the patience with the host and a cancel, before any worker is back."""
     await run.signal(TaskWorkflow.cancel, CancelRequest(reason="no longer needed"))
-    await until(lambda: has_event(run, EventType.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT))
+    await until(lambda: has_event(run, EventType.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT), "the end of the patience")
 
 
-async def not_staged(fake: FakeSteps, _run: Any) -> None:
-    """Ends by itself."""
+async def by_itself(_fake: FakeSteps, _run: Run) -> None:
+    """Nothing comes from outside."""
 
 
-def refuse(_request: Any) -> None:
+def refused(_request: Any) -> None:
     raise ApplicationError("There is no branch 'mian'.", type="ref_not_found", non_retryable=True)
 
 
-def full_at_first(fake: FakeSteps) -> Callable[[Any], None]:
-    """A host without room for whoever looks at it first."""
-
-    def look(_request: Any) -> None:
-        if fake.calls == ["reserve"]:
-            raise ApplicationError("No room for the machine now.", type="no_room")
-
-    return look
+def full_at_first(_request: Any) -> None:
+    """A host without room for whoever looks at it first, which is the worker with the workflow in hand."""
+    if activity.info().is_local:
+        raise ApplicationError("No room for the machine now.", type="no_room")
 
 
-PATHS: dict[str, Callable[[FakeSteps, Any], Awaitable[None]]] = {
-    "completed": completed,
-    "closed": closed,
-    "cancelled": cancelled,
-    "failed_preserved": preserved,
-    "not_staged": not_staged,
-    "reserved_at_once": closed,
-    "reserved_later": closed,
-    "host_lost": reserved,
+def on_a_lost_host(request: ReserveRequest) -> Lease:
+    return Lease(machine_id=request.machine_id, host="gone", task_queue="gone")
+
+
+@dataclass(frozen=True)
+class Course:
+    """What comes to a run (``follow``), after that without a worker (``away``), and how its steps differ."""
+
+    follow: Callable[[FakeSteps, Run], Awaitable[None]]
+    away: Callable[[Run], Awaitable[None]] | None = None
+    instead: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    secrets: bool = True
+
+
+COURSES = {
+    "completed": Course(completed),
+    "closed": Course(closed),
+    "cancelled": Course(cancelled),
+    "failed_preserved": Course(preserved),
+    "not_staged": Course(by_itself, instead={"stage": refused}),
+    "reserved_at_once": Course(closed, secrets=False),
+    "reserved_later": Course(closed, instead={"reserve": full_at_first}),
+    "host_lost": Course(reserved, away=given_up, instead={"reserve": on_a_lost_host}),
 }
 
-# What comes while no worker is there, after the path's first part.
-WITHOUT_WORKER: dict[str, Callable[[Any], Awaitable[None]]] = {"host_lost": given_up}
 
-
-async def record(client: Client, name: str) -> None:
-    """Take one path and write its history beside this file."""
+async def record(client: Client, name: str, course: Course) -> None:
+    """Take one course and write its history beside this file."""
     fake = FakeSteps(queue="recording")
-    if name == "not_staged":
-        fake.instead["stage"] = refuse
-    if name == "reserved_later":
-        fake.instead["reserve"] = full_at_first(fake)
+    fake.instead.update(course.instead)
     manifest = parse(
         {
             "metadata": {"name": name},
             "repository": {"url": "https://git.invalid/a.git", "branch": "main"},
             "claude": {"prompt": "do it"},
-            "secrets": [] if name == "reserved_at_once" else [{"name": "TOKEN", "source": "env", "key": "TOKEN"}],
+            "secrets": [{"name": "TOKEN", "source": "env", "key": "TOKEN"}] if course.secrets else [],
             "lifecycle": {"failure_action": "preserve", "timeout": "10m"},
         }
     )
-    if name == "host_lost":
-        fake.instead["reserve"] = lambda request: Lease(machine_id=request.machine_id, host="gone", task_queue="gone")
-        # Long enough for the first worker to be gone by then.
-        steps.STAGE = replace(steps.STAGE, wait=timedelta(seconds=5))
-    async with _worker(client, fake):
-        run = await client.start_workflow(
-            TaskWorkflow.run,
-            TaskSubmission(task_id=name, manifest=manifest),
-            id=f"task-{name}",
-            task_queue="recording",
-        )
-        await PATHS[name](fake, run)
-        if name not in WITHOUT_WORKER:
-            await run.result()
-    if name in WITHOUT_WORKER:
-        await WITHOUT_WORKER[name](run)
-    async with _worker(client, fake):
-        status: TaskStatus = await run.result()
+    async with AsyncExitStack() as workers:
+        await workers.enter_async_context(_worker(client, fake))
+        run = await fake.start(client, manifest, name)
+        await course.follow(fake, run)
+        if course.away:
+            await workers.aclose()
+            await course.away(run)
+            await workers.enter_async_context(_worker(client, fake))
+        status = await run.result()
     assert status.state.terminal
     history = (await run.fetch_history()).to_json_dict()
     (HISTORIES / f"{name}.json").write_text(json.dumps(_without_host(history), indent=1) + "\n")
 
 
 def _worker(client: Client, fake: FakeSteps) -> Worker:
-    return Worker(
-        client,
-        task_queue="recording",
-        workflows=[TaskWorkflow],
-        activities=fake.all(),
-        workflow_runner=UnsandboxedWorkflowRunner(),
-        # Without a sticky queue, whose name tells the host.
-        max_cached_workflows=0,
-    )
+    """As the product's own outside of the sandbox, and without a sticky queue, whose name tells the host."""
+    return fake.worker(client, workflow_runner=UnsandboxedWorkflowRunner(), max_cached_workflows=0)
 
 
 def _without_host(value: Any) -> Any:
@@ -169,15 +159,17 @@ def _without_host(value: Any) -> Any:
 
 
 async def main() -> None:
-    """Record all paths on a Temporal server of their own."""
+    """Record all courses on a Temporal server of their own."""
+    # Long enough for a worker to be gone by then, and the only patience that any course comes to the end of.
+    steps.STAGE = replace(steps.STAGE, wait=timedelta(seconds=5))
     with tempfile.TemporaryDirectory(prefix="ty-") as home:
         settings = isolated_settings(Path(home))
         with Stack(settings, parts=("temporal",)):
             client = await connect_engine(settings)
-            for name in PATHS:
+            for name, course in COURSES.items():
                 # Those that are there stay as they are.
                 if not (HISTORIES / f"{name}.json").exists():
-                    await record(client, name)
+                    await record(client, name, course)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
 from temporalio.client import Client
-from temporalio.worker import Worker
 
 from api.app import create_app
 from api.serving import listening, make_server
@@ -21,13 +21,14 @@ from storage.bucket import Bucket
 from storage.records import write_record
 from storage.redaction import Redactor
 from storage.runlog import RunLogWriter, append_event, seal
+from tests import waiting
 from tests.integration.fake_steps import FakeSteps
 from tests.stack_settings import free_ports
 from workflows.messages import FinishRequest
-from workflows.task_workflow import TaskWorkflow
 
 # Temporal forgets a run half a minute after it was told to.
 PATIENCE = 90.0
+until = partial(waiting.until, patience=PATIENCE)
 
 
 @dataclass
@@ -58,12 +59,7 @@ class ApiSite:
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[FakeSteps]:
         """A worker of the real workflow, with steps that the test steers; the end of a run closes its log."""
-        async with Worker(
-            self.temporal,
-            task_queue=self.settings.task_queue,
-            workflows=[TaskWorkflow],
-            activities=self.steps.all(),
-        ):
+        async with self.steps.worker(self.temporal):
             yield self.steps
 
     async def submit(self, **parts: Any) -> str:
@@ -152,18 +148,6 @@ def manifest(**parts: Any) -> dict[str, Any]:
 def as_yaml(data: dict[str, Any]) -> str:
     """The same as YAML; JSON is YAML, and shows what is quoted."""
     return "# a manifest\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in data.items()) + "\n"
-
-
-async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Wait until a condition of the server holds."""
-    try:
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                if await condition():
-                    return
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise AssertionError(f"waited {PATIENCE:.0f} s for {what}") from None
 
 
 @asynccontextmanager

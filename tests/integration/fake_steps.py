@@ -1,7 +1,4 @@
-"""Steps without machines, for tests of the workflow alone: each notes its call and does what the test tells it.
-
-Beside them, what such tests wait for.
-"""
+"""Steps without machines, for tests of the workflow alone: each notes its call and does what the test tells it."""
 
 from __future__ import annotations
 
@@ -11,10 +8,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from temporalio import activity
-from temporalio.api.enums.v1 import EventType
-from temporalio.client import WorkflowHandle
+from temporalio.client import Client, WorkflowHandle
+from temporalio.worker import Worker
 
 from workflows import steps
+from workflows.manifest import Manifest
 from workflows.messages import (
     AgentRequest,
     AgentResult,
@@ -35,10 +33,9 @@ from workflows.messages import (
     StageResult,
     StopAgentRequest,
     TaskStatus,
+    TaskSubmission,
 )
 from workflows.task_workflow import TaskWorkflow
-
-PATIENCE = 30.0
 
 Run = WorkflowHandle[TaskWorkflow, TaskStatus]
 
@@ -55,6 +52,19 @@ class FakeSteps:
         self.agent_running = asyncio.Event()
         self.agent_over = asyncio.Event()
         self.agent_result = AgentResult(exit_code=0, result="done")
+
+    def worker(self, client: Client, **settings: Any) -> Worker:
+        """A worker of the real workflow with these steps, not started yet; ``settings`` are the SDK's."""
+        return Worker(client, task_queue=self.queue, workflows=[TaskWorkflow], activities=self._all(), **settings)
+
+    async def start(self, client: Client, manifest: Manifest, task_id: str) -> Run:
+        """A run that this worker is to take."""
+        return await client.start_workflow(
+            TaskWorkflow.run,
+            TaskSubmission(task_id=task_id, manifest=manifest),
+            id=f"task-{task_id}",
+            task_queue=self.queue,
+        )
 
     async def _take(self, step: str, request: Any, answer: Any) -> Any:
         self.calls.append(step)
@@ -126,7 +136,7 @@ class FakeSteps:
     async def finish(self, request: FinishRequest) -> None:
         await self._take("finish", request, None)
 
-    def all(self) -> list[Callable[..., Any]]:
+    def _all(self) -> list[Callable[..., Any]]:
         return [
             self.reserve,
             self.stage,
@@ -140,24 +150,3 @@ class FakeSteps:
             self.release,
             self.finish,
         ]
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait until a condition of this process or of the server holds."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            held = condition()
-            if asyncio.iscoroutine(held):
-                held = await held
-            if held:
-                return
-            await asyncio.sleep(0.02)
-
-
-async def has_event(run: Run, wanted: EventType.ValueType) -> bool:
-    return any(event.event_type == wanted for event in (await run.fetch_history()).events)
-
-
-async def at_rest(run: Run) -> bool:
-    """Whether the workflow has taken in all that came, and asks for nothing more than it did before."""
-    return (await run.fetch_history()).events[-1].event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED

@@ -15,9 +15,10 @@ from temporalio import activity
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
-from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+from temporalio.worker import UnsandboxedWorkflowRunner
 
-from tests.integration.fake_steps import PATIENCE, FakeSteps, Run, at_rest, has_event, until
+from tests.integration.fake_steps import FakeSteps, Run
+from tests.waiting import PATIENCE, at_rest, has_event, until
 from workflows import steps
 from workflows.manifest import Manifest, parse
 from workflows.messages import (
@@ -26,7 +27,6 @@ from workflows.messages import (
     CollectResult,
     Lease,
     TaskStatus,
-    TaskSubmission,
     TurnEnded,
     UserMessage,
 )
@@ -48,28 +48,13 @@ def a_manifest(**parts: dict[str, Any]) -> Manifest:
 @pytest.fixture
 async def fake(temporal_client: Client) -> AsyncIterator[FakeSteps]:
     steps_of_test = FakeSteps(queue=f"test-{uuid.uuid4().hex[:8]}")
-    async with Worker(
-        temporal_client,
-        task_queue=steps_of_test.queue,
-        workflows=[TaskWorkflow],
-        activities=steps_of_test.all(),
-    ):
+    async with steps_of_test.worker(temporal_client):
         yield steps_of_test
 
 
 @pytest.fixture
 def start(temporal_client: Client, fake: FakeSteps) -> Callable[..., Any]:
-    return lambda manifest=None: start_run(temporal_client, fake, manifest)
-
-
-async def start_run(client: Client, fake: FakeSteps, manifest: Manifest | None = None) -> Run:
-    task_id = uuid.uuid4().hex[:12]
-    return await client.start_workflow(
-        TaskWorkflow.run,
-        TaskSubmission(task_id=task_id, manifest=manifest or a_manifest()),
-        id=f"task-{task_id}",
-        task_queue=fake.queue,
-    )
+    return lambda manifest=None: fake.start(temporal_client, manifest or a_manifest(), uuid.uuid4().hex[:12])
 
 
 @asynccontextmanager
@@ -218,7 +203,7 @@ async def test_cancel_while_no_host_has_room_ends_at_once(fake: FakeSteps, start
 
     fake.instead["reserve"] = full
     run = await start()
-    await until(lambda: "reserve" in fake.calls)
+    await until(lambda: "reserve" in fake.calls, "a look for room")
     await run.signal(TaskWorkflow.cancel, CancelRequest())
     async with outcome(run) as status:
         assert status.state is TaskState.CANCELLED
@@ -235,10 +220,12 @@ async def test_cancel_while_a_last_attempt_to_reserve_fails_is_a_cancellation(fa
 
     fake.instead["reserve"] = full
     run = await start()
-    await until(lambda: fake.calls.count("reserve") == 2)
+    await until(lambda: fake.calls.count("reserve") == 2, "a second look for room")
     await run.signal(TaskWorkflow.cancel, CancelRequest())
     # Once the server knows of the wish, a failing attempt is the last one, and its failure is all that comes back.
-    await until(lambda: has_event(run, EventType.EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED))
+    await until(
+        lambda: has_event(run, EventType.EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED), "the server to know of the wish"
+    )
     asked.set()
     async with outcome(run) as status:
         assert (status.state, status.cause) == (TaskState.CANCELLED, Cause.CANCELLED)
@@ -250,16 +237,9 @@ async def test_a_host_that_stays_away_ends_the_run(temporal_client: Client, monk
     fake = FakeSteps(queue=f"test-{uuid.uuid4().hex[:8]}")
     fake.instead["reserve"] = lambda request: Lease(machine_id=request.machine_id, host="gone", task_queue="nobody's")
     # The sandbox would read the table of steps anew.
-    runner = UnsandboxedWorkflowRunner()
     async with (
-        Worker(
-            temporal_client,
-            task_queue=fake.queue,
-            workflows=[TaskWorkflow],
-            activities=fake.all(),
-            workflow_runner=runner,
-        ),
-        outcome(await start_run(temporal_client, fake)) as status,
+        fake.worker(temporal_client, workflow_runner=UnsandboxedWorkflowRunner()),
+        outcome(await fake.start(temporal_client, a_manifest(), "away")) as status,
     ):
         assert (status.state, status.cause) == (TaskState.FAILED, Cause.HOST_LOST)
         assert "Host gone did not come back" in (status.error or "")
@@ -287,11 +267,11 @@ async def test_messages_reach_the_agent_in_order_and_once_and_keep_the_session_o
     await run.signal(TaskWorkflow.user_message, UserMessage(text="first", id="1"))
     await run.signal(TaskWorkflow.user_message, UserMessage(text="first", id="1"))
     await run.signal(TaskWorkflow.user_message, UserMessage(text="second"))
-    await until(lambda: "deliver" in fake.calls)
+    await until(lambda: "deliver" in fake.calls, "a delivery")
     assert not await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=1))
     hold.set()
-    await until(lambda: len(fake.delivered) == 2)
-    await until(lambda: at_rest(run))
+    await until(lambda: len(fake.delivered) == 2, "two messages")
+    await until(lambda: at_rest(run), "the workflow to know of the last delivery")
     assert "close" not in fake.calls
     assert await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=2))
     fake.agent_over.set()
@@ -305,7 +285,7 @@ async def test_an_interactive_session_stays_open_until_it_is_closed(fake: FakeSt
     await fake.agent_running.wait()
     assert not await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=1))
     await run.signal(TaskWorkflow.user_message, UserMessage(text="more"))
-    await until(lambda: fake.delivered == ["more"])
+    await until(lambda: fake.delivered == ["more"], "the message")
     assert not await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=2))
     assert "close" not in fake.calls
     await run.signal(TaskWorkflow.close)
@@ -321,7 +301,7 @@ async def test_a_message_that_comes_too_late_is_told_as_undelivered(fake: FakeSt
     fake.instead["deliver"] = closed
     run = await start()
     await run.signal(TaskWorkflow.user_message, UserMessage(text="too late", id="late"))
-    await until(lambda: "deliver" in fake.calls)
+    await until(lambda: "deliver" in fake.calls, "a delivery")
     fake.agent_over.set()
     async with outcome(run) as status:
         assert status.undelivered_messages == ["late"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
-from collections.abc import Callable
 from contextlib import aclosing
 
 import pytest
@@ -17,6 +15,7 @@ from storage.layout import log_prefix, segment_key
 from storage.redaction import Redactor
 from storage.runlog import RunLogWriter, append_event, seal
 from tests.memory_bucket import MemoryBucket
+from tests.waiting import until
 
 TASK = "task-1"
 POLL = 0.001
@@ -30,13 +29,6 @@ async def ids(followers: RunLogFollowers | RunLogFollower, *arguments: object, s
             if slowly and entry.id % slowly == 0:
                 await asyncio.sleep(0)
     return found
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(POLL)
 
 
 async def write(bucket: MemoryBucket, count: int) -> None:
@@ -78,7 +70,7 @@ async def test_many_subscribers_cost_as_many_requests_as_one():
     streams = [followers.follow(TASK, 10) for _ in range(50)]
     waiting = [asyncio.create_task(anext(stream, None)) for stream in streams]
     bucket.reads = 0
-    await until(lambda: bucket.reads >= 4)
+    await until(lambda: bucket.reads >= 4, "four reads")
     assert bucket.reads < 10
     for task in waiting:
         task.cancel()
@@ -106,7 +98,7 @@ async def test_a_bucket_that_is_away_is_waited_for(monkeypatch):
     async with RunLogFollower(bucket, TASK, poll_seconds=POLL) as one:
         reading = asyncio.create_task(ids(one))
         for _ in range(5):
-            await until(lambda aim=requests + 50: requests >= aim)
+            await until(lambda aim=requests + 50: requests >= aim, "50 more requests")
             # Several segments between two looks: the bucket fails in the middle of a look, too.
             bucket.before = lambda _action, _key: None
             for number in range(10):
