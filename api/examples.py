@@ -47,12 +47,14 @@ DETAIL = SUMMARY | {
     "base_commit": "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00",
     "result": None,
     "ssh_command": None,
+    "preserved_until": None,
     "usage": None,
     "transitions": [
         {"state": "pending", "at": "2026-01-29T10:00:00Z"},
         {"state": "staging", "at": "2026-01-29T10:00:02Z"},
     ],
     "undelivered_messages": [],
+    "notes": [],
     "definition": {
         "repository": {"url": "https://github.com/org/repo.git", "branch": "main"},
         "claude": {"prompt": "Your instructions here"},

@@ -48,7 +48,7 @@ _RANK = {state: rank for rank, state in enumerate(TaskState)}
 _LONG_AGO = datetime.fromtimestamp(0, UTC)
 
 # What a list does not show is not kept for it.
-_KEPT_OUT = {"transitions", "result", "undelivered_messages", "manifest", "usage"}
+_KEPT_OUT = {"transitions", "result", "undelivered_messages", "notes", "manifest", "usage"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,9 +70,11 @@ class TaskDetail(TaskSummary):
     base_commit: str | None
     result: str | None = Field(description="The agent's closing words")
     ssh_command: str | None = Field(description="How to enter a preserved machine")
+    preserved_until: datetime | None = Field(description="When a preserved machine is torn down")
     usage: TokenUsage | None
     transitions: list[Transition]
     undelivered_messages: list[str]
+    notes: list[str] = Field(description="Sentences about what the run lacks although nothing failed")
     definition: dict[str, Any] | None
 
 

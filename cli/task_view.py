@@ -104,6 +104,7 @@ def print_task(task: Task) -> None:
         ("Error", task.error),
         ("Result", task.result),
         ("Tokens", _tokens(task)),
+        *(("Note", note) for note in task.notes),
         ("Enter", task.ssh_command),
     ]
     shown = Table.grid(padding=(0, 2))

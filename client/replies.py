@@ -52,9 +52,11 @@ class Task(_Reply):
     base_commit: str | None = None
     result: str | None = None
     ssh_command: str | None = None
+    preserved_until: datetime | None = None
     usage: dict[str, int] | None = None
     transitions: list[Transition] = []
     undelivered_messages: list[str] = []
+    notes: list[str] = []
     definition: dict[str, Any] | None = None
 
     @property

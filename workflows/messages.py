@@ -114,7 +114,8 @@ class TaskStatus(Message):
     """Answer of the query ``status``, and (as JSON) the memo and the final record of a run.
 
     ``error`` is a sentence and ``cause`` its class; both are null while nothing went wrong. ``ssh_command`` is set
-    while a preserved machine can be entered.
+    when the machine was preserved, which ends at ``preserved_until``. ``notes`` are sentences about what the run lacks
+    although nothing failed: files left out, patterns without a match, messages not delivered.
     """
 
     id: str
@@ -132,12 +133,14 @@ class TaskStatus(Message):
     cause: Cause | None = None
     error: str | None = None
     ssh_command: str | None = None
+    preserved_until: datetime | None = None
     base_commit: str | None = None
     result: str | None = None
     usage: TokenUsage | None = None
     progress: AgentProgress = Field(default_factory=AgentProgress)
     transitions: list[Transition] = []
     undelivered_messages: list[str] = []
+    notes: list[str] = []
     manifest: Manifest | None = None
 
 
@@ -290,10 +293,11 @@ class Artifact(Message):
 
 
 class CollectResult(Message):
-    """What was stored, and whether the machine is torn down."""
+    """What was stored, whether the machine is torn down, and sentences about what the artifacts lack."""
 
     artifacts: list[Artifact] = []
     released: bool = False
+    notes: list[str] = []
 
 
 class ReleaseRequest(Message):

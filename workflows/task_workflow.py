@@ -53,6 +53,10 @@ STATUS_MEMO = "status"
 # began under earlier versions go on without.
 _LEAN = "lean"
 
+# Notes of one run that its status keeps, and characters of each.
+_NOTES_MOST = 40
+_NOTE_CHARS = 500
+
 # What a machine may outlive its run's own limits by before the sweeper takes it.
 _DEADLINE_MARGIN = timedelta(hours=2)
 
@@ -322,6 +326,7 @@ class TaskWorkflow:
                     "Collect the artifacts",
                 )
                 gone = collected.released
+                self._note(*collected.notes)
             except ActivityError as error:
                 end = self._ended_by(steps.COLLECT, error)
                 self._take_cause(end.cause, end.error)
@@ -342,6 +347,7 @@ class TaskWorkflow:
                 "Preserve the machine" if preserve else "Tear the machine down",
             )
             self._status.ssh_command = released.ssh_command
+            self._status.preserved_until = released.preserved_until
         except ActivityError as error:
             # The sweeper takes a machine whose owner has ended; the run's outcome stands.
             workflow.logger.warning("the machine could not be released: %s", error.cause)
@@ -361,6 +367,13 @@ class TaskWorkflow:
         if self._status.cause is None or cause is Cause.CANCELLED:
             self._status.cause = cause
             self._status.error = error
+
+    def _note(self, *sentences: str) -> None:
+        """Add to the notes of the status, within limits: they are in its memo."""
+        notes = self._status.notes
+        for sentence in sentences:
+            if len(notes) < _NOTES_MOST and sentence not in notes:
+                notes.append(sentence if len(sentence) <= _NOTE_CHARS else sentence[: _NOTE_CHARS - 1] + "…")
 
     def _outcome(self) -> TaskState:
         if self._status.cause is None:
