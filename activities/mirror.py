@@ -19,7 +19,7 @@ from activities.remote import RemoteBranch, refusal
 from foundation.errors import RefNotFound, RepositoryNotFound, RepositoryUnreachable
 from foundation.settings import Settings
 from foundation.urls import without_credentials
-from workflows.manifest import Repository
+from workflows.wire import Repository
 
 _REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 _PACKS_MOST = 30

@@ -18,7 +18,7 @@ from foundation.errors import (
 )
 from foundation.settings import Settings
 from foundation.urls import without_credentials
-from workflows.manifest import Repository
+from workflows.wire import Repository
 
 # Three attempts of this length and the 15 s between them (workflows.steps.STAGE) stay below a minute.
 LOOK_SECONDS = 13.0

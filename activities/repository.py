@@ -23,9 +23,9 @@ from foundation.urls import without_credentials
 from machines.workspace import build_workspace
 from storage.bucket import Bucket
 from workflows import steps
-from workflows.manifest import Repository
 from workflows.messages import StageRequest, StageResult
 from workflows.states import STATE_MESSAGES, TaskState
+from workflows.wire import Repository
 
 _RESULT = "staged.json"
 _TOLD_EVERY_SECONDS = 10.0

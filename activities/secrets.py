@@ -16,8 +16,8 @@ from foundation.errors import SecretUnavailable
 from foundation.settings import Settings
 from machines.host import MachineHost
 from workflows import steps
-from workflows.manifest import SecretReference
 from workflows.messages import SecretsRequest, SecretsResult
+from workflows.wire import SecretReference
 
 # In the guest, on tmpfs: NUL-separated NAME=value pairs, readable by root, who starts the agent with them.
 ENVIRONMENT_FILE = "/run/taskyard/environment"
@@ -57,6 +57,8 @@ def environment_block(values: Mapping[str, str]) -> bytes:
 
 
 def _resolve(settings: Settings, reference: SecretReference) -> str:
+    if reference.source not in {"env", "file"}:
+        raise _unavailable(reference, f"has the source '{reference.source}', which this worker does not know")
     value = _from_file(settings, reference) if reference.source == "file" else _from_environment(settings, reference)
     if not value:
         raise _unavailable(reference, "is empty; give it a value")

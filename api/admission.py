@@ -9,7 +9,7 @@ from foundation.errors import BucketUnavailable, InsufficientResources
 from foundation.units import parse_size
 from storage.bucket import Bucket
 from storage.hosts import HostRoom, live_hosts
-from workflows.manifest import Manifest
+from workflows.wire import Manifest
 
 _KNOWN_SECONDS = 5.0
 

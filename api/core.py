@@ -38,7 +38,6 @@ from foundation.urls import without_credentials
 from storage import artifacts, records
 from storage.bucket import Bucket
 from storage.layout import task_prefix
-from workflows.manifest import Manifest
 from workflows.messages import (
     Artifact,
     CancelRequest,
@@ -49,6 +48,7 @@ from workflows.messages import (
 )
 from workflows.states import TaskState
 from workflows.task_workflow import STATUS_MEMO
+from workflows.wire import Manifest
 
 # A live worker answers a query in some 30 ms; beyond this the memo answers instead.
 _QUERY_LIMIT = timedelta(seconds=1)

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from foundation.urls import without_credentials
-from workflows.manifest import Manifest
+from workflows.wire import Manifest
 
 REDACTED = "[redacted]"
 

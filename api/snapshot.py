@@ -10,10 +10,10 @@ from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, W
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 
 from workflows import steps
-from workflows.manifest import Manifest
 from workflows.messages import LiveProgress, TaskStatus, Transition
 from workflows.states import STATE_MESSAGES, Cause, TaskState
 from workflows.task_workflow import CHANGED_KEY, STARTED_KEY, STATE_KEY, STATUS_MEMO
+from workflows.wire import Manifest
 
 WORKFLOW_TYPE = "TaskWorkflow"
 ID_PREFIX = "task-"

@@ -8,7 +8,8 @@ from typing import Any
 
 from api.snapshot import MAX_LABEL_TOKEN, label_token
 from foundation.errors import InvalidManifest, UnsupportedMediaType
-from workflows.manifest import Manifest, NetworkMode, load_json, load_yaml, parse
+from workflows.manifest import Manifest, load_json, load_yaml, parse
+from workflows.wire import NetworkMode
 
 MAX_BODY_BYTES = 2 * 2**20
 

@@ -1,12 +1,10 @@
-"""The task manifest: its shape, defaults and rules (Task Orchestration contract, section 1)."""
+"""What a user may write in a manifest: the fields of the wire, each with its rules (contract, section 1)."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import re
-from datetime import timedelta
-from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -22,6 +20,7 @@ from pydantic import (
 
 from foundation.errors import InvalidManifest
 from foundation.units import parse_duration, parse_size
+from workflows import wire
 
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -53,24 +52,14 @@ Duration = Annotated[str, AfterValidator(_check_duration)]
 Text = Annotated[str, AfterValidator(_not_blank)]
 
 
-class NetworkMode(StrEnum):
-    """What the guest can reach beside the model gateway."""
-
-    ISOLATED = "isolated"
-    OUTBOUND = "outbound"
-    FULL = "full"
+# Unknown fields are refused. What a field may hold is said here, and what it is in the wire's form of it.
+_STRICT = ConfigDict(extra="forbid")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Metadata(_Part):
+class Metadata(wire.Metadata):
     """Name, id and labels of the run. Without an id the server makes one."""
 
-    id: str | None = Field(None, description="Unique id; made by the server when absent")
-    name: Text = Field(description="Shown in lists")
-    labels: dict[str, str] = Field(default={}, description="Filterable key-value pairs")
+    model_config = _STRICT
 
     @field_validator("id", mode="before")
     @classmethod
@@ -86,6 +75,8 @@ class Metadata(_Part):
             )
         return value
 
+    _words = field_validator("name")(_not_blank)
+
     @field_validator("labels")
     @classmethod
     def _label_keys(cls, value: dict[str, str]) -> dict[str, str]:
@@ -95,13 +86,12 @@ class Metadata(_Part):
         return value
 
 
-class Repository(_Part):
+class Repository(wire.Repository):
     """Where the work is. The machine never needs the network to get it."""
 
-    url: Text = Field(description="https, http, ssh or scp-like URL; file by setting")
-    branch: Text = Field(description="Branch to check out")
-    commit: str | None = Field(None, description="Commit to check out instead of the branch's tip")
-    subpath: str | None = Field(None, description="Directory in the repository in which the agent starts")
+    model_config = _STRICT
+
+    _words = field_validator("url", "branch")(_not_blank)
 
     @field_validator("url")
     @classmethod
@@ -134,30 +124,28 @@ class Repository(_Part):
         return value or None
 
 
-class Claude(_Part):
+class Claude(wire.Claude):
     """How Claude Code is run."""
 
-    prompt: Text = Field(description="What the agent is to do")
-    headless: bool = Field(True, description="End the session after the result when no message is waiting")
-    skip_permissions: bool = Field(True, description="Let the agent use its tools without asking")
-    output_format: Literal["stream-json"] = Field(
-        "stream-json", description="Format of the run log's stdout; the agent's own event stream"
-    )
-    model: Text = Field("claude-sonnet-4-5-20250929", description="Model name passed to Claude Code")
-    allowed_tools: list[Text] = Field(default=[], description="Tools the agent may use; empty means all")
-    mcp_config: dict[str, Any] | None = Field(None, description="MCP servers; ${NAME} names a secret of the run")
-    max_turns: int | None = Field(None, ge=1, description="Most turns the agent may take")
+    model_config = _STRICT
+
+    output_format: Literal["stream-json"] = "stream-json"
+    allowed_tools: list[Text] = Field(default=[])
+    max_turns: int | None = Field(None, ge=1)
+
+    _words = field_validator("prompt", "model")(_not_blank)
 
 
-class VmSpec(_Part):
+class VmSpec(wire.VmSpec):
     """Shape and network of the machine."""
 
-    profile: str = Field("agentic-dev", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="Guest image profile")
-    cpus: int = Field(4, ge=1, le=256, description="Virtual CPUs")
-    memory: Size = Field("8G", description="Memory, such as 512M or 8G")
-    disk: Size = Field("40G", description="Size of the root disk and of the workspace disk, both thin")
-    network_mode: NetworkMode = Field(NetworkMode.ISOLATED, description="isolated, outbound or full")
-    allowed_hosts: list[Text] = Field(default=[], description="Host names that outbound mode lets through")
+    model_config = _STRICT
+
+    profile: str = Field("agentic-dev", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
+    cpus: int = Field(4, ge=1)
+    memory: Size = "8G"
+    disk: Size = "40G"
+    allowed_hosts: list[Text] = Field(default=[])
 
     @field_validator("memory")
     @classmethod
@@ -174,12 +162,13 @@ class VmSpec(_Part):
         return value
 
 
-class SecretReference(_Part):
+class SecretReference(wire.SecretReference):
     """A secret by reference: resolved on the VM host, never written to history."""
 
-    name: str = Field(description="Environment variable of the agent that holds the value")
-    source: Literal["env", "file"] = Field(description="env: the worker's environment; file: a file of the VM host")
-    key: Text = Field(description="Variable name or absolute path")
+    model_config = _STRICT
+
+    source: Literal["env", "file"]
+    key: Text
 
     @field_validator("name")
     @classmethod
@@ -195,15 +184,17 @@ class SecretReference(_Part):
         return self
 
 
-class Lifecycle(_Part):
+class Lifecycle(wire.Lifecycle):
     """Time limits and what happens at the end."""
 
-    timeout: Duration = Field("24h", description="Longest run of the agent")
-    failure_action: Literal["destroy", "preserve"] = Field("destroy", description="What becomes of a failed machine")
-    artifact_patterns: list[Text] = Field(default=[], description="Globs relative to the workspace")
-    stage_timeout: Duration = Field("15m", description="Longest clone")
-    provision_timeout: Duration = Field("10m", description="Longest machine start")
-    hang_timeout: Duration = Field("30m", description="Longest time without output of the agent")
+    model_config = _STRICT
+
+    timeout: Duration = "24h"
+    failure_action: Literal["destroy", "preserve"] = "destroy"
+    artifact_patterns: list[Text] = Field(default=[])
+    stage_timeout: Duration = "15m"
+    provision_timeout: Duration = "10m"
+    hang_timeout: Duration = "30m"
 
     @field_validator("artifact_patterns")
     @classmethod
@@ -213,13 +204,11 @@ class Lifecycle(_Part):
                 raise ValueError(f"pattern '{pattern}' must stay inside the workspace")
         return value
 
-    def seconds(self, field: str) -> timedelta:
-        """The named duration as a timedelta."""
-        return timedelta(seconds=parse_duration(getattr(self, field)))
 
-
-class Manifest(_Part):
+class Manifest(wire.Manifest):
     """A task as its author writes it."""
+
+    model_config = _STRICT
 
     version: Literal["1"] = "1"
     kind: Literal["Task"] = "Task"
@@ -227,7 +216,7 @@ class Manifest(_Part):
     repository: Repository
     claude: Claude
     vm: VmSpec = Field(default_factory=VmSpec)
-    secrets: list[SecretReference] = []
+    secrets: list[SecretReference] = Field(default=[])  # type: ignore[assignment] # a list of the stricter form
     lifecycle: Lifecycle = Field(default_factory=Lifecycle)
 
     @field_validator("secrets")

@@ -11,8 +11,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from workflows.manifest import Claude, Manifest, Repository, SecretReference, VmSpec
 from workflows.states import Cause, TaskState
+from workflows.wire import Claude, Manifest, Repository, SecretReference, VmSpec
 
 
 class Message(BaseModel):

@@ -7,8 +7,8 @@ from temporalio.exceptions import TimeoutError as StepTimeout
 
 from foundation.units import format_seconds
 from workflows import steps
-from workflows.manifest import Lifecycle
 from workflows.states import Cause
+from workflows.wire import Lifecycle
 
 # Error codes of a step (foundation.errors) that name the cause better than the step does.
 _CAUSE_OF_CODE = {
