@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from pathspec import GitIgnoreSpec
 from temporalio import activity
 
 from activities.announcements import announce, announce_state, announce_teardown
@@ -21,7 +20,15 @@ from activities.heartbeat import beating
 from activities.mirror import reading
 from activities.patch import Changes, regular_files, write_patch
 from activities.secrets import resolve_all
-from foundation.errors import GuestUnreachable, MachineError, MachineLost, MachineNotFound, TaskyardError
+from activities.selection import select
+from foundation.errors import (
+    ArtifactNotFound,
+    GuestUnreachable,
+    MachineError,
+    MachineLost,
+    MachineNotFound,
+    TaskyardError,
+)
 from foundation.settings import Settings
 from foundation.units import format_size
 from foundation.urls import without_credentials
@@ -36,8 +43,8 @@ from workflows.states import STATE_MESSAGES, Cause, TaskState
 
 METADATA = "metadata.json"
 
-_PATTERN_FILES_MOST = 1000
 _LEFT_OUT_TOLD = 500
+_NOTES_ANNOUNCED = 20
 _FREEZE_SECONDS = 60
 # Of /workspace alone: where nothing is mounted there, the whole root would stand still. A second freeze is refused, so
 # one that a dead worker left behind is lifted. The shell does what it can itself: processes are slow to start.
@@ -67,16 +74,19 @@ class Artifacts:
         """
         with beating():
             if activity.info().attempt > 1 and request.release and self._is_going(request.machine_id):
-                return _result(stored.index(self._bucket, request.task_id), released=self._let_go(request))
+                earlier = stored.index(self._bucket, request.task_id)
+                return _result(earlier, _noted(self._bucket, request.task_id), released=self._let_go(request))
             announce_state(self._bucket, request.task_id, TaskState.COMPLETING, STATE_MESSAGES[TaskState.COMPLETING])
             redactor = Redactor(self._secrets(request))
             collection = _Collection(self._settings, self._host, self._bucket, request, redactor)
             artifacts = collection.run()
             size = format_size(sum(each.size_bytes for each in artifacts))
             announce(self._bucket, request.task_id, "artifacts", f"Collected {len(artifacts)} artifacts, {size}.")
+            for note in collection.notes[:_NOTES_ANNOUNCED]:
+                announce(self._bucket, request.task_id, "note", note)
             if collection.failure:
                 raise collection.failure
-            return _result(artifacts, released=request.release and self._let_go(request))
+            return _result(artifacts, collection.notes, released=request.release and self._let_go(request))
 
     def _is_going(self, machine_id: str) -> bool:
         """True when an earlier attempt has begun to tear the machine down, which it did after all was stored."""
@@ -105,9 +115,18 @@ class Artifacts:
             return {}
 
 
-def _result(artifacts: Sequence[stored.StoredArtifact], *, released: bool) -> CollectResult:
+def _result(artifacts: Sequence[stored.StoredArtifact], notes: list[str], *, released: bool) -> CollectResult:
     taken = [Artifact.model_validate(each.model_dump()) for each in artifacts]
-    return CollectResult(artifacts=taken, released=released)
+    return CollectResult(artifacts=taken, released=released, notes=notes)
+
+
+def _noted(bucket: Bucket, task_id: str) -> list[str]:
+    """The notes of an attempt that stored everything."""
+    try:
+        metadata = json.loads(b"".join(stored.open_stream(bucket, task_id, METADATA)))
+    except ArtifactNotFound:
+        return []
+    return [str(note) for note in metadata.get("notes", [])]
 
 
 @contextmanager
@@ -163,6 +182,7 @@ class _Collection:
             tree = directory / "tree"
             image = self._image()
             if image is None and (earlier := stored.index(self.bucket, self.request.task_id)):
+                self.notes = _noted(self.bucket, self.request.task_id)
                 return earlier  # of an attempt that still had the disk
             if self._extract(image, tree):
                 index = _without_git(tree, directory / "index")
@@ -217,17 +237,11 @@ class _Collection:
         self._store(f"{task_id}-untracked.txt", untracked.encode())
 
     def _pattern_files(self, tree: Path) -> None:
-        patterns = self.request.patterns
-        files = list(regular_files(tree))
-        self.unmatched = [
-            pattern for pattern in patterns if not any(GitIgnoreSpec.from_lines([pattern]).match_files(files))
-        ]
-        matched = sorted(set(GitIgnoreSpec.from_lines(patterns).match_files(files)))
-        if len(matched) > _PATTERN_FILES_MOST:
-            self.notes.append(f"The patterns match {len(matched)} files; the first {_PATTERN_FILES_MOST} were stored.")
-            matched = matched[:_PATTERN_FILES_MOST]
+        selection = select(regular_files(tree), self.request.patterns)
+        self.unmatched = selection.unmatched
+        self.notes += selection.notes
         taken = [METADATA, *(artifact.name for artifact in self.artifacts)]
-        for path, name in stored.unique_names(matched, taken).items():
+        for path, name in stored.unique_names(selection.files, taken).items():
             with stored.open_regular(tree, path) as content:
                 self._store(name, content, path)
 

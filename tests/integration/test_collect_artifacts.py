@@ -168,7 +168,9 @@ def test_everything_is_collected_from_a_dead_machine(run: Run, tmp_path: Path) -
     assert metadata["changes"] == {"files": 2, "insertions": 2, "deletions": 1, "untracked": 1}
     assert any("mended copy" in note for note in metadata["notes"])
     events = [json.loads(entry.data) for entry in read_entries(run.bucket, run.task_id)]
-    assert [event["type"] for event in events] == ["state_change", "staged", "state_change", "artifacts"]
+    types = ["state_change", "staged", "state_change", "artifacts"]
+    assert [event["type"] for event in events] == [*types, *("note" for _ in metadata["notes"])]
+    assert [event["message"] for event in events[len(types) :]] == metadata["notes"] == result.notes
 
 
 def test_collecting_again_gives_the_same_and_leaves_nothing_behind(run: Run, tmp_path: Path) -> None:
