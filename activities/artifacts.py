@@ -36,12 +36,11 @@ from machines.host import MachineHost
 from machines.workspace import Extraction, extract_workspace
 from storage import artifacts as stored
 from storage.bucket import Bucket
+from storage.names import METADATA, as_text, names_of, patch_name, untracked_name
 from storage.redaction import Redactor
 from workflows import steps
 from workflows.messages import Artifact, CollectRequest, CollectResult
 from workflows.states import STATE_MESSAGES, Cause, TaskState
-
-METADATA = "metadata.json"
 
 _LEFT_OUT_TOLD = 500
 _NOTES_ANNOUNCED = 20
@@ -230,18 +229,17 @@ class _Collection:
             shutil.rmtree(scratch, ignore_errors=True)
         self.notes += self.changes.notes
         with patch.open("rb") as content:
-            self._store(f"{task_id}.patch", content)
+            self._store(patch_name(task_id), content)
         if self.artifacts[-1].redacted:
             self.notes.append("A secret value was taken out of the patch; it may not apply as it is.")
-        untracked = "".join(f"{stored.readable(name)}\n" for name in self.changes.untracked)
-        self._store(f"{task_id}-untracked.txt", untracked.encode())
+        untracked = "".join(f"{as_text(name)}\n" for name in self.changes.untracked)
+        self._store(untracked_name(task_id), untracked.encode())
 
     def _pattern_files(self, tree: Path) -> None:
         selection = select(regular_files(tree), self.request.patterns)
         self.unmatched = selection.unmatched
         self.notes += selection.notes
-        taken = [METADATA, *(artifact.name for artifact in self.artifacts)]
-        for path, name in stored.unique_names(selection.files, taken).items():
+        for path, name in names_of(selection.files, self.request.task_id, self.redactor).items():
             with stored.open_regular(tree, path) as content:
                 self._store(name, content, path)
 
@@ -302,7 +300,7 @@ class _Collection:
                 for each in self.artifacts
             ],
             "patterns_without_match": self.unmatched,
-            "left_out": {stored.readable(path): reason for path, reason in told.items()},
+            "left_out": {as_text(path): reason for path, reason in told.items()},
             "left_out_count": len(left_out),
             "notes": self.notes,
         }

@@ -10,7 +10,7 @@ from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from api import errors, health, stream, tasks
+from api import downloads, errors, health, stream, tasks
 from api.core import Core
 from api.engine import Engine
 from api.events import RunEvents
@@ -56,6 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.bucket = bucket
     app.state.followers = followers
     app.state.metrics = metrics
+    app.state.readers = downloads.readers()
     app.state.rates = Rates(settings.rate_limits)
     app.state.events = RunEvents(core, bucket, followers, RunWatches(core))
     app.add_middleware(BodyLimit, most_bytes=MAX_BODY_BYTES)

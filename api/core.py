@@ -6,7 +6,6 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -36,7 +35,7 @@ from foundation.errors import (
 )
 from foundation.urls import without_credentials
 from storage import artifacts, records
-from storage.bucket import Bucket
+from storage.bucket import Bucket, ObjectStream
 from storage.layout import task_prefix
 from workflows.messages import (
     Artifact,
@@ -221,9 +220,9 @@ class Core:
             f"Task '{task_id}' has no artifact '{name}'; 'sandbox task artifacts {task_id}' lists those it has."
         )
 
-    def read_artifact(self, task_id: str, name: str, offset: int, length: int) -> Iterator[bytes]:
-        """Bytes of a stored artifact in pieces; blocks, so it is read in a thread."""
-        return artifacts.open_stream(self._bucket, task_id, name, offset, length)
+    async def open_artifact(self, task_id: str, name: str, offset: int, length: int) -> ObjectStream:
+        """A stored artifact from byte ``offset`` on; its reading blocks. Raises ArtifactNotFound, BucketUnavailable."""
+        return await asyncio.to_thread(artifacts.open_stream, self._bucket, task_id, name, offset, length)
 
     async def has_ended(self, task_id: str) -> bool:
         """Whether the run is over and its log complete: its workflow has closed, or Temporal has forgotten it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -13,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from api import errors, examples, listing, logs, views
 from api.core import Core
+from api.downloads import ArtifactResponse, headers_of
 from api.ranges import parse_range
 from api.rates import limited
 from api.submission import read_body, warnings
@@ -30,7 +30,7 @@ from foundation.errors import (
     TaskNotFound,
     UnsupportedMediaType,
 )
-from workflows.messages import Artifact, CancelRequest, UserMessage
+from workflows.messages import CancelRequest, UserMessage
 
 router = APIRouter(prefix=views.BASE, tags=["tasks"])
 
@@ -284,7 +284,7 @@ async def list_artifacts(task_id: str, core: CoreOf) -> views.ArtifactList:
 
 
 @router.get(
-    "/{task_id}/artifacts/{name:path}",
+    "/{task_id}/artifacts/{name:artifact}",
     summary="Download an artifact",
     response_class=StreamingResponse,
     responses=errors.responses(TaskNotFound, ArtifactNotFound, RangeNotSatisfiable)
@@ -296,6 +296,7 @@ async def list_artifacts(task_id: str, core: CoreOf) -> views.ArtifactList:
 async def download_artifact(
     task_id: str,
     name: str,
+    request: Request,
     core: CoreOf,
     range_header: Annotated[str | None, Header(alias="Range")] = None,
     if_range: Annotated[str | None, Header(description="An ETag: the range only while it is this one's")] = None,
@@ -303,14 +304,15 @@ async def download_artifact(
     """One artifact, by its name or its path in the workspace, whole or in part."""
     artifact = await core.artifact(task_id, name)
     size = artifact.size_bytes
-    headers = _artifact_headers(artifact)
+    headers = headers_of(artifact)
     part = None if if_range not in {None, headers["ETag"]} else parse_range(range_header, size)
     offset, length = part or (0, size)
     headers["Content-Length"] = str(length)
     if part is not None:
         headers["Content-Range"] = f"bytes {offset}-{offset + length - 1}/{size}"
-    return StreamingResponse(
-        core.read_artifact(task_id, artifact.name, offset, length) if length else iter(()),
+    return ArtifactResponse(
+        await core.open_artifact(task_id, artifact.name, offset, length),
+        request.app.state.readers,
         status_code=200 if part is None else 206,
         media_type=artifact.content_type,
         headers=headers,
@@ -318,7 +320,7 @@ async def download_artifact(
 
 
 @router.head(
-    "/{task_id}/artifacts/{name:path}",
+    "/{task_id}/artifacts/{name:artifact}",
     summary="Look at an artifact's size and checksum",
     response_class=Response,
     responses={
@@ -330,19 +332,7 @@ async def download_artifact(
 async def look_at_artifact(task_id: str, name: str, core: CoreOf) -> Response:
     """What a download would begin with, and none of its bytes."""
     artifact = await core.artifact(task_id, name)
-    return Response(media_type=artifact.content_type, headers=_artifact_headers(artifact))
-
-
-def _artifact_headers(artifact: Artifact) -> dict[str, str]:
-    return {
-        "Accept-Ranges": "bytes",
-        "Content-Disposition": _disposition(artifact.name),
-        "Content-Length": str(artifact.size_bytes),
-        "ETag": f'"{artifact.sha256}"',
-        "X-Checksum-SHA256": artifact.sha256,
-        # What an agent wrote is never to be taken for a page of this server.
-        "X-Content-Type-Options": "nosniff",
-    }
+    return Response(media_type=artifact.content_type, headers=headers_of(artifact))
 
 
 def _labels(request: Request) -> dict[str, str]:
@@ -376,11 +366,3 @@ def _cancel_request(body: bytes, reason: str | None, force: bool | None) -> Canc
     except ValidationError as error:
         faults = "; ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors())
         raise InvalidParameter(f"The cancellation was not understood: {faults}.") from error
-
-
-def _disposition(name: str) -> str:
-    basename = name.rsplit("/", 1)[-1]
-    plain = "".join(
-        letter if letter.isascii() and letter.isprintable() and letter not in '"\\' else "_" for letter in basename
-    )
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(basename, safe='')}"

@@ -6,8 +6,7 @@ import io
 import mimetypes
 import os
 import stat
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
@@ -15,8 +14,9 @@ from typing import BinaryIO, cast
 from pydantic import BaseModel, TypeAdapter
 
 from foundation.errors import ArtifactNotFound, InvalidParameter, NotFound
-from storage.bucket import Bucket
+from storage.bucket import Bucket, ObjectStream
 from storage.layout import artifact_index_key, artifact_key
+from storage.names import as_text, shown_path
 from storage.redaction import Redactor
 
 _BINARY = "application/octet-stream"
@@ -37,8 +37,8 @@ _TYPES = {
 class StoredArtifact(BaseModel):
     """One artifact as the index has it.
 
-    ``name`` is unique in the run, ``path`` relative to the workspace; ``size_bytes`` and ``sha256`` (hex) are those
-    of the stored content, which is not the file's own when ``redacted``.
+    ``name`` is unique in the run, ``path`` relative to the workspace, as the file is called there; ``size_bytes`` and
+    ``sha256`` (hex) are those of the stored content, which is not the file's own when ``redacted``.
     """
 
     name: str
@@ -66,16 +66,16 @@ def store(
     """Store one artifact under ``name``; once more under the same name replaces it. It is listed by ``write_index``.
 
     A file (see ``open_regular``) is read once, in parts of 8 MiB. Known secrets are replaced in content, name and path.
-    Raises BucketUnavailable, OSError.
+    The name of a workspace file is one that ``names.names_of`` made of its path. Raises BucketUnavailable, OSError.
     """
     redactor = redactor or Redactor({})
-    name = redactor.redact_text(readable(name))
-    kind = content_type or guess_type(name)
+    name = redactor.redact_text(name)
+    kind = content_type or guess_type(path or name)
     source = _Redacted(io.BytesIO(content) if isinstance(content, bytes) else content, redactor)
     stored = bucket.put_file(artifact_key(task_id, name), cast("BinaryIO", source), content_type=kind)
     return StoredArtifact(
         name=name,
-        path=redactor.redact_text(readable(path)) if path is not None else name,
+        path=shown_path(path, redactor) if path is not None else name,
         size_bytes=stored.size,
         content_type=kind,
         sha256=stored.sha256,
@@ -95,31 +95,12 @@ def index(bucket: Bucket, task_id: str) -> list[StoredArtifact]:
     return _INDEX.validate_json(body) if body else []
 
 
-def open_stream(bucket: Bucket, task_id: str, name: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+def open_stream(bucket: Bucket, task_id: str, name: str, offset: int = 0, length: int | None = None) -> ObjectStream:
     """Content of an artifact from byte ``offset`` on, at most ``length`` bytes, in chunks. Raises ArtifactNotFound."""
     try:
         return bucket.stream(artifact_key(task_id, name), offset, length)
     except NotFound:
         raise ArtifactNotFound(f"Task {task_id} has no artifact '{name}'; list its artifacts first") from None
-
-
-def unique_names(paths: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
-    """A name for each workspace path: its last part when no other has it, else the whole path.
-
-    ``taken`` are names of artifacts that come from elsewhere.
-    """
-    paths = list(dict.fromkeys(paths))
-    used = Counter(PurePosixPath(path).name for path in paths)
-    reserved = set(taken)
-    names: dict[str, str] = {}
-    for path in sorted(paths):
-        last = PurePosixPath(path).name
-        name = last if used[last] == 1 and last not in reserved else path
-        while name in reserved:
-            name = f"workspace/{name}"
-        reserved.add(name)
-        names[path] = name
-    return names
 
 
 def open_regular(root: Path, path: str) -> BinaryIO:
@@ -130,7 +111,7 @@ def open_regular(root: Path, path: str) -> BinaryIO:
     """
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts:
-        raise InvalidParameter(f"'{readable(path)}' is no path inside the workspace")
+        raise InvalidParameter(f"'{as_text(path)}' is no path inside the workspace")
     directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in parts[:-1]:
@@ -142,19 +123,15 @@ def open_regular(root: Path, path: str) -> BinaryIO:
         os.close(directory)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise InvalidParameter(f"'{readable(path)}' is no regular file; only those are stored as artifacts")
+        raise InvalidParameter(f"'{as_text(path)}' is no regular file; only those are stored as artifacts")
     return os.fdopen(file, "rb")
 
 
 def guess_type(name: str) -> str:
     """Content type by the name's ending; bytes when it says nothing."""
     ending = PurePosixPath(name).suffix.lower()
-    return _TYPES.get(ending) or mimetypes.guess_type(PurePosixPath(name).name, strict=False)[0] or _BINARY
-
-
-def readable(name: str) -> str:
-    """A file name as text that JSON can hold: bytes that are no UTF-8 become U+FFFD."""
-    return os.fsencode(name).decode(errors="replace")
+    # The ending alone: a name such as "data:…" would be taken for a URL.
+    return _TYPES.get(ending) or mimetypes.guess_type(f"file{ending}", strict=False)[0] or _BINARY
 
 
 def _open_beside(directory: int, part: str, path: str, flags: int) -> int:
@@ -164,7 +141,7 @@ def _open_beside(directory: int, part: str, path: str, flags: int) -> int:
         raise
     except OSError as error:
         raise InvalidParameter(
-            f"'{readable(path)}' cannot be stored: '{readable(part)}' is a link, a special file or unreadable "
+            f"'{as_text(path)}' cannot be stored: '{as_text(part)}' is a link, a special file or unreadable "
             f"({os.strerror(error.errno or 0)})"
         ) from None
 

@@ -6,11 +6,11 @@ import hashlib
 import io
 import logging
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, Self, cast
 
 import urllib3
 from minio import Minio
@@ -160,21 +160,21 @@ class Bucket:
         except NotFound:
             return None
 
-    def stream(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, offset: int = 0, length: int | None = None) -> ObjectStream:
         """Content of an object from byte ``offset`` on, at most ``length`` bytes, in chunks.
 
         The object is opened before this returns: raises NotFound here, BucketUnavailable here or while reading.
         """
         if length == 0:
-            return iter(())
+            return ObjectStream(None, self._answers)
         try:
             with self._answers():
                 response = self._client.get_object(
                     bucket_name=self.name, object_name=key, offset=offset, length=length or 0
                 )
         except _RangeOutside:
-            return iter(())
-        return self._chunks(response)
+            return ObjectStream(None, self._answers)
+        return ObjectStream(response, self._answers)
 
     def stat(self, key: str) -> ObjectInfo | None:
         """Size and content type of an object, or None when there is none."""
@@ -242,14 +242,6 @@ class Bucket:
             f"The bucket at {self._target} keeps answering that '{key}' is being written; try again"
         )
 
-    def _chunks(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-        try:
-            with self._answers():
-                yield from response.stream(_CHUNK_BYTES)
-        finally:
-            response.close()
-            response.release_conn()
-
     @contextmanager
     def _answers(self) -> Iterator[None]:
         """Turn what the client raises into the project's errors.
@@ -300,6 +292,39 @@ class Bucket:
     def _unreachable(self, error: Exception) -> BucketUnavailable:
         cure = "start it with 'sandbox up'" if self._embedded else "check TASKYARD_S3_ENDPOINT and the network"
         return BucketUnavailable(f"The bucket at {self._target} does not answer ({type(error).__name__}); {cure}")
+
+
+class ObjectStream:
+    """Content of an object in chunks, read as it is asked for. ``close`` gives the connection back; so does its end."""
+
+    def __init__(
+        self, response: urllib3.BaseHTTPResponse | None, answers: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._response = response
+        self._answers = answers
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        chunk = b""
+        try:
+            if self._response is not None:
+                with self._answers():
+                    chunk = self._response.read(_CHUNK_BYTES)
+        finally:
+            if not chunk:
+                self.close()
+        if not chunk:
+            raise StopIteration
+        return chunk
+
+    def close(self) -> None:
+        """Read no further: a connection with something left to read is closed."""
+        response, self._response = self._response, None
+        if response is not None:
+            response.close()
+            response.release_conn()
 
 
 class _RangeOutside(Exception):

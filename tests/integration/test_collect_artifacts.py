@@ -139,16 +139,16 @@ def test_a_machine_that_is_let_go_is_collected_from_once(run: Run) -> None:
 def test_everything_is_collected_from_a_dead_machine(run: Run, tmp_path: Path) -> None:
     run.change(tmp_path, **{"app.py": "print(2)\n", "REPORT.md": "# Report\n", "docs__out.log": "log\n"})
 
-    result = run.collect("*.md", "*.log", "missing/**", "app.py")
+    result = run.collect("**/*.md", "**/*.log", "missing/**", "app.py")
 
     index = stored.index(run.bucket, run.task_id)
     assert [artifact.name for artifact in result.artifacts] == [artifact.name for artifact in index]
     assert {artifact.name: artifact.path for artifact in index} == {
         f"{run.task_id}.patch": f"{run.task_id}.patch",
         f"{run.task_id}-untracked.txt": f"{run.task_id}-untracked.txt",
-        "README.md": "docs/README.md",
+        "docs/README.md": "docs/README.md",
         "REPORT.md": "REPORT.md",
-        "out.log": "docs/out.log",
+        "docs/out.log": "docs/out.log",
         "app.py": "app.py",
         "metadata.json": "metadata.json",
     }
@@ -186,16 +186,17 @@ def test_collecting_again_gives_the_same_and_leaves_nothing_behind(run: Run, tmp
     assert not (run.settings.staging / run.machine_id / "collect").exists()
 
 
-def test_names_that_meet_are_told_apart(run: Run, tmp_path: Path) -> None:
-    run.change(tmp_path, **{"README.md": "top\n", "metadata.json": "{}", "docs__metadata.json": "[]"})
+def test_a_file_that_is_called_as_one_of_the_runs_own_artifacts_takes_nothing_from_it(run: Run, tmp_path: Path) -> None:
+    own = {"metadata.json": "{}", f"{run.task_id}.patch": "no patch\n"}
+    run.change(tmp_path, **{**own, "docs__metadata.json": "[]"})
 
-    result = run.collect("README.md", "metadata.json")
+    result = run.collect("**/metadata.json", f"{run.task_id}.patch")
 
-    names = {artifact.path: artifact.name for artifact in result.artifacts}
-    assert names["README.md"] == "README.md"
-    assert names["docs/README.md"] == "docs/README.md"
-    assert run.read(names["docs/metadata.json"]) == b"[]"
-    assert len(set(names.values())) == len(names)
+    contents = [(artifact.path, run.read(artifact.name)) for artifact in result.artifacts]
+    assert all((path, content.encode()) in contents for path, content in own.items())
+    assert ("docs/metadata.json", b"[]") in contents
+    assert run.read(f"{run.task_id}.patch").startswith(b"diff --git")
+    assert len({artifact.name for artifact in result.artifacts}) == len(result.artifacts)
     assert run.metadata()["task_id"] == run.task_id
 
 

@@ -17,6 +17,7 @@ from foundation.errors import ArtifactNotFound, BucketUnavailable, HostNotReady,
 from storage import artifacts, records
 from storage.bucket import Bucket
 from storage.layout import task_prefix
+from storage.names import names_of
 from storage.redaction import Redactor
 from tests.servers import S3Server
 from tests.stack_settings import free_ports
@@ -139,7 +140,7 @@ def test_artifacts_are_redacted_listed_and_read_back(bucket, task_id, tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "tok-12345.txt").write_bytes(b"x" * (MIB - 4) + b"tok-12345" + b"y" * MIB)
     (tmp_path / "plain.patch").write_bytes(b"diff --git")
-    names = artifacts.unique_names(["deep/tok-12345.txt", "plain.patch"], taken=["metadata.json"])
+    names = names_of(["deep/tok-12345.txt", "plain.patch"], task_id, redactor)
     stored = []
     for path, name in names.items():
         with artifacts.open_regular(tmp_path, path) as file:
@@ -148,7 +149,8 @@ def test_artifacts_are_redacted_listed_and_read_back(bucket, task_id, tmp_path):
     assert artifacts.index(bucket, task_id) == []
     artifacts.write_index(bucket, task_id, stored)
     secret, patch, metadata = artifacts.index(bucket, task_id)
-    assert (secret.name, secret.path, secret.redacted) == ("[redacted:TOKEN].txt", "deep/[redacted:TOKEN].txt", True)
+    assert secret.name == secret.path == "deep/[redacted:TOKEN].txt"
+    assert secret.redacted
     assert (patch.name, patch.content_type, patch.redacted) == ("plain.patch", "text/x-diff", False)
     assert (metadata.path, metadata.content_type, metadata.size_bytes) == ("metadata.json", "application/json", 2)
     for artifact in (secret, patch, metadata):
@@ -175,24 +177,6 @@ def test_only_regular_files_of_the_workspace_are_opened(tmp_path):
             artifacts.open_regular(root, path)
     with pytest.raises(FileNotFoundError):
         artifacts.open_regular(root, "dir/nothing")
-
-
-def test_names_are_short_where_they_can_be():
-    paths = ["a/report.xml", "b/report.xml", "c/other.txt", "metadata.json", "metadata.json"]
-    assert artifacts.unique_names(paths, taken=["metadata.json"]) == {
-        "a/report.xml": "a/report.xml",
-        "b/report.xml": "b/report.xml",
-        "c/other.txt": "other.txt",
-        "metadata.json": "workspace/metadata.json",
-    }
-
-
-def test_file_names_that_are_no_text_are_stored_under_readable_ones(bucket, task_id):
-    odd = os.fsdecode(b"dir/\xff\n name.txt")
-    stored = artifacts.store(bucket, task_id, odd, b"x", path=odd)
-    artifacts.write_index(bucket, task_id, [stored])
-    assert artifacts.index(bucket, task_id)[0].name == "dir/\ufffd\n name.txt"
-    assert b"".join(artifacts.open_stream(bucket, task_id, stored.name)) == b"x"
 
 
 def test_final_records_are_read_back(bucket, task_id):
