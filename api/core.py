@@ -29,15 +29,19 @@ from foundation.errors import (
     EngineUnavailable,
     InvalidParameter,
     PayloadTooLarge,
+    RateLimitExceeded,
     SessionClosed,
     TaskAlreadyTerminal,
     TaskNotFound,
 )
+from foundation.units import format_size
 from foundation.urls import without_credentials
 from storage import artifacts, records
 from storage.bucket import Bucket, ObjectStream
 from storage.layout import task_prefix
+from workflows.inbox import WAITING_MOST
 from workflows.messages import (
+    MESSAGE_BYTES,
     Artifact,
     CancelRequest,
     MachineFigures,
@@ -180,15 +184,30 @@ class Core:
         """
         _check_text("reason", request.reason)
         before = await self._active(task_id)
-        if not await self._signal(task_id, "cancel", request):
+        try:
+            signalled = await self._signal(task_id, "cancel", request)
+        except PayloadTooLarge:
+            # Temporal takes a limited number of signals for one run: its own cancellation is none, and means the same.
+            signalled = await self._cancel_in_temporal(task_id)
+        if not signalled:
             raise _already_terminal((await self.status(task_id)).status)
         return before
 
     async def send_message(self, task_id: str, message: UserMessage) -> TaskStatus:
-        """Hand the agent a further message. Raises TaskNotFound, SessionClosed when the run takes no more."""
+        """Hand the agent a further message.
+
+        Raises TaskNotFound, TaskAlreadyTerminal, SessionClosed when the run takes no more, PayloadTooLarge,
+        RateLimitExceeded when too many are waiting.
+        """
         _check_text("text", message.text)
+        if len(message.text.encode()) > MESSAGE_BYTES:
+            raise PayloadTooLarge(f"A message holds at most {format_size(MESSAGE_BYTES)}; put more into a file.")
         status = await self._active(task_id)
-        if status.state is TaskState.COMPLETING or not await self._signal(task_id, "user_message", message):
+        if not status.takes_messages or status.state is TaskState.COMPLETING:
+            raise SessionClosed(f"Task '{task_id}' takes no more messages; its session is closed.")
+        if status.waiting_messages >= WAITING_MOST:
+            raise RateLimitExceeded(f"{WAITING_MOST} messages are waiting for task '{task_id}'; send this one later.")
+        if not await self._signal(task_id, "user_message", message):
             raise SessionClosed(f"Task '{task_id}' takes no more messages; its agent has finished.")
         return status
 
@@ -299,6 +318,18 @@ class Core:
                 return False
             if error.status is RPCStatusCode.INVALID_ARGUMENT:
                 raise PayloadTooLarge(f"Temporal refused what was sent: {error.message}.") from error
+            raise
+        return True
+
+    async def _cancel_in_temporal(self, task_id: str) -> bool:
+        """Cancel the workflow itself; false when it has ended meanwhile."""
+        client = await self._engine.client()
+        try:
+            with self._engine.failures():
+                await client.get_workflow_handle(snapshot.workflow_id(task_id)).cancel(rpc_timeout=RPC_LIMIT)
+        except RPCError as error:
+            if is_unknown(error):
+                return False
             raise
         return True
 

@@ -204,7 +204,7 @@ async def cancel_task(
     "/{task_id}/messages",
     status_code=202,
     summary="Send the agent a message",
-    responses=errors.responses(TaskNotFound, TaskAlreadyTerminal, SessionClosed, PayloadTooLarge)
+    responses=errors.responses(TaskNotFound, TaskAlreadyTerminal, SessionClosed, PayloadTooLarge, RateLimitExceeded)
     | examples.answer(examples.MESSAGE, 202, "The message was handed over"),
 )
 async def send_message(task_id: str, message: SentMessage, core: CoreOf) -> views.MessageReply:

@@ -7,9 +7,9 @@ other systems use them directly (docs/signals.md).
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from workflows.states import Cause, TaskState
 from workflows.wire import Claude, Manifest, Repository, SecretReference, VmSpec
@@ -19,6 +19,35 @@ class Message(BaseModel):
     """Base of all messages: unknown fields are kept out, so that old and new processes understand one another."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+# --- limits: what others say goes into history and memo, and Temporal ends a run that overfills them
+
+SENTENCE_CHARS = 2_000
+NAME_CHARS = 500
+RESULT_CHARS = 32_768
+MESSAGE_ID_CHARS = 200
+MESSAGE_BYTES = 256 * 1024
+LABELS_MOST = 100
+
+
+def cut(text: str, most: int) -> str:
+    """The text, cut to ``most`` characters of which the last then is an ellipsis."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _cut_labels(labels: Any) -> Any:
+    """So many labels, so long, of those that are text."""
+    if not isinstance(labels, dict):
+        return labels
+    kept = list(labels.items())[:LABELS_MOST]
+    return {cut(str(key), NAME_CHARS): cut(str(value), NAME_CHARS) for key, value in kept}
+
+
+Sentence = Annotated[str, AfterValidator(lambda text: cut(text, SENTENCE_CHARS))]
+Name = Annotated[str, AfterValidator(lambda text: cut(text, NAME_CHARS))]
+Result = Annotated[str, AfterValidator(lambda text: cut(text, RESULT_CHARS))]
+Labels = Annotated[dict[str, str], BeforeValidator(_cut_labels)]
 
 
 # --- what goes into the workflow
@@ -34,14 +63,15 @@ class TaskSubmission(Message):
 class CancelRequest(Message):
     """Payload of the signal ``cancel``. ``force`` kills the agent without its grace period."""
 
-    reason: str = "User requested cancellation"
+    reason: Sentence = "User requested cancellation"
     force: bool = False
 
 
 class UserMessage(Message):
     """Payload of the signal ``user_message``: a further turn for the running agent.
 
-    ``id`` makes the delivery idempotent; without one, each signal is a message of its own.
+    ``id`` makes the delivery idempotent; without one, each signal is a message of its own. A text of more than
+    MESSAGE_BYTES is not delivered.
     """
 
     text: str = Field(min_length=1)
@@ -62,7 +92,7 @@ class AgentProgress(Message):
 
     output_bytes: int = 0
     tool_calls: int = 0
-    current_tool: str | None = None
+    current_tool: Name | None = None
     last_activity_at: datetime | None = None
 
 
@@ -115,14 +145,18 @@ class TaskStatus(Message):
 
     ``error`` is a sentence and ``cause`` its class; both are null while nothing went wrong. ``ssh_command`` is set
     when the machine was preserved, which ends at ``preserved_until``. ``notes`` are sentences about what the run lacks
-    although nothing failed: files left out, patterns without a match, messages not delivered.
+    although nothing failed: files left out, patterns without a match, messages not delivered. The agent takes further
+    messages while ``takes_messages``; ``waiting_messages`` of them are still to be delivered. Texts are cut to the
+    limits above, also when they are assigned.
     """
 
-    id: str
-    name: str
-    labels: dict[str, str] = {}
+    model_config = ConfigDict(validate_assignment=True)
+
+    id: Name
+    name: Name
+    labels: Labels = {}
     state: TaskState = TaskState.PENDING
-    state_message: str | None = None
+    state_message: Sentence | None = None
     created_at: datetime
     started_at: datetime | None = None
     state_changed_at: datetime
@@ -131,14 +165,16 @@ class TaskStatus(Message):
     host: str | None = None
     exit_code: int | None = None
     cause: Cause | None = None
-    error: str | None = None
-    ssh_command: str | None = None
+    error: Sentence | None = None
+    ssh_command: Sentence | None = None
     preserved_until: datetime | None = None
-    base_commit: str | None = None
-    result: str | None = None
+    base_commit: Name | None = None
+    result: Result | None = None
     usage: TokenUsage | None = None
     progress: AgentProgress = Field(default_factory=AgentProgress)
     transitions: list[Transition] = []
+    takes_messages: bool = True
+    waiting_messages: int = 0
     undelivered_messages: list[str] = []
     notes: list[str] = []
     manifest: Manifest | None = None
@@ -159,11 +195,16 @@ class ReserveRequest(Message):
 
 
 class Lease(Message):
-    """Room reserved on one host: later steps run on ``task_queue``, which only that host polls."""
+    """Room reserved on one host: later steps run on ``task_queue``, which only that host polls.
+
+    The agent is followed on ``agent_queue``, so that no other step waits behind followers; hosts of earlier versions
+    give none and do all on one queue.
+    """
 
     machine_id: str
-    host: str
+    host: Name
     task_queue: str
+    agent_queue: str | None = None
 
 
 class StageRequest(Message):
@@ -233,13 +274,20 @@ class AgentRequest(Message):
 
 
 class AgentResult(Message):
-    """How the agent ended. ``cause`` is null when it succeeded: a result that is no error, and exit code 0."""
+    """How the agent ended. ``cause`` is null when it succeeded: a result that is no error, and exit code 0.
 
+    A follower that finds a reason to end the agent does not do so itself, since the stop may outlast its attempt: it
+    gives the reason as ``cause`` with ``running``, and the workflow, which keeps it, stops the agent.
+    """
+
+    model_config = ConfigDict(validate_assignment=True)
+
+    running: bool = False
     exit_code: int | None = None
     cause: Cause | None = None
-    error: str | None = None
-    result: str | None = None
-    session_id: str | None = None
+    error: Sentence | None = None
+    result: Result | None = None
+    session_id: Name | None = None
     num_turns: int | None = None
     total_cost_usd: float | None = None
     usage: TokenUsage | None = None
@@ -247,10 +295,14 @@ class AgentResult(Message):
 
 
 class StopAgentRequest(Message):
-    """Stop the agent: TERM, 30 s of grace, KILL; with ``force`` KILL at once."""
+    """Stop the agent: TERM, 30 s of grace, KILL; with ``force`` KILL at once.
+
+    With ``machine``, end the machine's process from its host, for a guest in which nothing else helps; its disks stay.
+    """
 
     machine_id: str
     force: bool = False
+    machine: bool = False
 
 
 class DeliverRequest(Message):

@@ -16,7 +16,10 @@ _CAUSE_OF_CODE = {
     "secret_unavailable": Cause.SECRET,
     "machine_lost": Cause.MACHINE_LOST,
     "agent_start_failed": Cause.AGENT_START,
+    "internal_error": Cause.INTERNAL,
 }
+# Codes that mean something else in one step than in the others.
+_CAUSE_OF_STEP_AND_CODE = {(steps.RUN_AGENT.name, "guest_unreachable"): Cause.MACHINE_LOST}
 _CAUSE_OF_STEP = {
     steps.RESERVE.name: Cause.RESOURCES,
     steps.STAGE.name: Cause.REPOSITORY,
@@ -40,20 +43,38 @@ class RunEnded(Exception):
         self.error = error
 
 
+def host_is_away(error: ActivityError) -> bool:
+    """Whether no worker of its host took a step in time, or the last that did was not heard of any more."""
+    cause = error.cause
+    if not isinstance(cause, StepTimeout):
+        return False
+    # The server keeps the failure of the last attempt before the time was over.
+    return cause.type is TimeoutType.SCHEDULE_TO_START or isinstance(cause.cause, StepTimeout)
+
+
 def ended_by(step: str, error: ActivityError, lifecycle: Lifecycle, host: str | None) -> RunEnded:
     """The cause and sentence of a run whose ``step`` failed for good on ``host``."""
     cause = error.cause
     if isinstance(cause, StepTimeout):
-        if cause.type is TimeoutType.SCHEDULE_TO_START:
-            patience = format_seconds(steps.HOST_PATIENCE.total_seconds())
-            return RunEnded(
-                Cause.HOST_LOST,
-                f"Host {host} did not come back within {patience}; start its worker again, or submit the task again.",
-            )
-        if step in _CAUSE_OF_TIMEOUT:
-            timeout, field = _CAUSE_OF_TIMEOUT[step]
-            limit = getattr(lifecycle, field)
-            return RunEnded(timeout, f"The step took longer than lifecycle.{field} of {limit} allows.")
-    code = cause.type if isinstance(cause, ApplicationError) else None
+        return _timed_out(step, cause, lifecycle, host)
+    code = (cause.type if isinstance(cause, ApplicationError) else None) or ""
     message = cause.message if isinstance(cause, ApplicationError) else str(cause or error)
-    return RunEnded(_CAUSE_OF_CODE.get(code or "", _CAUSE_OF_STEP.get(step, Cause.INTERNAL)), message)
+    by_code = _CAUSE_OF_STEP_AND_CODE.get((step, code)) or _CAUSE_OF_CODE.get(code)
+    return RunEnded(by_code or _CAUSE_OF_STEP.get(step, Cause.INTERNAL), message)
+
+
+def _timed_out(step: str, cause: StepTimeout, lifecycle: Lifecycle, host: str | None) -> RunEnded:
+    if cause.type is TimeoutType.SCHEDULE_TO_START:
+        patience = format_seconds(steps.HOST_PATIENCE.total_seconds())
+        return RunEnded(
+            Cause.HOST_LOST,
+            f"Host {host} did not come back within {patience}; start its worker again, or submit the task again.",
+        )
+    last = cause.cause
+    silent = f" Host {host} was not heard of at last." if isinstance(last, StepTimeout) else ""
+    if step in _CAUSE_OF_TIMEOUT:
+        timeout, field = _CAUSE_OF_TIMEOUT[step]
+        limit = getattr(lifecycle, field)
+        return RunEnded(timeout, f"The step took longer than lifecycle.{field} of {limit} allows.{silent}")
+    last_words = f" {last.message}" if isinstance(last, ApplicationError) else silent
+    return RunEnded(_CAUSE_OF_STEP.get(step, Cause.INTERNAL), f"The step '{step}' did not end in time.{last_words}")

@@ -1,6 +1,29 @@
 """The steps of a task run by name: their types, queue, time limits and retry policies, in one table.
 
 Activities register under these names; the workflow calls them through ``Step``. Nothing else names an activity.
+
+Every step ends, whatever guest, host, bucket and client do. ``wait`` and ``bound`` are enforced by Temporal itself:
+
+    step        may wait for its host   then takes   all in all, at most
+    RESERVE     -                       -            until there is room, or the run is cancelled (then 30 s)
+    STAGE       HOST_PATIENCE           -            lifecycle.stage_timeout
+    PROVISION   HOST_PATIENCE           -            lifecycle.provision_timeout
+    SECRETS     HOST_PATIENCE           5 min        20 min
+    RUN_AGENT   HOST_PATIENCE           -            lifecycle.timeout
+    DELIVER     HOST_PATIENCE           10 min       25 min; the run goes on without the message then
+    CLOSE       HOST_PATIENCE           10 min       25 min; the agent is stopped then
+    STOP_AGENT  HOST_PATIENCE           5 min        20 min; the machine is ended from its host then
+    COLLECT     HOST_PATIENCE           1 h          1 h 15 min; a forced cancel calls it off
+    RELEASE     ABSENCE                 10 min       10 min 30 s; the sweeper tears the machine down then
+      preserve  HOST_PATIENCE           10 min       25 min
+    FINISH      -                       24 h         24 h; the run shows its last state from the beginning of it
+
+A cancelled run waits for its host for ABSENCE only. Nothing more is asked of a host that stayed away; its sweeper finds
+the machine. A step that is called off has SETTLE to say that it has stopped, and is heard of no more after that.
+
+An agent that is to end has 14 min, beside the wait for its host: STOP_AGENT (5 min), REPORT for its follower to tell of
+the end, the end of its machine from the host (5 min) when it does not, and SETTLE twice, before and after the follower
+is called off. Whatever comes of it, the run goes on to COLLECT with the cause that it had before the stop.
 """
 
 from __future__ import annotations
@@ -50,8 +73,10 @@ class Step(Generic[In, Out]):
     """One activity as the workflow sees it.
 
     ``limit`` is the start-to-close time limit of one attempt, ``heartbeat`` the longest silence of a live attempt.
-    ``wait`` limits how long a step may wait for its host's worker (schedule-to-start). ``at_once`` limits a first
-    attempt that the worker makes within the workflow's own task, as a local activity, before the step goes to a queue.
+    ``wait`` limits how long a step may wait for its host's worker (schedule-to-start), ``bound`` all of its attempts
+    beside that wait (schedule-to-close). ``at_once`` limits a first attempt that the worker makes within the workflow's
+    own task, as a local activity, before the step goes to a queue. ``follows`` marks the one that lasts as long as the
+    agent.
     """
 
     name: str
@@ -62,7 +87,9 @@ class Step(Generic[In, Out]):
     retry: RetryPolicy
     heartbeat: timedelta | None = None
     wait: timedelta | None = None
+    bound: timedelta | None = None
     at_once: timedelta | None = None
+    follows: bool = False
 
 
 def _retry(first: float, most: float, attempts: int) -> RetryPolicy:
@@ -76,6 +103,12 @@ def _retry(first: float, most: float, attempts: int) -> RetryPolicy:
 
 # A host whose worker stays away longer than this has lost the run's machine as far as the run is concerned.
 HOST_PATIENCE = timedelta(minutes=15)
+# The same for a run that is not wanted any more: long enough for a worker that is being started anew.
+ABSENCE = timedelta(seconds=30)
+# What the follower of an agent that was stopped may take to write the rest of its output.
+REPORT = timedelta(minutes=2)
+# What an attempt that was called off may take to stop: longer than a dead worker is taken for a living one.
+SETTLE = timedelta(seconds=45)
 _BEAT = timedelta(seconds=30)
 
 # Unlimited: a full fleet is no fault. The activity itself sets the delay until the next look.
@@ -85,8 +118,8 @@ RESERVE = Step(
     ReserveRequest,
     Lease,
     Queue.SHARED,
-    timedelta(seconds=30),
-    _retry(2, 30, 0),
+    limit=timedelta(seconds=30),
+    retry=_retry(2, 30, 0),
     at_once=timedelta(seconds=5),
 )
 # Unreachable servers are tried for at most a minute: attempts at 0, 5 and 15 s, each bounded by git's own limits.
@@ -95,65 +128,110 @@ STAGE = Step(
     StageRequest,
     StageResult,
     Queue.HOST,
-    timedelta(hours=2),
-    _retry(5, 15, 3),
-    _BEAT,
-    HOST_PATIENCE,
+    limit=timedelta(hours=2),
+    retry=_retry(5, 15, 3),
+    heartbeat=_BEAT,
+    wait=HOST_PATIENCE,
 )
 PROVISION = Step(
     "provision_machine",
     ProvisionRequest,
     ProvisionResult,
     Queue.HOST,
-    timedelta(hours=2),
-    _retry(2, 10, 3),
-    _BEAT,
-    HOST_PATIENCE,
+    limit=timedelta(hours=2),
+    retry=_retry(2, 10, 3),
+    heartbeat=_BEAT,
+    wait=HOST_PATIENCE,
 )
 SECRETS = Step(
     "inject_secrets",
     SecretsRequest,
     SecretsResult,
     Queue.HOST,
-    timedelta(minutes=2),
-    _retry(1, 10, 5),
-    _BEAT,
-    HOST_PATIENCE,
+    limit=timedelta(minutes=2),
+    retry=_retry(1, 10, 5),
+    heartbeat=_BEAT,
+    wait=HOST_PATIENCE,
+    bound=timedelta(minutes=5),
 )
-# Retried without limit in count: a new attempt re-attaches to the agent, and the run's own timeout ends it.
+# Retried without limit in count: a new attempt re-attaches to the agent. The run's own timeout ends it.
 RUN_AGENT = Step(
-    "run_agent", AgentRequest, AgentResult, Queue.HOST, timedelta(hours=169), _retry(1, 15, 0), _BEAT, HOST_PATIENCE
+    "run_agent",
+    AgentRequest,
+    AgentResult,
+    Queue.HOST,
+    limit=timedelta(hours=169),
+    retry=_retry(1, 15, 0),
+    heartbeat=_BEAT,
+    wait=HOST_PATIENCE,
+    follows=True,
 )
 STOP_AGENT: Step[StopAgentRequest, None] = Step(
-    "stop_agent", StopAgentRequest, None, Queue.HOST, timedelta(minutes=2), _retry(1, 10, 5), _BEAT, HOST_PATIENCE
+    "stop_agent",
+    StopAgentRequest,
+    None,
+    Queue.HOST,
+    limit=timedelta(seconds=100),
+    retry=_retry(1, 10, 3),
+    heartbeat=_BEAT,
+    wait=HOST_PATIENCE,
+    bound=timedelta(minutes=5),
 )
+# Tried for some minutes: a guest may be busy, and a message is not to be lost.
 DELIVER: Step[DeliverRequest, None] = Step(
-    "deliver_message", DeliverRequest, None, Queue.HOST, timedelta(minutes=1), _retry(1, 10, 5), _BEAT, HOST_PATIENCE
+    "deliver_message",
+    DeliverRequest,
+    None,
+    Queue.HOST,
+    limit=timedelta(minutes=1),
+    retry=_retry(1, 30, 10),
+    heartbeat=_BEAT,
+    wait=HOST_PATIENCE,
+    bound=timedelta(minutes=10),
+)
+CLOSE: Step[CloseRequest, None] = Step(
+    "close_session",
+    CloseRequest,
+    None,
+    Queue.HOST,
+    limit=timedelta(minutes=1),
+    retry=_retry(1, 30, 10),
+    heartbeat=_BEAT,
+    wait=HOST_PATIENCE,
+    bound=timedelta(minutes=10),
 )
 COLLECT = Step(
     "collect_artifacts",
     CollectRequest,
     CollectResult,
     Queue.HOST,
-    timedelta(minutes=30),
-    _retry(2, 30, 5),
-    _BEAT,
-    HOST_PATIENCE,
+    limit=timedelta(minutes=30),
+    retry=_retry(2, 30, 5),
+    heartbeat=_BEAT,
+    wait=HOST_PATIENCE,
+    bound=timedelta(hours=1),
 )
+# The sweeper of a host that is away tears the machine down when it is back: only a machine to be kept is waited for.
 RELEASE = Step(
     "release_machine",
     ReleaseRequest,
     ReleaseResult,
     Queue.HOST,
-    timedelta(minutes=2),
-    _retry(1, 30, 10),
-    _BEAT,
-    HOST_PATIENCE,
+    limit=timedelta(minutes=2),
+    retry=_retry(1, 30, 10),
+    heartbeat=_BEAT,
+    wait=ABSENCE,
+    bound=timedelta(minutes=10),
 )
-CLOSE: Step[CloseRequest, None] = Step(
-    "close_session", CloseRequest, None, Queue.HOST, timedelta(minutes=1), _retry(1, 10, 5), _BEAT, HOST_PATIENCE
-)
-# The log of a long and chatty run takes minutes to be merged.
+# The log of a long and chatty run takes minutes to be merged. A bucket may be away for a day: meanwhile the run shows
+# how it ended, by what Temporal keeps of it.
 FINISH: Step[FinishRequest, None] = Step(
-    "finish_run", FinishRequest, None, Queue.SHARED, timedelta(minutes=30), _retry(1, 30, 0), _BEAT
+    "finish_run",
+    FinishRequest,
+    None,
+    Queue.SHARED,
+    limit=timedelta(minutes=30),
+    retry=_retry(1, 30, 0),
+    heartbeat=_BEAT,
+    bound=timedelta(hours=24),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import deque
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from workflows import steps
+    from workflows.inbox import Inbox, short_id
     from workflows.messages import (
         AgentRequest,
         AgentResult,
@@ -37,7 +37,7 @@ with workflow.unsafe.imports_passed_through():
         TurnEnded,
         UserMessage,
     )
-    from workflows.outcome import RunEnded, ended_by
+    from workflows.outcome import RunEnded, ended_by, host_is_away
     from workflows.states import STATE_MESSAGES, Cause, TaskState
     from workflows.steps import Queue, Step
 
@@ -53,12 +53,23 @@ STATUS_MEMO = "status"
 # began under earlier versions go on without.
 _LEAN = "lean"
 
+# The same for what a run that began under an earlier version does only when it comes to it under this one: ends that
+# wait for nothing without a bound, messages that are refused, and failed deliveries that do not end the conversation.
+_BOUNDED = "bounded"
+_REFUSES = "refuses-messages"
+_REDELIVERS = "redelivers"
+
+# Temporal ends a run past 51,200 events or 50 MiB of history, without its artifacts. Only signals and updates from
+# outside can bring it there; a run that comes close ends itself while it still can do so in order.
+_EVENTS_MOST = 45_000
+_HISTORY_BYTES_MOST = 40 * 2**20
+
 # Notes of one run that its status keeps, and characters of each.
 _NOTES_MOST = 40
 _NOTE_CHARS = 500
 
 # What a machine may outlive its run's own limits by before the sweeper takes it.
-_DEADLINE_MARGIN = timedelta(hours=2)
+_DEADLINE_MARGIN = timedelta(hours=3)
 
 
 @workflow.defn(name="TaskWorkflow")
@@ -83,8 +94,9 @@ class TaskWorkflow:
         self._lease: Lease | None = None
         self._staged: StageResult | None = None
         self._cancel: CancelRequest | None = None
-        self._messages: deque[tuple[str, str]] = deque()
-        self._message_ids: set[str] = set()
+        self._given_up: RunEnded | None = None
+        self._away = False
+        self._inbox = Inbox()
         self._close_wanted = False
         self._idle = False
         self._closed = False
@@ -95,17 +107,26 @@ class TaskWorkflow:
         request = request or CancelRequest()
         if self._cancel is None:
             self._cancel = request
-        elif request.force:
+        elif request.force and not self._cancel.force:
             self._cancel = self._cancel.model_copy(update={"force": True})
+        self._mind_history()
 
     @workflow.signal(description="Hand a further message to the running agent")
     def user_message(self, message: UserMessage) -> None:
-        """Public API. A message with a known id is a repetition and changes nothing."""
-        message_id = message.id or str(workflow.uuid4())
-        if message_id in self._message_ids:
+        """Public API. A message with a known id is a repetition and changes nothing.
+
+        One that cannot be taken is told in the status.
+        """
+        message_id = short_id(message.id or str(workflow.uuid4()))
+        if self._inbox.knows(message_id):
             return
-        self._message_ids.add(message_id)
-        self._messages.append((message_id, message.text))
+        refusal = self._inbox.refusal(message, closed=not self._takes_messages())
+        if refusal is not None and workflow.patched(_REFUSES):
+            self._inbox.refuse(message_id)
+            self._note(refusal)
+        else:
+            self._inbox.add(message_id, message.text)
+        self._mind_history()
 
     @workflow.signal(description="Close the agent's session once it has answered what it was given")
     def close(self) -> None:
@@ -116,7 +137,8 @@ class TaskWorkflow:
     def end_turn(self, _: TurnEnded) -> bool:
         """Not public: the follower tells that the agent waits for input, and closes the session when this is true."""
         self._idle = True
-        self._closed = self._closed or (self._may_close() and not self._messages)
+        self._closed = self._closed or (self._may_close() and not self._inbox)
+        self._mind_history()
         return self._closed
 
     @workflow.signal(description="How followers of earlier versions tell that the agent has answered")
@@ -127,7 +149,14 @@ class TaskWorkflow:
     @workflow.query(description="State, times, machine, outcome and manifest of the run")
     def status(self) -> TaskStatus:
         """Public API: the run as ``TaskStatus``."""
-        return self._status.model_copy(update={"manifest": self._manifest})
+        return self._status.model_copy(
+            update={
+                "manifest": self._manifest,
+                "undelivered_messages": list(self._inbox.undelivered),
+                "waiting_messages": len(self._inbox),
+                "takes_messages": self._takes_messages(),
+            }
+        )
 
     @workflow.run
     async def run(self, submission: TaskSubmission) -> TaskStatus:  # noqa: ARG002 -- taken in __init__
@@ -148,13 +177,26 @@ class TaskWorkflow:
             self._take_agent_result(agent)
         except RunEnded as end:
             self._take_cause(end.cause, end.error)
-        if self._lease is not None and self._status.cause is not Cause.HOST_LOST:
+        if self._lease is not None and self._status.cause is not Cause.HOST_LOST and not self._leaves_machine():
             await self._complete(agent)
+        if self._away:
+            self._note(
+                f"The worker of host {self._status.host} was away when the run ended: the machine is left to it, and "
+                "is torn down when it is back. What was not collected by then is lost."
+            )
         # From here on nothing is awaited that another signal could overtake, except the record of this very end.
         outcome = self._outcome()
-        self._status.undelivered_messages = [message_id for message_id, _ in self._messages]
+        self._inbox.give_up_all()
+        self._status.undelivered_messages = list(self._inbox.undelivered)
+        self._status.takes_messages = False
         self._enter(outcome)
-        await self._start(steps.FINISH, FinishRequest(status=self.status()), "Write the final record")
+        try:
+            await self._start(steps.FINISH, FinishRequest(status=self.status()), "Write the final record")
+        except ActivityError:
+            if not workflow.patched(_BOUNDED):
+                raise
+            self._note("The final record could not be written to the bucket: only Temporal knows how the run ended.")
+            self._remember()
         return self._status
 
     # --- the steps in order
@@ -242,28 +284,46 @@ class TaskWorkflow:
         timeout = lifecycle.seconds("timeout")
         stopped: RunEnded | None = None
         try:
-            await workflow.wait_condition(lambda: handle.done() or self._cancel is not None, timeout=timeout)
+            await workflow.wait_condition(lambda: handle.done() or self._unwanted() is not None, timeout=timeout)
         except TimeoutError:
             stopped = RunEnded(
                 Cause.RUN_TIMEOUT,
                 f"The agent was stopped: lifecycle.timeout of {lifecycle.timeout} passed; set a longer one.",
             )
+        told = True
         if not handle.done():
-            stopped = stopped or self._cancellation()
-            await self._stop_agent()
+            stopped = stopped or self._unwanted()
+            told = await self._end_agent(handle)
         try:
-            result: AgentResult = await handle
+            result: AgentResult | None = await handle if told else None
         except ActivityError as error:
             raise stopped or self._ended_by(steps.RUN_AGENT, error) from error
         finally:
             conversation.cancel()
         if stopped is not None:
+            if result is None:
+                raise stopped
             # How it left after being stopped is worth keeping, but the stop is the cause.
             return result.model_copy(update={"cause": stopped.cause, "error": stopped.error})
-        return result
+        if result is not None and result.running and not await self._stop_agent():
+            await self._end_machine()
+        return result or AgentResult(cause=Cause.INTERNAL, error="The agent's end is not known.")
 
-    async def _stop_agent(self) -> None:
-        """Stop the agent by a step of its own, so that a stop never waits for a heartbeat."""
+    async def _end_agent(self, handle: workflow.ActivityHandle[AgentResult]) -> bool:
+        """Stop the agent, and its machine if that does not help. False when its follower has not told of the end."""
+        stopped = await self._stop_agent()
+        if handle.done() or not workflow.patched(_BOUNDED):
+            return True
+        if stopped and await self._done(handle, steps.REPORT):
+            return True
+        if not self._away:
+            await self._end_machine()
+            if await self._done(handle, steps.SETTLE):
+                return True
+        return await self._called_off(handle)
+
+    async def _stop_agent(self) -> bool:
+        """Stop the agent by a step of its own, so that a stop never waits for a heartbeat. Whether that succeeded."""
         request = StopAgentRequest(machine_id=self._machine_id, force=self._forced())
         stop = asyncio.create_task(self._try(steps.STOP_AGENT, request, "Stop Claude Code"))
         if not request.force:
@@ -272,7 +332,13 @@ class TaskWorkflow:
             if not stop.done():
                 kill = StopAgentRequest(machine_id=self._machine_id, force=True)
                 await self._try(steps.STOP_AGENT, kill, "Kill Claude Code")
-        await stop
+        return await stop
+
+    async def _end_machine(self) -> None:
+        """End the machine's process from its host: nothing in the guest can prevent that, and its disks stay."""
+        self._note("The agent could not be stopped in its guest: the machine was ended from its host.")
+        request = StopAgentRequest(machine_id=self._machine_id, force=True, machine=True)
+        await self._try(steps.STOP_AGENT, request, "End the machine")
 
     def _forced(self) -> bool:
         return self._cancel is not None and self._cancel.force
@@ -284,73 +350,132 @@ class TaskWorkflow:
         the close, since this one coroutine does both. A follower that was told to close takes it from here.
         """
         while True:
-            await workflow.wait_condition(lambda: bool(self._messages) or self._may_close())
+            await workflow.wait_condition(lambda: bool(self._inbox) or self._may_close())
             if self._closed:
                 return
-            if self._messages:
-                message_id, text = self._messages[0]
-                self._idle = False
-                request = DeliverRequest(
-                    task_id=self._task_id, machine_id=self._machine_id, message_id=message_id, text=text
-                )
-                if not await self._try(steps.DELIVER, request, "Deliver a message"):
-                    return
-                self._messages.popleft()
-            else:
-                await self._try(steps.CLOSE, CloseRequest(machine_id=self._machine_id), "Close the session")
+            if not self._inbox:
+                closing = CloseRequest(machine_id=self._machine_id)
+                if not await self._try(steps.CLOSE, closing, "Close the session") and workflow.patched(_REDELIVERS):
+                    self._given_up = RunEnded(
+                        Cause.MACHINE_LOST,
+                        "The agent had answered, but its guest could not be told to close the session.",
+                    )
                 return
+            message_id, text = self._inbox.first()
+            was_idle, self._idle = self._idle, False
+            request = DeliverRequest(
+                task_id=self._task_id, machine_id=self._machine_id, message_id=message_id, text=text
+            )
+            if await self._try(steps.DELIVER, request, "Deliver a message"):
+                self._inbox.delivered()
+                continue
+            if not workflow.patched(_REDELIVERS):
+                return
+            # The agent waits for input as it did before; should the message have reached it all the same, a close
+            # waits for the answer.
+            self._idle = self._idle or was_idle
+            self._inbox.give_up()
+            self._note("A message could not be delivered; it was tried again for some minutes.")
 
     def _may_close(self) -> bool:
         return self._idle and (self._manifest.claude.headless or self._close_wanted)
+
+    def _takes_messages(self) -> bool:
+        over = self._status.state.terminal or self._status.state is TaskState.COMPLETING
+        return not (over or self._close_wanted or self._closed)
 
     async def _complete(self, agent: AgentResult | None) -> None:
         """Collect what is there and let go of the machine, whatever happened before."""
         gone = False
         if self._staged is not None:
             self._enter(TaskState.COMPLETING, remember=True)
-            try:
-                collected = await self._start(
-                    steps.COLLECT,
-                    CollectRequest(
-                        task_id=self._task_id,
-                        machine_id=self._machine_id,
-                        repository=self._manifest.repository,
-                        base_commit=self._staged.base_commit,
-                        patterns=self._manifest.lifecycle.artifact_patterns,
-                        secrets=self._manifest.secrets,
-                        agent=agent,
-                        status=self._status,
-                        # The machine of a run that went well is never kept, whatever comes meanwhile.
-                        release=self._status.cause is None,
-                    ),
-                    "Collect the artifacts",
-                )
-                gone = collected.released
-                self._note(*collected.notes)
-            except ActivityError as error:
-                end = self._ended_by(steps.COLLECT, error)
-                self._take_cause(end.cause, end.error)
+            gone = await self._collect(agent, self._staged)
         if self._cancel is not None:
             end = self._cancellation()
             self._take_cause(end.cause, end.error)
-        if gone:
-            return
+        if not gone and not self._leaves_machine():
+            await self._release()
+
+    async def _collect(self, agent: AgentResult | None, staged: StageResult) -> bool:
+        """Store the artifacts. Whether the machine is torn down too."""
+        handle = self._start(
+            steps.COLLECT,
+            CollectRequest(
+                task_id=self._task_id,
+                machine_id=self._machine_id,
+                repository=self._manifest.repository,
+                base_commit=staged.base_commit,
+                patterns=self._manifest.lifecycle.artifact_patterns,
+                secrets=self._manifest.secrets,
+                agent=agent,
+                status=self._status,
+                # The machine of a run that went well is never kept, whatever comes meanwhile.
+                release=self._status.cause is None,
+            ),
+            "Collect the artifacts",
+        )
+        try:
+            if await self._called_off_by_cancel(handle):
+                self._note("The collection of the artifacts was called off: those that are listed may not be all.")
+                if not handle.done():
+                    return False
+            collected = await handle
+        except ActivityError as error:
+            end = self._ended_by(steps.COLLECT, error)
+            self._take_cause(end.cause, end.error)
+            return False
+        self._note(*collected.notes)
+        return collected.released
+
+    async def _called_off_by_cancel(self, handle: workflow.ActivityHandle[Any]) -> bool:
+        """Wait for a collection; a cancel that comes meanwhile calls it off when it is forced or the host is away."""
+        seen = self._cancel
+        while True:
+            await workflow.wait_condition(lambda seen=seen: handle.done() or self._cancel is not seen)  # type: ignore[misc]
+            if handle.done() or not workflow.patched(_BOUNDED):
+                return False
+            seen = self._cancel
+            if not self._forced():
+                # The stop has nothing to do any more: whether it begins at all tells of the host's worker.
+                await self._try(steps.STOP_AGENT, StopAgentRequest(machine_id=self._machine_id), "Look for the host")
+            if self._forced() or self._away:
+                await self._called_off(handle)
+                return True
+
+    async def _release(self) -> None:
         # A machine that was started beside a staging that failed has nothing in it to be looked at.
         entered = self._status.vm_name is not None
         preserve = (
             entered and self._outcome() is TaskState.FAILED and self._manifest.lifecycle.failure_action == "preserve"
         )
+        handle = self._start(
+            steps.RELEASE,
+            ReleaseRequest(task_id=self._task_id, machine_id=self._machine_id, preserve=preserve),
+            "Preserve the machine" if preserve else "Tear the machine down",
+            wait=steps.HOST_PATIENCE if preserve else None,
+        )
+        if preserve:
+            await workflow.wait_condition(lambda: handle.done() or self._cancel is not None)
+            if not handle.done() and workflow.patched(_BOUNDED):
+                await self._called_off(handle)
+                end = self._cancellation()
+                self._take_cause(end.cause, end.error)
+                await self._release()
+                return
         try:
-            released = await self._start(
-                steps.RELEASE,
-                ReleaseRequest(task_id=self._task_id, machine_id=self._machine_id, preserve=preserve),
-                "Preserve the machine" if preserve else "Tear the machine down",
-            )
+            released = await handle
             self._status.ssh_command = released.ssh_command
             self._status.preserved_until = released.preserved_until
         except ActivityError as error:
             # The sweeper takes a machine whose owner has ended; the run's outcome stands.
             workflow.logger.warning("the machine could not be released: %s", error.cause)
+            self._hear(steps.RELEASE, error)
+            if not self._away:
+                self._note("The machine could not be torn down at once; the sweeper of its host tries it again.")
+
+    def _leaves_machine(self) -> bool:
+        """Whether the host's worker is away, so that nothing more is asked of it."""
+        return self._away and workflow.patched(_BOUNDED)
 
     # --- outcome
 
@@ -386,7 +511,24 @@ class TaskWorkflow:
         request = self._cancel or CancelRequest()
         return RunEnded(Cause.CANCELLED, f"Cancelled: {request.reason}")
 
+    def _unwanted(self) -> RunEnded | None:
+        """Why the run is to end before its agent does, if so."""
+        return self._given_up if self._cancel is None else self._cancellation()
+
+    def _mind_history(self) -> None:
+        info = workflow.info()
+        events, size = info.get_current_history_length(), info.get_current_history_size()
+        if self._given_up is None and (events > _EVENTS_MOST or size > _HISTORY_BYTES_MOST):
+            self._given_up = RunEnded(
+                Cause.INTERNAL,
+                f"The run was ended: messages and signals have filled its history ({events} events, {size} bytes).",
+            )
+
+    def _hear(self, step: Step[In, Out], error: ActivityError) -> None:
+        self._away = self._away or (step.queue is Queue.HOST and host_is_away(error))
+
     def _ended_by(self, step: Step[In, Out], error: ActivityError) -> RunEnded:
+        self._hear(step, error)
         return ended_by(step.name, error, self._manifest.lifecycle, self._status.host)
 
     # --- calling steps
@@ -395,23 +537,26 @@ class TaskWorkflow:
         self, step: Step[In, Out], request: In, summary: str, limit: timedelta | None = None
     ) -> Out:
         """Run a step to its end, or until the run is cancelled. Raises RunEnded."""
-        if self._cancel is not None:
-            raise self._cancellation()
+        if (unwanted := self._unwanted()) is not None:
+            raise unwanted
         handle = self._start(step, request, summary, limit)
-        await workflow.wait_condition(lambda: handle.done() or self._cancel is not None)
+        await workflow.wait_condition(lambda: handle.done() or self._unwanted() is not None)
         if not handle.done():
             handle.cancel()
+            unwanted = self._unwanted()
+            if unwanted and workflow.patched(_BOUNDED) and not await self._done(handle, steps.SETTLE):
+                raise unwanted
         try:
             result = await handle
         except ActivityError as error:
             # Whoever asked for the end is told of it, also when the attempt under way failed instead of being
             # cancelled: the server tries no further one then. A lost host stays one: nothing is to be done there.
             end = self._ended_by(step, error)
-            if self._cancel is not None and end.cause is not Cause.HOST_LOST:
-                end = self._cancellation()
+            if end.cause is not Cause.HOST_LOST:
+                end = self._unwanted() or end
             raise end from error
-        if self._cancel is not None and step is not steps.RESERVE:
-            raise self._cancellation()
+        if (unwanted := self._unwanted()) is not None and step is not steps.RESERVE:
+            raise unwanted
         return result
 
     async def _try(self, step: Step[In, Out], request: In, summary: str) -> bool:
@@ -420,17 +565,42 @@ class TaskWorkflow:
             await self._start(step, request, summary)
         except ActivityError as error:
             workflow.logger.warning("%s: %s", step.name, error.cause)
+            self._hear(step, error)
             return False
         return True
 
+    async def _done(self, handle: workflow.ActivityHandle[Any], limit: timedelta) -> bool:
+        """Whether a step ends within a limit. It may have failed."""
+        try:
+            await workflow.wait_condition(handle.done, timeout=limit)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _called_off(self, handle: workflow.ActivityHandle[Any]) -> bool:
+        """Call a step off; whether it has stopped in time. One that has not is heard of no more."""
+        handle.cancel()
+        return await self._done(handle, steps.SETTLE)
+
     def _start(
-        self, step: Step[In, Out], request: In, summary: str, limit: timedelta | None = None
+        self,
+        step: Step[In, Out],
+        request: In,
+        summary: str,
+        limit: timedelta | None = None,
+        wait: timedelta | None = None,
     ) -> workflow.ActivityHandle[Out]:
+        """Hand a step to its queue. ``limit`` is in place of the step's bound, ``wait`` in place of its own."""
         queue = None
         if step.queue is Queue.HOST:
             if self._lease is None:
                 raise ApplicationError(f"step {step.name} before a lease", non_retryable=True)
-            queue = self._lease.task_queue
+            queue = (self._lease.agent_queue if step.follows else None) or self._lease.task_queue
+        wait = wait or step.wait
+        if wait is not None and self._cancel is not None:
+            wait = min(wait, steps.ABSENCE)
+        if limit is None and step.bound is not None:
+            limit = step.bound + (wait or timedelta())
         return workflow.start_activity(
             step.name,
             request,
@@ -438,7 +608,7 @@ class TaskWorkflow:
             task_queue=queue,
             start_to_close_timeout=step.limit,
             schedule_to_close_timeout=limit,
-            schedule_to_start_timeout=step.wait,
+            schedule_to_start_timeout=wait,
             heartbeat_timeout=step.heartbeat,
             retry_policy=step.retry,
             # An attempt that is told to stop says when it has: nothing of it runs on beside the tear-down.
@@ -481,8 +651,11 @@ class TaskWorkflow:
             updates.append(STARTED_KEY.value_set(now))
         workflow.upsert_search_attributes(updates)
         if remember or state.terminal:
-            workflow.upsert_memo({STATUS_MEMO: status.model_dump(mode="json")})
+            self._remember()
         workflow.set_current_details(self._details())
+
+    def _remember(self) -> None:
+        workflow.upsert_memo({STATUS_MEMO: self._status.model_dump(mode="json")})
 
     def _details(self) -> str:
         """The run as the Temporal UI shows it, in Markdown."""
