@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,10 +16,12 @@ import structlog
 from temporalio import activity
 
 from activities.announcements import announce, announce_state, announce_teardown
+from activities.confined_git import ConfinedGit
 from activities.failures import boundary
 from activities.heartbeat import beating
 from activities.mirror import reading
 from activities.patch import Changes, regular_files, write_patch
+from activities.reading import BaseEntry, Reading, base_entries, read_tree, submodules
 from activities.secrets import resolve_all
 from activities.selection import select
 from foundation.errors import (
@@ -33,7 +36,7 @@ from foundation.settings import Settings
 from foundation.units import format_size
 from foundation.urls import without_credentials
 from machines.host import MachineHost
-from machines.workspace import Extraction, extract_workspace
+from machines.workspace import NO_FILE, DiskUnreadable, Extraction, opened
 from storage import artifacts as stored
 from storage.bucket import Bucket
 from storage.names import METADATA, as_text, names_of, patch_name, untracked_name
@@ -44,6 +47,10 @@ from workflows.states import STATE_MESSAGES, Cause, TaskState
 
 _LEFT_OUT_TOLD = 500
 _NOTES_ANNOUNCED = 20
+_NAMES_TOLD = 3
+_NAME_CHARS = 100
+# Reading the disk and comparing it; the rest of the step's time limit is for the bucket.
+_WORK_SECONDS = 0.8 * steps.COLLECT.limit.total_seconds()
 _FREEZE_SECONDS = 60
 # Of /workspace alone: where nothing is mounted there, the whole root would stand still. A second freeze is refused, so
 # one that a dead worker left behind is lifted. The shell does what it can itself: processes are slow to start.
@@ -183,9 +190,7 @@ class _Collection:
             if image is None and (earlier := stored.index(self.bucket, self.request.task_id)):
                 self.notes = _noted(self.bucket, self.request.task_id)
                 return earlier  # of an attempt that still had the disk
-            if self._extract(image, tree):
-                index = _without_git(tree, directory / "index")
-                self._changes(tree, index, directory)
+            if self._work(image, tree, directory):
                 self._pattern_files(tree)
             self._store(METADATA, json.dumps(self._metadata(), indent=2, ensure_ascii=False).encode())
             stored.write_index(self.bucket, self.request.task_id, self.artifacts)
@@ -193,19 +198,41 @@ class _Collection:
             shutil.rmtree(directory, ignore_errors=True)
         return self.artifacts
 
-    def _extract(self, image: Path | None, tree: Path) -> bool:
+    def _work(self, image: Path | None, tree: Path, directory: Path) -> bool:
+        """Read the disk into ``tree``, and store what was changed. False when there is nothing to be read."""
         if image is None:
             self.notes.append("There was no workspace disk on this host to collect from.")
             return False
-        try:
-            with quiesced(self.host, self.request.machine_id, self.notes) as dirty:
-                self.extraction = extract_workspace(image, tree, dirty=dirty, skip=_is_git_entry)
-        except TaskyardError as error:
-            self._failed(f"The workspace disk could not be read: {error.message}", error)
-            return False
-        if self.extraction.repaired:
-            self.notes.append("The workspace disk was not cleanly closed; a mended copy of it was read.")
+        with ExitStack() as stack:
+            git, base = self._base(stack, directory)
+            try:
+                with (
+                    quiesced(self.host, self.request.machine_id, self.notes) as dirty,
+                    opened(image, directory, dirty=dirty) as disk,
+                ):
+                    found = read_tree(disk, tree, base, git)
+            except TaskyardError as error:
+                self._failed(f"The workspace disk could not be read: {error.message}", error)
+                return False
+            self.extraction = found.extraction
+            if git is not None:
+                self._changes(git, base, tree, found)
+        self._tell_unread()
         return True
+
+    def _base(self, stack: ExitStack, directory: Path) -> tuple[ConfinedGit | None, dict[str, BaseEntry]]:
+        """Git for the comparison, usable while the stack is open, and what the base commit holds."""
+        scratch = directory / "git"
+        scratch.mkdir()
+        try:
+            mirror = stack.enter_context(reading(self.settings, self.request.repository.url))
+            git = ConfinedGit(mirror, scratch, time.monotonic() + _WORK_SECONDS)
+            git.init(self.request.base_commit)
+            base = base_entries(git, self.request.base_commit)
+        except TaskyardError as error:
+            self._failed(f"The patch could not be made: {error.message}", error)
+            return None, {}
+        return git, base
 
     def _image(self) -> Path | None:
         staged = self.settings.staging / self.request.machine_id / "workspace.raw"
@@ -215,25 +242,60 @@ class _Collection:
             attached = staged
         return next((image for image in (attached, staged) if image.is_file()), None)
 
-    def _changes(self, tree: Path, index: Path | None, directory: Path) -> None:
-        task_id, base = self.request.task_id, self.request.base_commit
-        scratch, patch = directory / "git", directory / "patch"
-        scratch.mkdir()
+    def _changes(self, git: ConfinedGit, base: dict[str, BaseEntry], tree: Path, found: Reading) -> None:
+        task_id = self.request.task_id
+        patch = tree.parent / "patch"
         try:
-            with reading(self.settings, self.request.repository.url) as mirror:
-                self.changes = write_patch(mirror, base, tree, index, scratch, patch)
+            self.changes = write_patch(
+                git,
+                self.request.base_commit,
+                tree,
+                patch,
+                tracked=found.tracked,
+                unread=found.extraction.reason,
+                links=submodules(base),
+            )
         except TaskyardError as error:
             self._failed(f"The patch could not be made: {error.message}", error)
             return
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        self.notes += self.changes.notes
+        self.notes += found.notes + self.changes.notes
+        if found.repositories:
+            self.notes.append(
+                "Below the workspace there are repositories of their own; their files are in the patch, their history "
+                f"is not: {self._named(found.repositories)}."
+            )
         with patch.open("rb") as content:
             self._store(patch_name(task_id), content)
         if self.artifacts[-1].redacted:
             self.notes.append("A secret value was taken out of the patch; it may not apply as it is.")
         untracked = "".join(f"{as_text(name)}\n" for name in self.changes.untracked)
         self._store(untracked_name(task_id), untracked.encode())
+
+    def _tell_unread(self) -> None:
+        """Say what was not read from the disk, and what of it the patch leaves as it was."""
+        extraction = self.extraction
+        if extraction.repaired:
+            self.notes.append("The workspace disk was not cleanly closed; a mended copy of it was read.")
+        if not extraction.whole_root:
+            reason = f"The root directory of the workspace could not be read whole: {extraction.unlisted['']}."
+            self._failed(reason, DiskUnreadable(reason))
+        if directories := [path for path in extraction.unlisted if path]:
+            self.notes.append(f"{len(directories)} directories were not read whole: {self._named(directories)}.")
+        if files := [path for path, reason in extraction.left_out.items() if reason != NO_FILE]:
+            self.notes.append(f"{len(files)} files were not read from the disk: {self._named(files)}.")
+        if self.changes and (unread := list(self.changes.unread)):
+            self.notes.append(
+                f"{len(unread)} files of the base were not read, and the patch leaves them as they were: "
+                f"{self._named(unread)}."
+            )
+        if self.changes and (large := list(self.changes.left_out)):
+            self.notes.append(f"{len(large)} new files are too large for the patch: {self._named(large)}.")
+
+    def _named(self, paths: Sequence[str]) -> str:
+        """The first of some paths as part of a sentence."""
+        shown = [self.redactor.redact_text(as_text(path)) for path in paths[:_NAMES_TOLD]]
+        names = [name if name.isprintable() else ascii(name) for name in shown]
+        return ", ".join(name[:_NAME_CHARS] for name in names) + (" and more" if len(paths) > len(names) else "")
 
     def _pattern_files(self, tree: Path) -> None:
         selection = select(regular_files(tree), self.request.patterns)
@@ -255,7 +317,11 @@ class _Collection:
     def _metadata(self) -> dict[str, Any]:
         request, status = self.request, self.request.status
         manifest = status.manifest
-        left_out = self.extraction.left_out | (self.changes.left_out if self.changes else {})
+        unlisted = {path or ".": f"a directory not read whole: {why}" for path, why in self.extraction.unlisted.items()}
+        left_out = unlisted | self.extraction.left_out
+        if self.changes:
+            unread = {path: f"as in the base: {why}" for path, why in self.changes.unread.items()}
+            left_out = unread | left_out | self.changes.left_out
         told = dict(list(left_out.items())[:_LEFT_OUT_TOLD])
         changes = asdict(self.changes) if self.changes else {}
         return {
@@ -304,25 +370,6 @@ class _Collection:
             "left_out_count": len(left_out),
             "notes": self.notes,
         }
-
-
-def _is_git_entry(path: str) -> bool:
-    """True for everything of git below the workspace, but the index of its top: only file contents are wanted."""
-    return any(part.lower() == ".git" for part in path.split("/")) and path not in {".git", ".git/index"}
-
-
-def _without_git(tree: Path, index: Path) -> Path | None:
-    """Take the guest's git entry out of the tree; its index, if there is one, moves to the given path."""
-    entry = tree / ".git"
-    if entry.is_symlink() or not entry.is_dir():
-        entry.unlink(missing_ok=True)
-        return None
-    inside = entry / "index"
-    found = inside.is_file() and not inside.is_symlink()
-    if found:
-        inside.rename(index)
-    shutil.rmtree(entry)
-    return index if found else None
 
 
 def _state(cause: Cause | None) -> TaskState:

@@ -1,41 +1,49 @@
 """What a run changed: the patch from its base commit to its work tree, made from a tree that a guest may have forged.
 
-Git runs confined, on a git directory of its own: of the guest only file contents are used, never its configuration,
-hooks or objects. The guest's index, if git can read it, tells which files the agent tracks.
+A file of the base that was not read from the disk is in it as it was. A file whose bytes are those that a checkout of
+the base has is unchanged, whatever its line-ending rules say; all others are in it with their own bytes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import Any
 
+from activities.confined_git import ConfinedGit, null_separated, object_format
 from foundation.errors import MachineError
 from foundation.units import format_size
-from machines.confinement import Confinement
 
 # New files above this size are named, but not put into the patch.
 FILE_MAX = 100 * 2**20
-PATCH_MAX = 4 * 2**30
 
-_SECONDS = 600
-_MEMORY = 32 * 2**30
 _SHORTSTAT = re.compile(r"(\d+) (file|insertion|deletion)")
+_REGULAR = {"100644", "100755"}
+# Contents as they are. Line endings are converted only where a checkout of the base converts them too.
+_RAW = "* -text\n"
+_RAW_ENCODED = "* !working-tree-encoding\n"
+_CHUNK = 2**20
 
 
 @dataclass
 class Changes:
-    """Figures of a patch. ``untracked`` are new files that the agent did not put under version control."""
+    """Figures of a patch. ``untracked`` are new files that the agent did not put under version control.
+
+    ``unread`` are files of the base that are in the patch as they were, with the reason.
+    """
 
     files: int = 0
     insertions: int = 0
     deletions: int = 0
     untracked: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -51,101 +59,199 @@ def regular_files(tree: Path) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def write_patch(mirror: Path, base: str, tree: Path, index: Path | None, scratch: Path, patch: Path) -> Changes:
-    """Write the patch from commit ``base`` of the mirror to the tree, which holds no entry named ``.git``.
+def write_patch(
+    git: ConfinedGit,
+    base: str,
+    tree: Path,
+    patch: Path,
+    *,
+    tracked: set[str] | None = None,
+    unread: Callable[[str], str | None] = lambda _: None,
+    links: Iterable[str] = (),
+) -> Changes:
+    """Write the patch from commit ``base`` to the tree, which holds no entry named ``.git``.
 
-    Commits of the agent, new files and binary files are in it; ignored files are not, unless the guest's ``index``
-    tracks them. ``scratch`` is an empty directory for git. Raises MachineError when git fails.
+    Commits of the agent, new files and binary files are in it; ignored files are not, unless they are ``tracked``.
+    ``unread`` tells why a path that is not in the tree may be on the disk.
+    ``links`` are the base's submodules: files below them are in the patch as new ones. Raises MachineError.
     """
-    return _Comparison(mirror, base, tree, index, scratch).write(patch)
+    git = replace(git, readable={**git.readable, "/tree": tree})
+    comparison = _Comparison(git, base, tree, tracked or set(), unread)
+    with set_aside(tree, links, git.scratch / "links") as below:
+        return comparison.write(patch, below_links=below)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One difference between the base and the index, as ``git diff-index --raw`` has it."""
+
+    old_mode: str
+    new_mode: str
+    old_id: str
+    path: str
 
 
 class _Comparison:
-    def __init__(self, mirror: Path, base: str, tree: Path, index: Path | None, scratch: Path) -> None:
+    def __init__(
+        self,
+        git: ConfinedGit,
+        base: str,
+        tree: Path,
+        tracked: set[str],
+        unread: Callable[[str], str | None],
+    ) -> None:
+        self._git = git
         self._base = base
         self._tree = tree
-        self._index = index
-        self._scratch = scratch
-        self._readable = {"/mirror": mirror, "/tree": tree, **({"/index": index} if index else {})}
+        self._tracked = tracked
+        self._unread = unread
+        self._attributes = ""
+        self._changes = Changes()
 
-    def write(self, patch: Path) -> Changes:
-        changes = Changes()
-        self._git("init", "--quiet", "--template=")
-        self._git("read-tree", self._base)
-        self._add(changes)
-        tracked = self._tracked_by_agent(changes)
-        self._add_ignored(tracked)
+    def write(self, patch: Path, *, below_links: bool) -> Changes:
+        changes = self._changes
+        self._run("read-tree", self._base)
+        self._add()
+        self._keep_unread()
+        self._settle_line_endings()
+        self._add_ignored()
         added = self._names("--diff-filter=A", "--no-renames")
-        self._leave_out_large(added, changes)
+        self._leave_out_large(added, self._tree)
         with patch.open("wb") as file:
-            self._git("diff-index", *_PATCH, self._base, stdout=file)
-        summary = os.fsdecode(self._git("diff-index", "--cached", "--shortstat", "--no-renames", self._base))
-        figures = {word: int(count) for count, word in _SHORTSTAT.findall(summary)}
-        changes.files = figures.get("file", 0)
-        changes.insertions = figures.get("insertion", 0)
-        changes.deletions = figures.get("deletion", 0)
-        changes.untracked = sorted(name for name in added if name not in tracked)
+            self._run("diff-index", *_PATCH, self._base, stdout=file)
+        self._count(self._run("diff-index", "--cached", "--shortstat", "--no-renames", self._base))
+        changes.untracked = sorted(name for name in added if name not in self._tracked)
+        if below_links:
+            self._append_links(patch)
         return changes
 
-    def _add(self, changes: Changes) -> None:
-        """Take the tree into the index as git would, its own attributes and ignore files counting."""
+    def _add(self) -> None:
+        """Take the tree into the index, its ignore files counting, line endings as they are."""
+        self._git.set_attributes(_RAW)
         try:
-            self._git("add", "--all")
+            self._run("add", "--all")
         except MachineError:
             # A file that contradicts its declared encoding stops git; then contents are taken as they are.
-            info = self._scratch / "git" / "info"
-            info.mkdir(exist_ok=True)
-            (info / "attributes").write_text("* !working-tree-encoding\n")
-            self._git("add", "--all")
-            changes.notes.append("A file contradicts its working-tree-encoding; such files are in the patch as bytes.")
+            self._attributes = _RAW_ENCODED
+            self._git.set_attributes(_RAW + _RAW_ENCODED)
+            self._run("add", "--all")
+            self._changes.notes.append(
+                "A file contradicts its working-tree-encoding; such files are in the patch as bytes."
+            )
 
-    def _tracked_by_agent(self, changes: Changes) -> set[str]:
-        if self._index is None:
-            return set()
+    def _keep_unread(self) -> None:
+        """Files of the base that are not in the tree, but may be on the disk, stay as they were."""
+        kept = []
+        for row in self._rows("--diff-filter=D"):
+            reason = self._unread(row.path)
+            if reason is not None and _may_be_made(self._tree, row.path):
+                self._changes.unread[row.path] = reason
+                kept.append((row.old_mode, row.old_id, row.path))
+        self._enter(kept)
+
+    def _settle_line_endings(self) -> None:
+        """Compare what differs with a checkout of the base, and take it back or convert it as the checkout was."""
+        rows = [
+            row
+            for row in self._rows("--diff-filter=M")
+            if {row.old_mode, row.new_mode} <= _REGULAR  # what is no file is not converted
+        ]
+        if not rows:
+            return
+        self._git.set_attributes(self._attributes)
         try:
-            listing = self._git("ls-files", "-z", "--cached", environment={"GIT_INDEX_FILE": "/index"})
-        except MachineError:
-            changes.notes.append("The guest's git index could not be read; every new file counts as untracked.")
-            return set()
-        return set(_names(listing))
+            self._check_out_base([row.path for row in rows])
+        except MachineError as error:
+            self._changes.notes.append(f"Files were not compared with a checkout of the base ({error.message}).")
+            return
+        unchanged, converted = [], []
+        for row in rows:
+            there = self._git.scratch / "base" / row.path
+            if not there.is_file():
+                continue
+            if _same(there, self._tree / row.path):
+                unchanged.append((row.new_mode, row.old_id, row.path))
+            elif _blob_id(there, object_format(self._base)) != row.old_id:
+                converted.append((row.old_mode, row.old_id, row.path))
+        self._enter(unchanged + converted)
+        self._update_index("--add", (path for _, _, path in converted))
 
-    def _add_ignored(self, tracked: set[str]) -> None:
+    def _check_out_base(self, paths: list[str]) -> None:
+        """Write the base's files to ``scratch/base`` as a checkout would, its own attributes counting."""
+        (self._git.scratch / "base").mkdir()
+        environment = {"GIT_INDEX_FILE": "/scratch/base-index"}
+        self._run("read-tree", self._base, environment=environment)
+        listing = null_separated(self._run("ls-files", "-z", "--cached", environment=environment))
+        attributes = [path for path in listing if path.rpartition("/")[2] == ".gitattributes"]
+        # First the attributes, which count only once they are there.
+        for batch in (attributes, [path for path in paths if path not in set(attributes)]):
+            self._git.run(
+                *("checkout-index", "--quiet", "--force", "-z", "--stdin"),
+                work_tree="/scratch/base",
+                environment=environment,
+                input=_lines(batch),
+            )
+
+    def _add_ignored(self) -> None:
         """Files that the agent tracks although they are ignored."""
-        known = set(_names(self._git("ls-files", "-z", "--cached")))
-        missing = sorted((tracked - known) & regular_files(self._tree).keys())
+        known = set(null_separated(self._run("ls-files", "-z", "--cached")))
+        missing = sorted((self._tracked - known) & set(_files_and_links(self._tree)))
+        self._git.set_attributes(_RAW + self._attributes)
         self._update_index("--add", missing)
+        # Where nothing would be converted, git takes contents from the tree and not from the index.
+        self._git.set_attributes(self._attributes)
 
-    def _leave_out_large(self, added: list[str], changes: Changes) -> None:
-        large = [name for name in added if (self._tree / name).lstat().st_size > FILE_MAX]
-        for name in large:
-            size = format_size((self._tree / name).lstat().st_size)
-            changes.left_out[name] = f"not in the patch: a new file of {size}, larger than {format_size(FILE_MAX)}"
-        self._update_index("--force-remove", large)
+    def _leave_out_large(self, added: list[str], tree: Path, **options: Any) -> None:
+        sizes = {name: (tree / name).lstat().st_size for name in added}
+        large = {name: size for name, size in sizes.items() if size > FILE_MAX}
+        for name, size in large.items():
+            reason = f"a new file of {format_size(size)}, larger than {format_size(FILE_MAX)}"
+            self._changes.left_out[name] = f"not in the patch: {reason}"
+        self._update_index("--force-remove", large, **options)
 
-    def _update_index(self, action: str, names: Iterable[str]) -> None:
-        data = b"".join(os.fsencode(name) + b"\0" for name in names)
+    def _append_links(self, patch: Path) -> None:
+        """Add the files below submodules to the patch. An index of their own holds them, beside the base's commit."""
+        environment = {"GIT_INDEX_FILE": "/scratch/links-index"}
+        nothing = os.fsdecode(self._run("hash-object", "-t", "tree", "-w", "--stdin")).strip()
+        self._git.set_attributes(_RAW + _RAW_ENCODED)
+        self._git.run("add", "--all", work_tree="/scratch/links", environment=environment)
+        self._git.set_attributes(self._attributes)
+        added = null_separated(self._run("ls-files", "-z", "--cached", environment=environment))
+        self._leave_out_large(added, self._git.scratch / "links", environment=environment)
+        with patch.open("ab") as file:
+            self._run("diff-index", *_PATCH, nothing, environment=environment, stdout=file)
+        self._count(self._run("diff-index", "--cached", "--shortstat", nothing, environment=environment))
+        self._changes.untracked = sorted({*self._changes.untracked, *added})
+
+    def _count(self, summary: bytes) -> None:
+        figures = {word: int(count) for count, word in _SHORTSTAT.findall(os.fsdecode(summary))}
+        self._changes.files += figures.get("file", 0)
+        self._changes.insertions += figures.get("insertion", 0)
+        self._changes.deletions += figures.get("deletion", 0)
+
+    def _rows(self, *options: str) -> Iterator[_Row]:
+        listing = null_separated(
+            self._run("diff-index", "--cached", "--raw", "-z", "--no-renames", *options, self._base)
+        )
+        for facts, path in zip(listing[::2], listing[1::2], strict=True):
+            old_mode, new_mode, old_id, _, _ = facts.removeprefix(":").split(" ")
+            yield _Row(old_mode, new_mode, old_id, path)
+
+    def _enter(self, entries: list[tuple[str, str, str]]) -> None:
+        """Set entries of the index: mode, object id, path."""
+        data = b"".join(os.fsencode(f"{mode} {object_id}\t{path}\0") for mode, object_id, path in entries)
         if data:
-            self._git("update-index", action, "-z", "--stdin", input=data)
+            self._run("update-index", "-z", "--index-info", input=data)
+
+    def _update_index(self, action: str, names: Iterable[str], **options: Any) -> None:
+        if data := _lines(names):
+            self._run("update-index", action, "-z", "--stdin", input=data, **options)
 
     def _names(self, *options: str) -> list[str]:
-        return _names(self._git("diff-index", "--cached", "--name-only", "-z", *options, self._base))
+        return null_separated(self._run("diff-index", "--cached", "--name-only", "-z", *options, self._base))
 
-    def _git(
-        self,
-        *arguments: str,
-        environment: Mapping[str, str] | None = None,
-        input: bytes = b"",  # noqa: A002 -- the name subprocess gives it
-        stdout: IO[bytes] | None = None,
-    ) -> bytes:
-        confined = Confinement(
-            readable=self._readable,
-            writable={"/scratch": self._scratch},
-            environment=_ENVIRONMENT | dict(environment or {}),
-            seconds=_SECONDS,
-            file_bytes=PATCH_MAX,
-            memory_bytes=_MEMORY,
-        )
-        return confined.run(["git", *_GUARDS, "-C", "/tree", *arguments], input=input, stdout=stdout).stdout
+    def _run(self, *arguments: str, **options: Any) -> bytes:
+        return self._git.run(*arguments, work_tree="/tree", **options)
 
 
 _PATCH = (
@@ -160,35 +266,74 @@ _PATCH = (
     "--src-prefix=a/",
     "--dst-prefix=b/",
 )
-_ENVIRONMENT = {
-    "HOME": "/nonexistent",
-    "GIT_DIR": "/scratch/git",
-    "GIT_WORK_TREE": "/tree",
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES": "/mirror/objects",
-    "GIT_CONFIG_GLOBAL": "/dev/null",
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_ATTR_NOSYSTEM": "1",
-    "GIT_OPTIONAL_LOCKS": "0",
-    "GIT_TERMINAL_PROMPT": "0",
-    "GIT_ALLOW_PROTOCOL": "",
-}
-_SETTINGS = {
-    "core.hooksPath": "/dev/null",
-    "core.fsmonitor": "false",
-    "core.attributesFile": "/dev/null",
-    "core.excludesFile": "/dev/null",
-    "core.fileMode": "true",
-    "core.symlinks": "true",
-    # Names that only other systems would mistake for .git are names like any other here.
-    "core.protectNTFS": "false",
-    "core.protectHFS": "false",
-    "core.looseCompression": "0",
-    "core.safecrlf": "false",
-    "submodule.recurse": "false",
-    "gc.auto": "0",
-}
-_GUARDS = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
 
 
-def _names(listing: bytes) -> list[str]:
-    return [os.fsdecode(name) for name in listing.split(b"\0") if name]
+@contextmanager
+def set_aside(tree: Path, directories: Iterable[str], place: Path) -> Iterator[bool]:
+    """Move directories of the tree to the same paths below ``place`` while the block runs; empty ones stand for them.
+
+    True when there was one that is not empty.
+    """
+    moved = []
+    try:
+        for path in directories:
+            source, target = tree / path, place / path
+            if _is_directory(tree, path) and any(source.iterdir()):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source.rename(target)
+                source.mkdir()
+                moved.append((source, target))
+        yield bool(moved)
+    finally:
+        for source, target in reversed(moved):
+            source.rmdir()
+            target.rename(source)
+
+
+def _is_directory(tree: Path, path: str) -> bool:
+    """True for a directory that no symbolic link leads to."""
+    return not any(part.is_symlink() for part in _steps(tree, path)) and (tree / path).is_dir()
+
+
+def _may_be_made(tree: Path, path: str) -> bool:
+    """True when nothing in the tree stands in the place of the path."""
+    *above, last = _steps(tree, path)
+    return not os.path.lexists(last) and not any(
+        part.is_symlink() or (part.exists() and not part.is_dir()) for part in above
+    )
+
+
+def _steps(tree: Path, path: str) -> list[Path]:
+    parts = path.split("/")
+    return [tree.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def _files_and_links(tree: Path) -> Iterator[str]:
+    for directory, below, names in os.walk(tree):
+        for name in names + below:
+            path = Path(directory, name)
+            if path.is_symlink() or stat.S_ISREG(path.lstat().st_mode):
+                yield str(path.relative_to(tree))
+
+
+def _same(one: Path, other: Path) -> bool:
+    if one.stat().st_size != other.stat().st_size:
+        return False
+    with one.open("rb") as first, other.open("rb") as second:
+        while chunk := first.read(_CHUNK):
+            if chunk != second.read(_CHUNK):
+                return False
+    return True
+
+
+def _blob_id(path: Path, algorithm: str) -> str:
+    """The id that git gives the bytes of a file."""
+    digest = hashlib.new(algorithm, b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _lines(names: Iterable[str]) -> bytes:
+    return b"".join(os.fsencode(name) + b"\0" for name in names)

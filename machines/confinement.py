@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -19,6 +21,8 @@ GUEST_UID = 1000
 
 _POLL_SECONDS = 0.5
 _GIB = 2**30
+_ERROR_BYTES = 4 * 2**20
+_LAST_BYTES = 64 * 1024
 
 
 class ConfinedTimeout(MachineError):
@@ -33,7 +37,7 @@ class Confinement:
     """What a confined program may see and use.
 
     ``readable`` and ``writable`` map paths inside to paths of the host. ``seconds`` limits its run, ``file_bytes`` each
-    file that it writes, ``memory_bytes`` its address space.
+    file that it writes, ``memory_bytes`` its address space, ``output_bytes`` what it may print.
     """
 
     readable: Mapping[str, Path] = field(default_factory=dict)
@@ -42,6 +46,7 @@ class Confinement:
     seconds: float = 600
     file_bytes: int = 64 * _GIB
     memory_bytes: int = 4 * _GIB
+    output_bytes: int = _GIB // 4
 
     def run(
         self,
@@ -53,16 +58,21 @@ class Confinement:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the command to its end. Output is captured, or goes to ``stdout`` when given.
 
-        Raises ConfinedTimeout; MachineError with the program's last words when ``check`` and the exit code is not 0;
-        HostNotReady when bubblewrap is missing or may not make its namespaces.
+        Raises ConfinedTimeout; MachineError with the program's last words when ``check`` and the exit code is not 0, or
+        when it prints too much; HostNotReady when bubblewrap is missing or may not make its namespaces.
         """
-        process = self._start(command, stdout)
-        try:
-            output, errors = wait_for(process, input, self.seconds)
-        except TimeoutError:
-            raise ConfinedTimeout(f"{command[0]} did not end within {self.seconds:.0f} s and was stopped.") from None
-        finally:
-            end_group(process)
+        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as talk:
+            given.write(input)
+            given.seek(0)
+            process = self._start(command, given, stdout or printed, talk)
+            try:
+                self._wait(process, command[0], {printed.fileno(): self.output_bytes, talk.fileno(): _ERROR_BYTES})
+            finally:
+                _end_group(process)
+            printed.seek(0)
+            output = printed.read(self.output_bytes)
+            talk.seek(max(0, os.fstat(talk.fileno()).st_size - _LAST_BYTES))
+            errors = talk.read(_LAST_BYTES)
         if process.returncode and errors.startswith(b"bwrap:"):
             raise HostNotReady(
                 f"bubblewrap cannot confine {command[0]} on this host: {_last_line(errors)}. "
@@ -74,19 +84,34 @@ class Confinement:
             )
         return subprocess.CompletedProcess(list(command), process.returncode, output, errors)
 
-    def _start(self, command: Sequence[str], stdout: IO[bytes] | None) -> subprocess.Popen[bytes]:
+    def _start(
+        self, command: Sequence[str], stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(
-                [*self._prefix(), *command],
-                stdin=subprocess.PIPE,
-                stdout=stdout or subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
+                [*self._prefix(), *command], stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
             )
         except FileNotFoundError:
             raise HostNotReady(
                 "bubblewrap (bwrap) is not installed; install it, 'sandbox doctor' names the package."
             ) from None
+
+    def _wait(self, process: subprocess.Popen[bytes], name: str, most: Mapping[int, int]) -> None:
+        """Wait until the process ends. ``most`` limits files that it writes, in bytes by descriptor.
+
+        Waits in short turns, so that a cancellation raised in this thread is not held up.
+        """
+        deadline = time.monotonic() + self.seconds
+        ended = os.pidfd_open(process.pid)
+        try:
+            while not _ready(ended, min(_POLL_SECONDS, max(0.0, deadline - time.monotonic()))):
+                if time.monotonic() >= deadline:
+                    raise ConfinedTimeout(f"{name} did not end within {self.seconds:.0f} s and was stopped.")
+                if any(os.fstat(descriptor).st_size > size for descriptor, size in most.items()):
+                    raise MachineError(f"{name} printed too much and was stopped.")
+        finally:
+            os.close(ended)
+        process.wait()
 
     def _prefix(self) -> list[str]:
         arguments = ["bwrap", "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--clearenv"]
@@ -103,34 +128,19 @@ class Confinement:
         return [*arguments, "--chdir", "/", "--", "prlimit", *limits, "--"]
 
 
-def wait_for(
-    process: subprocess.Popen[bytes], data: bytes, seconds: float, beat: Callable[[], None] = lambda: None
-) -> tuple[bytes, bytes]:
-    """Feed and drain a process until it ends; (stdout, stderr). Raises TimeoutError after ``seconds``.
-
-    Waits in short turns, so that a cancellation raised in this thread is not held up; ``beat`` is called on each.
-    """
-    deadline = time.monotonic() + seconds
-    pending: bytes | None = data
-    while True:
-        try:
-            output, errors = process.communicate(pending, timeout=_POLL_SECONDS)
-        except subprocess.TimeoutExpired:
-            pending = None
-            beat()
-            if time.monotonic() > deadline:
-                raise TimeoutError from None
-        else:
-            return output or b"", errors or b""
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
+def _end_group(process: subprocess.Popen[bytes]) -> None:
     """Kill what is left of a process and its group (it leads a session of its own), and reap it."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(ValueError):
-        process.communicate()
+    process.wait()
+
+
+def _ready(descriptor: int, seconds: float) -> bool:
+    """Whether there is something to read within the time; for any descriptor, also above 1023."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def _system_binds() -> list[str]:

@@ -1,57 +1,94 @@
 """The workspace disk: made from a directory of the host, and read back from an image that the guest may have forged.
 
-Reading back never mounts the image and never lets a name from it reach the host's file system calls unchecked: the
-programs that parse it run confined, work by inode number, and write numbered files; this module then builds the tree.
+Reading back never mounts the image and never lets a name from it reach the host's file system calls unchecked: e2fsck
+runs confined, the filesystem is read by inode number, and this module builds the tree.
 """
 
 from __future__ import annotations
 
+import heapq
 import os
-import re
 import shutil
 import stat
-import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from foundation.errors import MachineError
 from foundation.units import format_size
 from machines.confinement import GUEST_UID, Confinement
+from machines.ext4 import ROOT_INODE, Ext4, Inode, Unreadable
 
 LABEL = "workspace"
+# Why a device node, a pipe or a socket is left out.
+NO_FILE = "no regular file"
 
-_ROOT_INODE = 2
-_BATCH = 2000
-_BATCH_BYTES = 2**30
 _SYMLINK_MAX = 4095
-_LISTING_MAX = 512 * 2**20
+# The host cannot make longer paths below a directory of its own.
+_PATH_MAX = 3800
 # e2fsck: 1 and 2 mean that it mended what it found, 4 that something is left; reading may go well even so.
 _FSCK_UNUSABLE = 8
-_ENTRY = re.compile(rb"^/(\d+)/(\d+)/-?\d+/-?\d+/(.*?)/(\d*)/$", re.MULTILINE | re.DOTALL)
-_ECHO = re.compile(rb"^debugfs: (?:ls -p|stat|dump) <(\d+)>.*$", re.MULTILINE)
-_FAST_LINK = b'Fast link dest: "'
+
+
+class DiskUnreadable(MachineError):
+    """Of a workspace disk nothing, or not even its root directory, can be read; trying again does not help."""
+
+    code = "machine_error"
+    retryable = False
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Most of what is read back from one disk. Sizes in bytes."""
+    """Most of what is read back from one disk. Sizes in bytes; ``path_bytes`` is the length of all paths together.
+
+    ``seconds`` limits everything: checking and mending the disk, listing and reading it.
+    """
 
     file_bytes: int = 2 * 2**30
     total_bytes: int = 8 * 2**30
     entries: int = 500_000
+    path_bytes: int = 128 * 2**20
+    seconds: float = 900
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One directory, regular file or symlink of a disk by its path. ``mtime`` in seconds."""
+
+    path: str
+    inode: int
+    mode: int
+    size: int
+    mtime: int = 0
 
 
 @dataclass
 class Extraction:
-    """What was read back: regular files and their bytes, and by path what was left out, with the reason."""
+    """What was read back: regular files and their bytes.
+
+    ``left_out`` are files that were not read, ``unlisted`` directories of which an unknown part was not read (the root
+    is the empty path); both by path, with the reason. ``whole_root`` is false when the root's own entries were cut.
+    """
 
     files: int = 0
     total_bytes: int = 0
     left_out: dict[str, str] = field(default_factory=dict)
+    unlisted: dict[str, str] = field(default_factory=dict)
     repaired: bool = False
+    whole_root: bool = True
+
+    def reason(self, path: str) -> str | None:
+        """Why a file that is not in the tree may be on the disk all the same; None when it is not there."""
+        if path in self.left_out:
+            return self.left_out[path]
+        while path:
+            path = path.rpartition("/")[0]
+            if reason := self.unlisted.get(path) or self.left_out.get(path):
+                return f"its directory was not read: {reason}"
+        return None
 
 
 def build_workspace(tree: Path, image: Path, size_bytes: int) -> None:
@@ -92,206 +129,239 @@ def extract_workspace(
     skip: Callable[[str], bool] = lambda _: False,
     limits: Limits | None = None,
 ) -> Extraction:
-    """Read the tree of a workspace image into the new directory ``into``: directories, regular files, symlinks.
+    """Read the tree of a workspace image into the new directory ``into``; see ``opened`` and ``WorkspaceDisk``.
 
-    The image is not changed. ``dirty`` says that its guest died: the journal is replayed on a sparse copy; the same
-    is done with an image that does not pass a check. ``skip`` names relative paths to pass over. Device nodes, entries
-    with impossible names, second entries of one name, and what exceeds the limits are left out and told.
+    ``skip`` names relative paths to pass over. Raises MachineError when there is no readable filesystem.
+    """
+    with opened(image, into.parent, dirty=dirty, limits=limits) as disk:
+        disk.list_entries(skip=skip)
+        disk.read(disk.entries, into)
+        return disk.result
+
+
+@contextmanager
+def opened(image: Path, beside: Path, *, dirty: bool, limits: Limits | None = None) -> Iterator[WorkspaceDisk]:
+    """A workspace image, to be read while the block runs. The image is not changed.
+
+    ``dirty`` says that its guest died: the journal is replayed on a sparse copy; the same is done with an image that
+    does not pass a check. Copies lie in the directory ``beside`` while the block runs.
     Raises MachineError when there is no readable filesystem.
     """
-    into.mkdir(parents=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{into.name}.", dir=into.parent))
+    limits = limits or Limits()
+    deadline = time.monotonic() + limits.seconds
+    scratch = Path(tempfile.mkdtemp(prefix=".disk.", dir=beside))
     try:
-        reader = _Reader(image, into, scratch, skip, limits or Limits())
-        reader.make_consistent(dirty)
-        reader.read()
+        consistent = _consistent(image, scratch, deadline, dirty=dirty)
+        damaged = _unread(image, limits, deadline) if consistent != image else Extraction()
+        with Ext4(consistent, deadline) as filesystem:
+            yield WorkspaceDisk(filesystem, limits, damaged, repaired=consistent != image)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return reader.result
 
 
-@dataclass(frozen=True)
-class _Entry:
-    path: str
-    inode: int
-    mode: int
-    size: int
+class WorkspaceDisk:
+    """A disk that is listed first and then read, so that its reader chooses what the limits are spent on.
 
+    Device nodes, entries with impossible names, second entries of one name, and what exceeds the limits are left out;
+    ``result`` tells them.
+    """
 
-class _Reader:
-    def __init__(self, image: Path, into: Path, scratch: Path, skip: Callable[[str], bool], limits: Limits) -> None:
-        self.image = image
-        self.into = into
-        self.scratch = scratch
-        self.skip = skip
-        self.limits = limits
-        self.result = Extraction()
+    def __init__(
+        self, filesystem: Ext4, limits: Limits, damaged: Extraction | None = None, *, repaired: bool = False
+    ) -> None:
+        self._filesystem = filesystem
+        self._limits = limits
+        self._entries_left = limits.entries
+        self._path_bytes_left = limits.path_bytes
+        self._damaged = damaged or Extraction()
+        self.entries: list[Entry] = []
+        self.result = Extraction(repaired=repaired)
 
-    def make_consistent(self, dirty: bool) -> None:
-        if not dirty and self._fsck("-fn", self.image).returncode == 0:
-            return
-        copy = self.scratch / "copy"
-        subprocess.run(["cp", "--reflink=auto", "--sparse=auto", "--", self.image, copy], check=True)
-        copy.chmod(0o600)
-        if self._fsck("-fy", copy).returncode >= _FSCK_UNUSABLE:
-            raise MachineError("The workspace disk holds no ext4 filesystem that could be read or mended.")
-        self.image = copy
-        self.result.repaired = True
+    def list_entries(
+        self, *, rank: Callable[[str], int] = lambda _: 0, skip: Callable[[str], bool] = lambda _: False
+    ) -> None:
+        """List the disk into ``entries``, parents before their children: directories of a low ``rank`` first.
 
-    def read(self) -> None:
-        entries = list(self._walk())
-        for entry in entries:
-            if stat.S_ISDIR(entry.mode):
-                self._place(entry, lambda path: path.mkdir(mode=0o755))
-        files = [entry for entry in entries if stat.S_ISREG(entry.mode)]
-        for batch in _batches(files):
-            self._dump(batch)
-        # Symlinks come last, so that no path above was ever resolved through one.
-        self._link([entry for entry in entries if stat.S_ISLNK(entry.mode)])
-
-    def _fsck(self, mode: str, image: Path) -> subprocess.CompletedProcess[bytes]:
-        place = {"/image": image}
-        confined = Confinement(readable=place) if mode == "-fn" else Confinement(writable=place)
-        with tempfile.TemporaryFile(dir=self.scratch) as talk:
-            return confined.run(["e2fsck", mode, "/image"], stdout=talk, check=False)
-
-    def _debugfs(self, commands: Iterable[str], out: Path | None = None) -> bytes:
-        """Output of debugfs for the commands, which name inodes by number only."""
-        script = self.scratch / "commands"
-        script.write_text("".join(f"{command}\n" for command in commands))
-        confined = Confinement(
-            readable={"/image": self.image, "/commands": script},
-            writable={"/out": out} if out else {},
-            file_bytes=max(self.limits.file_bytes, _LISTING_MAX),
-        )
-        with tempfile.TemporaryFile(dir=self.scratch) as talk:
-            confined.run(["debugfs", "-f", "/commands", "/image"], stdout=talk)
-            talk.seek(0)
-            return talk.read(_LISTING_MAX)
-
-    def _walk(self) -> Iterator[_Entry]:
-        """Every entry that will be made, parents first and shallow ones first."""
-        level = {_ROOT_INODE: ""}
-        seen = {_ROOT_INODE}
+        Raises MachineError when the root directory cannot be read at all.
+        """
+        try:
+            root = self._filesystem.inode(ROOT_INODE)
+            next(self._filesystem.names(root), None)
+        except Unreadable as error:
+            raise DiskUnreadable(f"The workspace disk has no readable root directory: {error}.") from None
+        waiting = [(0, 0, "", root)]
+        seen = {ROOT_INODE}
         count = 0
-        while level:
-            below: dict[int, str] = {}
-            listing = self._debugfs(f"ls -p <{inode}>" for inode in level)
-            for directory, rows in _sections(listing):
-                prefix = level.pop(directory, None)
-                if prefix is None:
-                    continue
-                for entry in self._entries(prefix, rows):
+        while waiting:
+            _, _, prefix, directory = heapq.heappop(waiting)
+            try:
+                for entry, inode in self._entries(prefix, directory, skip):
                     if stat.S_ISDIR(entry.mode):
                         if entry.inode in seen:
-                            self.result.left_out[entry.path] = "a directory linked from two places"
+                            self.result.unlisted[entry.path] = "a directory linked from two places"
                             continue
                         seen.add(entry.inode)
-                        below[entry.inode] = entry.path
-                    count += 1
-                    if count > self.limits.entries:
-                        self.result.left_out[entry.path] = f"this and all further ones: over {self.limits.entries}"
-                        return
-                    yield entry
-            if "" in level.values():
-                raise MachineError("The workspace disk has no readable root directory.")
-            level = below
+                        count += 1
+                        heapq.heappush(waiting, (rank(entry.path), count, entry.path, inode))
+                    self.entries.append(entry)
+            except Unreadable as error:
+                self.result.unlisted[prefix] = str(error)
+                self.result.whole_root &= bool(prefix)
+        found = {entry.path for entry in self.entries}
+        self.result.unlisted = self._damaged.unlisted | self.result.unlisted
+        for path, reason in self._damaged.left_out.items():
+            if path not in found and not skip(path):
+                self.result.left_out.setdefault(path, reason)
 
-    def _entries(self, prefix: str, rows: bytes) -> Iterator[_Entry]:
-        names: set[bytes] = set()
-        for row in _ENTRY.finditer(rows):
-            inode, mode, name, size = int(row[1]), int(row[2], 8), row[3], int(row[4] or 0)
-            if name in {b".", b".."} or not inode:
-                continue
-            path = os.path.join(prefix, os.fsdecode(name))  # noqa: PTH118 -- pathlib would normalise a forged name
-            reason = None
-            if not name or b"/" in name or b"\0" in name:
-                reason = "an impossible name"
-            elif name in names:
-                reason = "a second entry of this name"
-            elif self.skip(path) or (self.result.repaired and path == "lost+found"):
-                continue
-            elif not (stat.S_ISDIR(mode) or stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-                reason = "no regular file"
-            elif stat.S_ISREG(mode):
-                reason = self._over_limit(size)
-            elif stat.S_ISLNK(mode) and not 0 < size <= _SYMLINK_MAX:
-                reason = "a symlink without a sensible target"
-            names.add(name)
-            if reason:
-                self.result.left_out[path] = reason
-            else:
-                yield _Entry(path, inode, mode, size)
+    def content(self, entry: Entry, most: int) -> bytes | None:
+        """The content of a regular file of at most ``most`` bytes, None when it is larger or cannot be read."""
+        if not stat.S_ISREG(entry.mode) or entry.size > most:
+            return None
+        with tempfile.TemporaryFile() as file:
+            try:
+                self._filesystem.copy(self._inode(entry), file.fileno())
+            except (Unreadable, OSError):
+                return None
+            return file.read()
 
-    def _over_limit(self, size: int) -> str | None:
-        if size > self.limits.file_bytes:
-            return f"{format_size(size)}, larger than {format_size(self.limits.file_bytes)}"
-        if self.result.total_bytes + size > self.limits.total_bytes:
-            return f"beyond the {format_size(self.limits.total_bytes)} read back from one disk"
-        self.result.total_bytes += size
-        return None
-
-    def _dump(self, batch: list[_Entry]) -> None:
-        out = self.scratch / "out"
-        out.mkdir()
-        self._debugfs((f"dump <{entry.inode}> /out/{number}" for number, entry in enumerate(batch)), out)
-        for number, entry in enumerate(batch):
-            part = out / str(number)
-            if not part.is_file() or part.stat().st_size != entry.size:
-                self.result.left_out[entry.path] = "its blocks could not be read"
-                continue
-            part.chmod(0o755 if entry.mode & stat.S_IXUSR else 0o644)
-            self.result.files += self._place(entry, part.rename)
-        shutil.rmtree(out)
-
-    def _link(self, links: list[_Entry]) -> None:
-        for start in range(0, len(links), _BATCH):
-            batch = links[start : start + _BATCH]
-            out = self.scratch / "out"
-            out.mkdir()
-            described = dict(_sections(self._debugfs(f"stat <{entry.inode}>" for entry in batch)))
-            slow = [entry for entry in batch if _FAST_LINK not in described.get(entry.inode, b"")]
-            self._debugfs((f"dump <{entry.inode}> /out/{entry.inode}" for entry in slow), out)
-            for entry in batch:
-                _, mark, rest = described.get(entry.inode, b"").partition(_FAST_LINK)
-                part = out / str(entry.inode)
-                target = rest[: entry.size] if mark else part.read_bytes() if part.is_file() else b""
-                if len(target) != entry.size or b"\0" in target:
-                    self.result.left_out[entry.path] = "a symlink without a sensible target"
-                else:
-                    self._place(entry, partial(_symlink, target))
-            shutil.rmtree(out)
-
-    def _place(self, entry: _Entry, make: Callable[[Path], object]) -> bool:
-        """Make an entry below ``into``. Paths that the host cannot hold (too deep) are left out."""
+    def copy(self, entry: Entry, target: Path) -> bool:
+        """Copy a regular file to the new path ``target``. False, and told, when it cannot be read."""
         try:
-            make(self.into / entry.path)
+            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         except OSError as error:
             self.result.left_out[entry.path] = f"its path cannot be made: {error.strerror}"
             return False
+        try:
+            self._filesystem.copy(self._inode(entry), descriptor)
+            if entry.mode & stat.S_IXUSR:
+                os.fchmod(descriptor, 0o755)
+        except (Unreadable, OSError) as error:
+            target.unlink()
+            self.result.left_out[entry.path] = (
+                f"it could not be written: {error.strerror}" if isinstance(error, OSError) else str(error)
+            )
+            return False
+        finally:
+            os.close(descriptor)
         return True
 
+    def read(self, entries: Iterable[Entry], into: Path) -> None:
+        """Make the tree of the entries in the new directory ``into``; the limits go to the first of them."""
+        entries = list(entries)
+        into.mkdir(parents=True)
+        for entry in entries:
+            if stat.S_ISDIR(entry.mode):
+                try:
+                    (into / entry.path).mkdir(mode=0o755)
+                except OSError as error:
+                    self.result.unlisted[entry.path] = f"its path cannot be made: {error.strerror}"
+        for entry in entries:
+            if stat.S_ISREG(entry.mode) and self._within_limits(entry) and self.copy(entry, into / entry.path):
+                self.result.files += 1
+        # Symlinks come last, so that no path above was ever resolved through one.
+        for entry in entries:
+            if stat.S_ISLNK(entry.mode):
+                self._link(entry, into / entry.path)
 
-def _symlink(target: bytes, path: Path) -> None:
-    path.symlink_to(os.fsdecode(target))
+    def _entries(self, prefix: str, directory: Inode, skip: Callable[[str], bool]) -> Iterator[tuple[Entry, Inode]]:
+        names: set[bytes] = set()
+        for name, number in self._filesystem.names(directory):
+            path = os.path.join(prefix, os.fsdecode(name))  # noqa: PTH118 -- pathlib would normalise a forged name
+            self._entries_left -= 1
+            self._path_bytes_left -= len(path)
+            if self._entries_left < 0 or self._path_bytes_left < 0:
+                raise Unreadable(f"the disk holds more than {self._limits.entries} entries, or too long paths")
+            if skip(path) or (self.result.repaired and path == "lost+found"):
+                continue
+            if not name or b"/" in name or b"\0" in name:
+                # What the entry was called before, nobody knows.
+                self.result.left_out[path] = self.result.unlisted[prefix] = "an impossible name"
+                continue
+            if name in names:
+                self.result.left_out[path] = "a second entry of this name"
+                continue
+            names.add(name)
+            try:
+                inode = self._filesystem.inode(number)
+                reason = _unwanted(path, inode)
+            except Unreadable as error:
+                reason = str(error)
+            if reason:
+                self.result.left_out[path] = reason
+            else:
+                yield Entry(path, number, inode.mode, inode.size, inode.mtime), inode
+
+    def _inode(self, entry: Entry) -> Inode:
+        inode = self._filesystem.inode(entry.inode)
+        if (inode.mode, inode.size) != (entry.mode, entry.size):
+            raise Unreadable("it changed while it was read")
+        return inode
+
+    def _within_limits(self, entry: Entry) -> bool:
+        limits, result = self._limits, self.result
+        if entry.size > limits.file_bytes:
+            reason = f"{format_size(entry.size)}, larger than {format_size(limits.file_bytes)}"
+        elif result.total_bytes + entry.size > limits.total_bytes:
+            reason = f"beyond the {format_size(limits.total_bytes)} read back from one disk"
+        else:
+            result.total_bytes += entry.size
+            return True
+        result.left_out[entry.path] = reason
+        return False
+
+    def _link(self, entry: Entry, path: Path) -> None:
+        try:
+            path.symlink_to(os.fsdecode(self._filesystem.link_target(self._inode(entry))))
+        except Unreadable as error:
+            self.result.left_out[entry.path] = str(error)
+        except (OSError, ValueError):
+            self.result.left_out[entry.path] = "a symlink that cannot be made"
 
 
-def _sections(output: bytes) -> Iterator[tuple[int, bytes]]:
-    """Output of debugfs by the inode number of each command."""
-    echoes = list(_ECHO.finditer(output))
-    ends = [echo.start() for echo in echoes[1:]] + [len(output)]
-    for echo, end in zip(echoes, ends, strict=False):
-        yield int(echo[1]), output[echo.end() : end]
+def _unwanted(path: str, inode: Inode) -> str | None:
+    if len(path) > _PATH_MAX:
+        return "its path is too long"
+    if stat.S_ISLNK(inode.mode):
+        return None if 0 < inode.size <= _SYMLINK_MAX else "a symlink without a sensible target"
+    return None if stat.S_ISDIR(inode.mode) or stat.S_ISREG(inode.mode) else NO_FILE
 
 
-def _batches(files: list[_Entry]) -> Iterator[list[_Entry]]:
-    batch: list[_Entry] = []
-    size = 0
-    for entry in files:
-        if batch and (len(batch) == _BATCH or size + entry.size > _BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(entry)
-        size += entry.size
-    if batch:
-        yield batch
+def _consistent(image: Path, scratch: Path, deadline: float, *, dirty: bool) -> Path:
+    """The image, or a mended copy of it in the directory ``scratch``."""
+    if not dirty:
+        checked = _fsck("-fn", Confinement(readable={"/image": image}, seconds=_remaining(deadline)))
+        if checked == 0 and not _needs_recovery(image, deadline):
+            return image
+    copy = scratch / "copy"
+    Confinement(readable={"/image": image}, writable={"/out": scratch}, seconds=_remaining(deadline)).run(
+        ["cp", "--reflink=auto", "--sparse=auto", "--", "/image", "/out/copy"]
+    )
+    copy.chmod(0o600)
+    if _fsck("-fy", Confinement(writable={"/image": copy}, seconds=_remaining(deadline))) >= _FSCK_UNUSABLE:
+        raise DiskUnreadable("The workspace disk holds no ext4 filesystem that could be read or mended.")
+    return copy
+
+
+def _fsck(mode: str, confined: Confinement) -> int:
+    with Path(os.devnull).open("wb") as nothing:
+        return confined.run(["e2fsck", mode, "/image"], stdout=nothing, check=False).returncode
+
+
+def _remaining(deadline: float) -> float:
+    return max(1.0, deadline - time.monotonic())
+
+
+def _unread(image: Path, limits: Limits, deadline: float) -> Extraction:
+    """What of a damaged image could not be read as it was. Mending gives such entries other names, or removes them."""
+    try:
+        with Ext4(image, deadline) as filesystem:
+            disk = WorkspaceDisk(filesystem, limits)
+            disk.list_entries()
+    except MachineError:
+        return Extraction(unlisted={"": "the disk was damaged"})
+    return disk.result
+
+
+def _needs_recovery(image: Path, deadline: float) -> bool:
+    with Ext4(image, deadline) as filesystem:
+        return filesystem.needs_recovery

@@ -8,6 +8,7 @@ import subprocess
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from activities.mirror import mirror_path
 from activities.repository import Repositories
 from foundation.settings import Settings
 from machines.host import MachineHost, Reservation
+from machines.workspace import Limits
 from storage import artifacts as stored
 from storage.bucket import Bucket
 from storage.runlog import read_entries
@@ -247,3 +249,36 @@ def test_a_run_without_a_disk_has_its_metadata(run: Run) -> None:
     result = run.collect("*.md")
 
     assert [artifact.name for artifact in result.artifacts] == ["metadata.json"]
+
+
+def test_what_was_not_read_is_told_in_the_result_the_log_and_the_metadata(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.change(tmp_path, **{"app.py": "print(2)\n" * 20, "big.log": "x" * 5000})
+    monkeypatch.setattr(Limits, "__init__", partialmethod(Limits.__init__, file_bytes=100))
+
+    result = run.collect()
+
+    assert run.read(f"{run.task_id}.patch") == b""
+    said = " ".join(result.notes)
+    assert "2 files were not read from the disk" in said
+    assert "1 files of the base were not read, and the patch leaves them as they were: app.py" in said
+    assert "big.log" in said
+    metadata = run.metadata()
+    assert set(result.notes) <= set(metadata["notes"])
+    assert metadata["left_out"]["app.py"]
+    assert metadata["left_out_count"] == 2
+    events = [json.loads(entry.data) for entry in read_entries(run.bucket, run.task_id)]
+    assert [event["message"] for event in events if event["type"] == "note"] == result.notes
+
+
+def test_a_root_directory_that_is_not_read_whole_fails_the_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Limits, "__init__", partialmethod(Limits.__init__, entries=1))
+
+    with pytest.raises(ApplicationError) as failed:
+        run.collect("*.py")
+
+    assert failed.value.type == "machine_error"
+    assert failed.value.non_retryable
+    assert run.read(f"{run.task_id}.patch") == b""
+    assert run.metadata()["left_out"]["app.py"]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from activities.artifacts import _is_git_entry, _without_git
+from activities.confined_git import ConfinedGit
 from activities.patch import Changes, write_patch
+from activities.reading import base_entries, read_tree, submodules
 from foundation.errors import MachineError
+from machines.workspace import Limits, build_workspace, opened
 
 IDENTITY = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t"}
 
@@ -48,20 +51,27 @@ class Project:
         self.base = git(self.tree, "rev-parse", "HEAD")
         git(root, "clone", "--quiet", "--mirror", str(self.tree), str(self.mirror))
 
-    def changes(self) -> Changes:
+    def changes(self, limits: Limits | None = None) -> Changes:
         """The changes of the tree as it comes back from a disk."""
-        back, scratch = self.root / "back", self.root / "scratch"
-        shutil.rmtree(back, ignore_errors=True)
-        shutil.rmtree(scratch, ignore_errors=True)
+        image, back, scratch = self.root / "image", self.root / "back", self.root / "scratch"
+        for directory in (back, scratch):
+            shutil.rmtree(directory, ignore_errors=True)
         scratch.mkdir()
-
-        def skipped(directory: str, names: list[str]) -> set[str]:
-            inside = Path(directory).relative_to(self.tree)
-            return {name for name in names if _is_git_entry(str(inside / name))}
-
-        shutil.copytree(self.tree, back, symlinks=True, ignore=skipped)
-        index = _without_git(back, self.root / "index")
-        return write_patch(self.mirror, self.base, back, index, scratch, self.patch)
+        build_workspace(self.tree, image, 256 * 2**20)
+        git = ConfinedGit(self.mirror, scratch, time.monotonic() + 600)
+        git.init(self.base)
+        base = base_entries(git, self.base)
+        with opened(image, self.root, dirty=False, limits=limits) as disk:
+            self.reading = read_tree(disk, back, base, git)
+        return write_patch(
+            git,
+            self.base,
+            back,
+            self.patch,
+            tracked=self.reading.tracked,
+            unread=self.reading.extraction.reason,
+            links=submodules(base),
+        )
 
     def applied(self) -> Path:
         """The base commit with the patch applied by plain git, in a fresh clone."""
@@ -144,7 +154,7 @@ def test_a_forged_index_is_told_and_left_aside(project: Project, index: bytes) -
     changes = project.changes()
 
     assert changes.untracked == ["new.txt"]
-    assert changes.notes
+    assert project.reading.notes
 
 
 def test_nothing_of_the_guests_git_is_used(project: Project, tmp_path: Path) -> None:
@@ -244,3 +254,137 @@ def test_a_base_commit_that_the_mirror_lost_is_an_error(project: Project) -> Non
 
     with pytest.raises(MachineError):
         project.changes()
+
+
+def test_limits_are_spent_on_tracked_files_first_and_on_ignored_ones_last(project: Project) -> None:
+    tree = project.tree
+    (tree / "a.log").write_bytes(b"ignored" * 1000)
+    (tree / "build").mkdir()
+    (tree / "build" / "out").write_bytes(b"built" * 1000)
+    (tree / "b-new.txt").write_text("new\n" * 500)
+    (tree / "zz.txt").write_text("forced\n")
+    (tree / "app.py").write_text("changed\n")
+    git(tree, "add", "zz.txt")
+    budget = sum((tree / name).stat().st_size for name in git(tree, "ls-files").splitlines() if name != "link")
+
+    changes = project.changes(Limits(total_bytes=budget + (tree / "b-new.txt").stat().st_size))
+
+    assert set(project.reading.extraction.left_out) == {"a.log", "build/out"}
+    assert changes.unread == {}
+    assert (project.applied() / "app.py").read_text() == "changed\n"
+
+    changes = project.changes(Limits(total_bytes=budget))
+
+    assert set(project.reading.extraction.left_out) == {"a.log", "build/out", "b-new.txt"}
+    assert changes.untracked == []
+    assert (project.applied() / "zz.txt").read_text() == "forced\n"
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(total_bytes=0),
+        Limits(file_bytes=100),
+        Limits(entries=4),
+        Limits(entries=12),
+        Limits(path_bytes=20),
+        Limits(path_bytes=60),
+    ],
+    ids=str,
+)
+def test_what_a_limit_leaves_unread_is_as_in_the_base_and_named(project: Project, limits: Limits) -> None:
+    for number in range(3):
+        (project.tree / f"deep{number}" / "er").mkdir(parents=True)
+        (project.tree / f"deep{number}" / "er" / "file.txt").write_text("deep\n" * 50)
+    git(project.tree, "add", "--all")
+    git(project.tree, "commit", "--quiet", "--message", "deep")
+    project.base = git(project.tree, "rev-parse", "HEAD")
+    git(project.mirror, "fetch", "--quiet", "origin")
+    (project.tree / "old name.txt").write_text("changed\n" * 100)
+
+    changes = project.changes(limits)
+
+    assert changes.deletions == 0 or (changes.deletions == 50 and not changes.unread.get("old name.txt"))
+    assert changes.unread
+    clone = project.applied()
+    for name in git(project.tree, "ls-tree", "-r", "--name-only", project.base).splitlines():
+        assert os.path.lexists(clone / name)
+        if name in changes.unread and name != "link":
+            assert (clone / name).read_bytes() == git_bytes(project.tree, "show", f"{project.base}:{name}")
+
+
+def git_bytes(directory: Path, *arguments: str) -> bytes:
+    return subprocess.run(["git", "-C", directory, *arguments], capture_output=True, check=True).stdout
+
+
+def test_line_endings_that_only_rules_would_change_are_no_changes(project: Project) -> None:
+    tree = project.tree
+    raw = {
+        "notes.txt": b"one\r\ntwo\r\n",
+        "data.csv": b"a,b\r\n1,2\r\n",
+        "auto.dat": b"a\r\nb\r\n",
+        "mixed.mix": b"a\r\nb\nc\r\n",
+        "same.txt": b"kept\r\n",
+        "run.bat": b"echo\n",
+    }
+    for name, content in raw.items():
+        (tree / name).write_bytes(content)
+    git(tree, "add", "--all")
+    git(tree, "commit", "--quiet", "--message", "raw")
+    rules = "*.txt text\n*.csv text eol=lf\n*.dat text=auto\n*.mix text eol=crlf\n*.bat text eol=crlf\n"
+    (tree / ".gitattributes").write_text(rules)
+    git(tree, "add", ".gitattributes")
+    git(tree, "commit", "--quiet", "--message", "rules")
+    project.base = git(tree, "rev-parse", "HEAD")
+    git(project.mirror, "fetch", "--quiet", "origin")
+    shutil.rmtree(tree)
+    git(project.root, "clone", "--quiet", str(project.mirror), str(tree))
+    assert (tree / "run.bat").read_bytes() == b"echo\r\n"
+
+    assert project.changes().files == 0
+    assert project.patch.read_bytes() == b""
+
+    for name in ("notes.txt", "data.csv", "auto.dat", "run.bat"):
+        (tree / name).write_bytes((tree / name).read_bytes() + b"more\r\n")
+    (tree / "new.txt").write_bytes(b"new\r\n")
+    (tree / "new.bat").write_bytes(b"new\r\n")
+    (tree / "same.txt").chmod(0o755)
+
+    changes = project.changes()
+
+    assert (changes.files, changes.insertions, changes.deletions) == (7, 6, 0)
+    clone = project.applied()
+    for name in ["notes.txt", "data.csv", "auto.dat", "run.bat", "new.txt", "new.bat"]:
+        assert (clone / name).read_bytes() == (tree / name).read_bytes(), name
+    assert os.access(clone / "same.txt", os.X_OK)
+
+
+def test_files_below_a_submodules_path_and_in_nested_repositories_are_in_the_patch(tmp_path: Path) -> None:
+    (tmp_path / "library").mkdir()
+    library = Project(tmp_path / "library")
+    (tmp_path / "project").mkdir()
+    project = Project(tmp_path / "project")
+    git(project.tree, "submodule", "--quiet", "add", str(library.tree), "vendor/lib")
+    git(project.tree, "commit", "--quiet", "--message", "with a submodule")
+    project.base = git(project.tree, "rev-parse", "HEAD")
+    git(project.mirror, "fetch", "--quiet", "origin")
+    shutil.rmtree(project.tree / "vendor" / "lib")
+    (project.tree / "vendor" / "lib" / "deep").mkdir(parents=True)
+    (project.tree / "vendor" / "lib" / "deep" / "lib.h").write_text("#define VERSION 2\n")
+    nested = project.tree / "pkg" / "new"
+    nested.mkdir(parents=True)
+    git(nested, "init", "--quiet")
+    (nested / "mod.py").write_text("x = 1\n")
+    git(nested, "add", "--all")
+    git(nested, "commit", "--quiet", "--message", "nested")
+    (project.tree / "build" / "cache").mkdir(parents=True)
+    git(project.tree / "build" / "cache", "init", "--quiet")
+
+    changes = project.changes()
+
+    assert project.reading.repositories == ["pkg/new"]
+    assert changes.untracked == ["pkg/new/mod.py", "vendor/lib/deep/lib.h"]
+    clone = project.applied()
+    assert (clone / "vendor" / "lib" / "deep" / "lib.h").read_text() == "#define VERSION 2\n"
+    assert (clone / "pkg" / "new" / "mod.py").read_text() == "x = 1\n"
+    assert b"Subproject" not in project.patch.read_bytes()

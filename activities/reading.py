@@ -1,0 +1,156 @@
+"""Reads the work tree from a run's disk: tracked and changed files first, untracked ones next, ignored ones last."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from activities.confined_git import ConfinedGit, null_separated
+from foundation.errors import MachineError
+from machines.workspace import Entry, Extraction, WorkspaceDisk
+
+_INDEX = ".git/index"
+_INDEX_BYTES = 256 * 2**20
+_IGNORE_BYTES = 2**20
+_IGNORE_FILES = 10_000
+_LINK_MODE = "160000"
+
+
+@dataclass(frozen=True)
+class BaseEntry:
+    """One entry of the base commit: ``mode`` in git's octal digits, size in bytes (0 for a submodule)."""
+
+    mode: str
+    object_id: str
+    size: int
+
+
+@dataclass
+class Reading:
+    """What was read. ``tracked`` are the names of the guest's index, None when it could not be read.
+
+    ``repositories`` are directories below the workspace with a git directory of their own, ignored ones left out.
+    """
+
+    extraction: Extraction
+    tracked: set[str] | None = None
+    repositories: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def base_entries(git: ConfinedGit, base: str) -> dict[str, BaseEntry]:
+    """Everything that the base commit holds, by path. Raises MachineError."""
+    found = {}
+    for row in null_separated(git.run("ls-tree", "-r", "-l", "-z", "--full-tree", base)):
+        facts, _, path = row.partition("\t")
+        mode, _, object_id, size = facts.split()
+        found[path] = BaseEntry(mode, object_id, int(size) if size.isdigit() else 0)
+    return found
+
+
+def submodules(base: dict[str, BaseEntry]) -> list[str]:
+    """Paths of the base at which it has a commit of another repository."""
+    return [path for path, entry in base.items() if entry.mode == _LINK_MODE]
+
+
+def read_tree(disk: WorkspaceDisk, tree: Path, base: dict[str, BaseEntry], git: ConfinedGit | None) -> Reading:
+    """Read the disk's files into the new directory ``tree``, without what belongs to git itself.
+
+    Without ``git`` (its scratch is the place for what is read before), nothing is known to be tracked or ignored.
+    """
+    known = _directories(base)
+    disk.list_entries(rank=lambda path: 0 if path in known else 1 if _of_git(path) else 2, skip=_inside_nested_git)
+    entries = [entry for entry in disk.entries if not _of_git(entry.path)]
+    reading = Reading(disk.result)
+    ignored: set[str] = set()
+    if git is not None:
+        reading.tracked = _index_names(disk, git, reading.notes)
+        mine = reading.tracked or set()
+        ignored = _ignored(disk, git, (each for each in entries if each.path not in base and each.path not in mine))
+    for entry in disk.entries:
+        directory, _, name = entry.path.rpartition("/")
+        if name.lower() != ".git" or entry.path == ".git":
+            continue
+        if name != ".git":
+            disk.result.left_out[entry.path] = "a name that git keeps for itself"
+        elif directory not in ignored:
+            reading.repositories.append(directory)
+    disk.read(sorted(entries, key=_order(base, reading.tracked or set(), ignored)), tree)
+    return reading
+
+
+def _of_git(path: str) -> bool:
+    return any(part.lower() == ".git" for part in path.split("/"))
+
+
+def _inside_nested_git(path: str) -> bool:
+    """True for what lies in a git directory that is not the workspace's own."""
+    *above, _ = path.split("/")
+    return any(part.lower() == ".git" for part in above) and above[0] != ".git"
+
+
+def _directories(paths: Iterable[str]) -> set[str]:
+    found: set[str] = set()
+    for path in paths:
+        above = path.rpartition("/")[0]
+        while above and above not in found:
+            found.add(above)
+            above = above.rpartition("/")[0]
+    return found
+
+
+def _order(
+    base: dict[str, BaseEntry], tracked: Collection[str], ignored: Collection[str]
+) -> Callable[[Entry], tuple[int, int]]:
+    """Sort key: directories as they came, then by class; what differs from the base for certain first, newest first."""
+
+    def key(entry: Entry) -> tuple[int, int]:
+        if stat.S_ISDIR(entry.mode):
+            return 0, 0
+        if entry.path in base or entry.path in tracked:
+            known = base.get(entry.path)
+            return (1 if known is None or known.size != entry.size else 2), -entry.mtime
+        return (4 if entry.path in ignored else 3), -entry.mtime
+
+    return key
+
+
+def _index_names(disk: WorkspaceDisk, git: ConfinedGit, notes: list[str]) -> set[str] | None:
+    entry = next((entry for entry in disk.entries if entry.path == _INDEX), None)
+    if entry is None:
+        return None
+    try:
+        (git.scratch / "index").write_bytes(disk.content(entry, _INDEX_BYTES) or b"unreadable")
+        listing = git.run("ls-files", "-z", "--cached", environment={"GIT_INDEX_FILE": "/scratch/index"})
+    except MachineError:
+        notes.append("The guest's git index could not be read; every new file counts as untracked.")
+        return None
+    return set(null_separated(listing))
+
+
+def _ignored(disk: WorkspaceDisk, git: ConfinedGit, candidates: Iterable[Entry]) -> set[str]:
+    """Which of the paths the ignore files of the tree name. They are read first, for nothing but this."""
+    rules = git.scratch / "rules"
+    rules.mkdir()
+    found = [entry for entry in disk.entries if entry.path.rpartition("/")[2] == ".gitignore"]
+    for entry in found[:_IGNORE_FILES]:
+        content = disk.content(entry, _IGNORE_BYTES)
+        if content is not None and not _of_git(entry.path):
+            path = rules / entry.path
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+    listing = b"".join(
+        os.fsencode(entry.path) + (b"/\0" if stat.S_ISDIR(entry.mode) else b"\0") for entry in candidates
+    )
+    try:
+        matched = git.run(
+            "check-ignore", "-z", "--stdin", "--no-index", work_tree="/scratch/rules", input=listing, check=False
+        )
+    except MachineError:
+        return set()
+    return {path.removesuffix("/") for path in null_separated(matched)}
