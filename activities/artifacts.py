@@ -23,7 +23,7 @@ from activities.mirror import reading
 from activities.patch import Changes, regular_files, write_patch
 from activities.reading import BaseEntry, Reading, base_entries, read_tree, submodules
 from activities.secrets import resolve_all
-from activities.selection import select
+from activities.selection import Selection, select
 from foundation.errors import (
     ArtifactNotFound,
     GuestUnreachable,
@@ -177,7 +177,7 @@ class _Collection:
     notes: list[str] = field(default_factory=list)
     extraction: Extraction = field(default_factory=Extraction)
     changes: Changes | None = None
-    unmatched: list[str] = field(default_factory=list)
+    selection: Selection = field(default_factory=Selection)
     failure: TaskyardError | None = None
 
     def run(self) -> list[stored.StoredArtifact]:
@@ -299,7 +299,7 @@ class _Collection:
 
     def _pattern_files(self, tree: Path) -> None:
         selection = select(regular_files(tree), self.request.patterns)
-        self.unmatched = selection.unmatched
+        self.selection = selection
         self.notes += selection.notes
         for path, name in names_of(selection.files, self.request.task_id, self.redactor).items():
             with stored.open_regular(tree, path) as content:
@@ -365,7 +365,11 @@ class _Collection:
                 {"name": each.name, "path": each.path, "size_bytes": each.size_bytes, "sha256": each.sha256}
                 for each in self.artifacts
             ],
-            "patterns_without_match": self.unmatched,
+            "patterns_without_match": self.selection.unmatched,
+            "patterns_cut": {
+                pattern: {"matched": matched, "stored": count}
+                for pattern, (matched, count) in self.selection.cut.items()
+            },
             "left_out": {as_text(path): reason for path, reason in told.items()},
             "left_out_count": len(left_out),
             "notes": self.notes,

@@ -20,7 +20,7 @@ from pydantic import (
 
 from foundation.errors import InvalidManifest
 from foundation.units import parse_duration, parse_size
-from workflows import wire
+from workflows import patterns, wire
 
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -191,17 +191,15 @@ class Lifecycle(wire.Lifecycle):
 
     timeout: Duration = "24h"
     failure_action: Literal["destroy", "preserve"] = "destroy"
-    artifact_patterns: list[Text] = Field(default=[])
+    artifact_patterns: list[Annotated[str, AfterValidator(patterns.checked)]] = Field(default=[])
     stage_timeout: Duration = "15m"
     provision_timeout: Duration = "10m"
     hang_timeout: Duration = "30m"
 
     @field_validator("artifact_patterns")
     @classmethod
-    def _relative(cls, value: list[str]) -> list[str]:
-        for pattern in value:
-            if pattern.startswith("/") or ".." in pattern.split("/"):
-                raise ValueError(f"pattern '{pattern}' must stay inside the workspace")
+    def _few_patterns(cls, value: list[str]) -> list[str]:
+        patterns.checked_together(value)
         return value
 
 

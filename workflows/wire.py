@@ -86,7 +86,7 @@ class Lifecycle(Part):
 
     timeout: str = Field("24h", description="Longest run of the agent")
     failure_action: str = Field("destroy", description="What becomes of a failed machine: destroy or preserve")
-    artifact_patterns: list[str] = Field(default=[], description="Globs relative to the workspace")
+    artifact_patterns: list[str] = Field(default=[], description="Globs from the top of the workspace")
     stage_timeout: str = Field("15m", description="Longest clone")
     provision_timeout: str = Field("10m", description="Longest machine start")
     hang_timeout: str = Field("30m", description="Longest time without output of the agent")

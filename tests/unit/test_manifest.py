@@ -72,7 +72,7 @@ def test_every_fault_is_told_at_once_with_its_field() -> None:
         "secrets[0].source",
         "secrets[0].key",
         "lifecycle.timeout",
-        "lifecycle.artifact_patterns",
+        "lifecycle.artifact_patterns[0]",
     }
     assert "did you mean 'cpus'?" in found["vm.cpu"]
     assert "did you mean 'name'?" in found["metadata.nam"]
