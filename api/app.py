@@ -20,6 +20,7 @@ from api.metrics import Metrics, RequestTimes
 from api.origins import own_origin
 from api.rates import RateHeaders, Rates
 from api.submission import MAX_BODY_BYTES
+from api.visibility import TemporalVisibility
 from api.watch import RunWatches
 from foundation.errors import EngineUnavailable
 from foundation.settings import Settings
@@ -33,7 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
     engine = Engine(settings)
     followers = RunLogFollowers(bucket)
     metrics = Metrics(lambda: sum(followers.followed.values()))
-    index = RunIndex(engine, metrics.take_change)
+    index = RunIndex(TemporalVisibility(engine), metrics.take_change)
     core = Core(engine, bucket, index)
 
     @asynccontextmanager
@@ -53,6 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.core = core
+    app.state.index = index
     app.state.bucket = bucket
     app.state.followers = followers
     app.state.metrics = metrics

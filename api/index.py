@@ -1,114 +1,111 @@
 """Every run that Temporal knows, kept as rows in this process, so that lists and totals never read all of them again.
 
-Nothing in it is a record of its own: it is filled from Temporal's visibility store once, and before an answer it reads
-what has begun, changed its state or ended since. Each server process derives the same rows by itself.
+Nothing in it is a record of its own: it is filled from Temporal's visibility store once, and before an answer it takes
+in whatever the store shows otherwise by then. Each server process derives the same rows by itself.
 
-How old an answer can be: a look is shared by all requests of half a second (of four times its own length when the
-store is slow), and the store itself may lag behind the runs. A change that came into the store more than ten seconds
-late, or a run that Temporal has forgotten, shows in the store's own totals: they are compared with every look, and
-rows that do not agree for three seconds are read anew beside the answers. All are read anew every ten minutes anyway.
+A look reads the runs that are under way and those that began or closed since the last look that succeeded, asks by
+their ids for those that were under way and are not any more, and counts the earlier ones. Where the store counts
+others than the rows, it is read anew, in the part where the counts differ, before anything is answered. "Since" and
+"earlier" are by the times that Temporal has written itself, so no clock of this host has a say; and a run that the
+store shows late, or under a time that lies behind, is found by the counts.
+
+How old an answer can be: a look is shared by all requests of the next half second; when the store is slow, of four
+times its own length, but of two seconds at most. All rows are read anew every ten minutes, beside the answers, for what
+counts cannot tell: a run that Temporal forgets in the very moment in which another one shows for the first time, long
+after its end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
-from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
-
-from api.engine import RPC_LIMIT, Engine
-from api.snapshot import WORKFLOW_TYPE, status_of
+from api.rows import Order, Row, make_row
+from api.visibility import Entry, Selection, Visibility
 from foundation.errors import EngineUnavailable
 from workflows.messages import TaskStatus
 from workflows.states import TaskState
-from workflows.task_workflow import CHANGED_KEY, STATE_KEY
 
-# Beyond this the runs that were submitted first and have ended leave the lists; a row takes about 2 KiB.
+# Beyond this the runs that began first and have ended leave the lists; a row takes about 2 KiB.
 MOST_ROWS = 100_000
 
-_EVERY_RUN = f"WorkflowType = '{WORKFLOW_TYPE}' AND ExecutionStatus != 'ContinuedAsNew'"
 _LOOK_SECONDS = 0.5
+_SLOW_LOOK_SECONDS = 2.0
 _LOOK_SHARE = 4
-_MARGIN = timedelta(seconds=10)
-_DISAGREE_SECONDS = 3.0
-_REBUILD_SECONDS = 600.0
-_REBUILD_SHARE = 20
-_NOTED_SECONDS = 60.0
-_PAGE = 500
-_PAUSE_ROWS = 50
+# What Temporal usually needs to show a run, by its own times; a longer delay costs counting, and nothing else.
+_MARGIN = timedelta(seconds=5)
+_REREAD_SECONDS = 600.0
+_REREAD_SHARE = 20
+# Runs that this process has started are kept for so long when the store does not show them.
+_NOTED_SECONDS = 600.0
+# Below this, a span of runs is read whole where its counts differ.
+_SPAN_ROWS = 100
+_ASKED_AT_ONCE = 100
+_PAUSE_ROWS = 25
 _CHANGES = 10_000
-_RANK = {state: rank for rank, state in enumerate(TaskState)}
-_LONG_AGO = datetime.fromtimestamp(0, UTC)
-
-# What a list does not show is not kept for it.
-_KEPT_OUT = {"transitions", "result", "undelivered_messages", "notes", "manifest", "usage"}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One run as lists show it; ``packed`` is its status as JSON, without what only the run's own page shows."""
-
-    id: str
-    run_id: str
-    name: str
-    state: TaskState
-    labels: dict[str, str]
-    created_at: datetime
-    started_at: datetime | None
-    state_changed_at: datetime
-    began: datetime
-    recorded: tuple[str, str]
-    packed: bytes
-
-    @property
-    def status(self) -> TaskStatus:
-        """The status that the row holds."""
-        return TaskStatus.model_validate_json(self.packed)
-
-    def is_newer_than(self, other: Row | None) -> bool:
-        """Whether this is not an earlier look at the same run; its states come in one order only."""
-        return other is None or _RANK[self.state] >= _RANK[other.state]
-
+_INSTANT = timedelta(microseconds=1)
 
 OnChange = Callable[[TaskStatus, TaskState | None], None]
+
+
+@dataclass
+class _Look:
+    """What one look has seen: runs by their ids, and the latest time that the store has told.
+
+    ``reached`` is the time up to which it has read everything; the next look begins there.
+    """
+
+    run_ids: set[str] = field(default_factory=set)
+    latest: datetime | None = None
+    reached: datetime | None = None
+
+    def take(self, entry: Entry) -> None:
+        self.run_ids.add(entry.run_id)
+        told = entry.closed or entry.began
+        self.latest = max(self.latest or told, told)
 
 
 class RunIndex:
     """The rows of one process. ``on_change`` hears of every run seen in another state, and of the one before."""
 
     def __init__(
-        self, engine: Engine, on_change: Callable[[TaskStatus, TaskState | None], None] = lambda _, __: None
+        self,
+        store: Visibility,
+        on_change: OnChange = lambda _, __: None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._engine = engine
+        self._store = store
         self._on_change = on_change
+        self._clock = clock
         self._rows: dict[str, Row] = {}
-        self._newest: dict[str, str] = {}
-        self._ordered: dict[str, list[Row]] = {}
+        # The row that stands for each id, and the others of the few ids that have some: Temporal's reset makes them.
+        self._shown: dict[str, Row] = {}
+        self._hidden: defaultdict[str, set[str]] = defaultdict(set)
+        self._orders: dict[str, Order] = {}
         self._moment = 1
         self._changed: deque[str] = deque(maxlen=_CHANGES)
-        self._left_out = 0
         self._noted: dict[str, float] = {}
-        self._meanwhile: dict[str, Row] | None = None
         self._look_task: asyncio.Task[None] | None = None
-        self._rebuild_task: asyncio.Task[None] | None = None
+        self._reread_task: asyncio.Task[None] | None = None
         self._fresh_until = 0.0
-        self._built_at: float | None = None
-        self._build_seconds = 0.0
-        self._disagrees_since: float | None = None
-        # The store's own time, as far as its rows have told it, and when they did.
-        self._store_time = _LONG_AGO
-        self._store_time_told = 0.0
+        self._read_at: float | None = None
+        self._read_seconds = 0.0
+        # The time, by the store's own, up to which the last look that succeeded has read; None while it had no run.
+        self._reached: datetime | None = None
+        # Of the runs that began by then, those that have ended are not kept.
+        self._left_out: datetime | None = None
 
     async def look(self) -> None:
         """Bring the rows up to date, as the module's first lines say. Raises EngineUnavailable."""
-        if time.monotonic() < self._fresh_until:
+        if self._clock() < self._fresh_until:
             return
         if self._look_task is None:
             self._look_task = asyncio.create_task(self._look())
@@ -117,25 +114,25 @@ class RunIndex:
 
     def note(self, status: TaskStatus, run_id: str) -> None:
         """Take a run that this process has just started, before the store shows it."""
-        began = datetime.now(UTC)
-        row = _row(status, run_id, began, ("noted", ""))
-        self._noted[run_id] = time.monotonic()
-        self._take(row, status)
+        if run_id not in self._rows:
+            now = self._clock()
+            self._noted[run_id] = now
+            self._put(make_row(status, run_id, datetime.now(UTC), None, None), status)
 
     def may_run(self, task_id: str) -> bool:
         """Whether the run has not ended, as far as the rows tell without a look."""
-        row = self._rows.get(self._newest.get(task_id, ""))
+        row = self._shown.get(task_id)
         return row is not None and not row.state.terminal
 
     def rows(self) -> Iterable[Row]:
         """The rows, in no order."""
-        return (self._rows[run_id] for run_id in self._newest.values())
+        return self._shown.values()
 
-    def ordered(self, name: str, key: Callable[[Row], Any]) -> list[Row]:
-        """The rows from the lowest key to the highest, sorted once for each state of the index and name of the key."""
-        if name not in self._ordered:
-            self._ordered[name] = sorted(self.rows(), key=lambda row: (key(row), row.id))
-        return self._ordered[name]
+    def ordered(self, name: str, key: Callable[[Row], Any]) -> Sequence[Row]:
+        """The rows from the lowest key to the highest; sorted when a name is first used, and kept so from then on."""
+        if name not in self._orders:
+            self._orders[name] = Order(self._shown.values(), key)
+        return self._orders[name].rows
 
     def changes(self, since: int) -> tuple[int, list[TaskStatus] | None]:
         """The runs shown in another state since a moment, and the moment now.
@@ -147,7 +144,7 @@ class RunIndex:
         if not since or missed > len(self._changed):
             return self._moment, None
         ids = dict.fromkeys(islice(self._changed, len(self._changed) - missed, None))
-        return self._moment, [self._rows[self._newest[task_id]].status for task_id in ids if task_id in self._newest]
+        return self._moment, [self._shown[task_id].status for task_id in ids if task_id in self._shown]
 
     def counts(self) -> Counter[TaskState]:
         """How many runs there are in each state."""
@@ -155,12 +152,12 @@ class RunIndex:
 
     async def close(self) -> None:
         """End what runs beside the requests."""
-        running = [task for task in (self._look_task, self._rebuild_task) if task is not None]
+        running = [task for task in (self._look_task, self._reread_task) if task is not None]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
-    # --- how
+    # --- a look
 
     def _looked(self, task: asyncio.Task[None]) -> None:
         self._look_task = None
@@ -169,174 +166,154 @@ class RunIndex:
             task.exception()
 
     async def _look(self) -> None:
-        begun = time.monotonic()
-        client = await self._engine.client()
-        with self._engine.failures():
-            if self._built_at is None:
-                await self._build(client)
-            else:
-                since = f"{self._store_now() - _MARGIN:%Y-%m-%dT%H:%M:%S.%fZ}"
-                recent = f"TaskyardStateChangedAt >= '{since}' OR StartTime >= '{since}' OR CloseTime >= '{since}'"
-                async for row, status in self._read(client, f"{_EVERY_RUN} AND ({recent})"):
-                    self._take(row, status)
-                self._compare(await self._store_counts(client))
-        ended = time.monotonic()
-        self._fresh_until = ended + max(_LOOK_SECONDS, _LOOK_SHARE * (ended - begun))
+        begun = self._clock()
+        look = _Look(latest=self._reached)
+        if self._reached is None:
+            await self._read_all(look)
+        else:
+            await self._read_since(self._reached - _MARGIN, look)
+        self._reached = look.reached
+        self._forget_notes()
+        ended = self._clock()
+        self._fresh_until = ended + max(_LOOK_SECONDS, min(_SLOW_LOOK_SECONDS, _LOOK_SHARE * (ended - begun)))
+        if self._read_at is not None and ended - self._read_at > max(
+            _REREAD_SECONDS, _REREAD_SHARE * self._read_seconds
+        ):
+            self._reread_task = self._reread_task or asyncio.create_task(self._reread())
 
-    async def _read(self, client: Client, query: str) -> AsyncIterator[tuple[Row, TaskStatus | None]]:
-        """The store's rows; a status only with those that are not held in this state already."""
-        async for number, execution in _numbered(client.list_workflows(query, page_size=_PAGE, rpc_timeout=RPC_LIMIT)):
-            self._tell_time(execution)
-            held = self._rows.get(execution.run_id)
-            if held is not None and held.recorded == _recorded(execution):
-                yield held, None
-            else:
-                status = await status_of(execution)
-                yield _row(status, execution.run_id, execution.start_time, _recorded(execution)), status
+    async def _read_since(self, since: datetime, look: _Look) -> None:
+        await self._read(Selection(under_way=True), look)
+        await self._read(Selection(since=since), look)
+        look.reached = look.latest
+        expected = [row.run_id for row in self._rows.values() if row.under_way or row.happened_since(since)]
+        await self._ask_for(expected, look)
+        earlier = [
+            row
+            for row in self._rows.values()
+            if row.recorded is not None and row.began < since and (self._left_out is None or row.began > self._left_out)
+        ]
+        await self._mend(earlier, self._left_out + _INSTANT if self._left_out else None, since, since, look)
+
+    async def _mend(self, rows: list[Row], begin: datetime | None, end: datetime, since: datetime, look: _Look) -> None:
+        """Read the store anew where it counts others than the rows, which are those that began in a span of time."""
+        span = Selection(began_from=begin, began_before=end)
+        closed = Selection(began_from=begin, began_before=end, closed_before=since)
+        in_store, closed_in_store = await asyncio.gather(self._store.count(span), self._store.count(closed))
+        own_closed = sum(row.closed is not None and row.closed < since for row in rows)
+        if (in_store, closed_in_store) == (len(rows), own_closed):
+            return
+        rows = sorted(rows, key=lambda row: row.began)
+        middle = rows[len(rows) // 2].began if rows else end
+        if min(len(rows), in_store) <= _SPAN_ROWS or middle == rows[0].began:
+            fresh = _Look(latest=look.latest)
+            await self._read(span, fresh)
+            await self._ask_for([row.run_id for row in rows], fresh)
+        else:
+            await self._mend([row for row in rows if row.began < middle], begin, middle, since, look)
+            await self._mend([row for row in rows if row.began >= middle], middle, end, since, look)
+
+    async def _read_all(self, look: _Look) -> None:
+        """Read every run; what changes meanwhile is since the times of the first page, and read after it."""
+        begun = self._clock()
+        known = [run_id for run_id, row in self._rows.items() if row.recorded is not None]
+        first: datetime | None = None
+        async for page in self._store.pages(Selection()):
+            await self._take_page(page, look)
+            first = first or look.latest
+        await self._ask_for(known, look)
+        if first is not None:
+            await self._read_since(first - _MARGIN, look)
+        self._read_at = self._clock()
+        self._read_seconds = self._read_at - begun
+
+    async def _reread(self) -> None:
+        try:
+            with suppress(EngineUnavailable):
+                await self._read_all(_Look())
+        finally:
+            self._reread_task = None
+
+    async def _read(self, selection: Selection, look: _Look) -> None:
+        async for page in self._store.pages(selection):
+            await self._take_page(page, look)
+
+    async def _ask_for(self, run_ids: Iterable[str], look: _Look) -> None:
+        """Ask for the runs that a look has not seen; what the store does not know by its id, it has forgotten."""
+        missing = [run_id for run_id in run_ids if run_id not in look.run_ids]
+        for first in range(0, len(missing), _ASKED_AT_ONCE):
+            asked = tuple(missing[first : first + _ASKED_AT_ONCE])
+            await self._read(Selection(run_ids=asked), look)
+            for run_id in asked:
+                if run_id not in look.run_ids:
+                    self._drop(run_id)
+
+    async def _take_page(self, page: Sequence[Entry], look: _Look) -> None:
+        for number, entry in enumerate(page, 1):
+            look.take(entry)
+            held, recorded = self._rows.get(entry.run_id), entry.recorded
+            if held is None or held.recorded != recorded:
+                began, closed = entry.began, entry.closed
+                if held is None and closed is not None and self._left_out is not None and began <= self._left_out:
+                    continue
+                status = await entry.status()
+                self._take(make_row(status, entry.run_id, began, closed, recorded), status)
             if number % _PAUSE_ROWS == 0:
                 # Reading many rows is work for the processor: others get their turn.
                 await asyncio.sleep(0)
 
-    async def _build(self, client: Client) -> None:
-        begun = time.monotonic()
-        fresh: dict[str, Row] = {}
-        self._meanwhile = {}
-        try:
-            async for row, status in self._read(client, _EVERY_RUN):
-                self._take(row, status)
-                fresh[row.run_id] = row
-            for run_id, row in self._meanwhile.items():
-                if row.is_newer_than(fresh.get(run_id)):
-                    fresh[run_id] = row
-        finally:
-            self._meanwhile = None
-        self._forget_notes(fresh)
-        fresh |= {run_id: self._rows[run_id] for run_id in self._noted if run_id not in fresh}
-        self._rows, self._newest, self._left_out = fresh, {}, 0
-        for row in fresh.values():
-            self._place(row)
-        self._ordered.clear()
-        self._shorten()
-        self._built_at = time.monotonic()
-        self._build_seconds = self._built_at - begun
-        self._disagrees_since = None
+    # --- the rows
 
-    def _take(self, row: Row, status: TaskStatus | None) -> None:
-        held = self._rows.get(row.run_id)
-        if held is row or not row.is_newer_than(held):
-            return
-        if row.recorded[0] != "noted":
+    def _take(self, row: Row, status: TaskStatus) -> None:
+        if row.is_newer_than(self._rows.get(row.run_id)):
             self._noted.pop(row.run_id, None)
-        elif held is not None:
-            return
-        if status is not None:
-            self._tell_change(row, status)
-        self._rows[row.run_id] = row
-        if self._meanwhile is not None:
-            self._meanwhile[row.run_id] = row
-        self._place(row)
-        self._ordered.clear()
-        if len(self._rows) > MOST_ROWS:
-            self._shorten()
+            self._put(row, status)
+            if len(self._rows) > MOST_ROWS:
+                self._shorten()
 
-    def _tell_change(self, row: Row, status: TaskStatus) -> None:
+    def _put(self, row: Row, status: TaskStatus) -> None:
         held = self._rows.get(row.run_id)
-        if (held is None or held.state is not row.state) and self._built_at is not None:
+        self._rows[row.run_id] = row
+        shown = self._shown.get(row.id)
+        if shown is None or shown.run_id == row.run_id or row.began >= shown.began:
+            if shown is not None and shown.run_id != row.run_id:
+                self._hidden[row.id].add(shown.run_id)
+            self._show(row.id, row)
+        else:
+            self._hidden[row.id].add(row.run_id)
+        if (held is None or held.state is not row.state) and self._read_at is not None:
             self._moment += 1
             self._changed.append(row.id)
             self._on_change(status, held.state if held else None)
 
-    def _place(self, row: Row) -> None:
-        """Show the row, unless its id stands for a later run: Temporal's reset starts a second one."""
-        shown = self._rows.get(self._newest.get(row.id, ""))
-        if shown is None or shown.run_id == row.run_id or row.began >= shown.began:
-            self._newest[row.id] = row.run_id
+    def _show(self, task_id: str, row: Row | None) -> None:
+        for order in self._orders.values():
+            order.replace(self._shown.get(task_id), row)
+        if row is None:
+            del self._shown[task_id]
+        else:
+            self._shown[task_id] = row
+
+    def _drop(self, run_id: str) -> None:
+        row = self._rows.pop(run_id, None)
+        self._noted.pop(run_id, None)
+        if row is None:
+            return
+        hidden = self._hidden.get(row.id, set())
+        if self._shown[row.id].run_id == run_id:
+            others = sorted((self._rows[other] for other in hidden), key=lambda other: other.began)
+            self._show(row.id, others[-1] if others else None)
+        hidden -= {run_id, self._shown[row.id].run_id if row.id in self._shown else ""}
+        if not hidden:
+            self._hidden.pop(row.id, None)
 
     def _shorten(self) -> None:
-        surplus = len(self._rows) - MOST_ROWS
-        if surplus <= 0:
-            return
-        ended = sorted((row for row in self._rows.values() if row.state.terminal), key=lambda row: row.created_at)
+        ended = sorted((row for row in self._rows.values() if row.closed is not None), key=lambda row: row.began)
         # Some more at once, so that not every further run is a reason to sort all of them.
-        for row in ended[: surplus + MOST_ROWS // 100]:
-            del self._rows[row.run_id]
-            if self._newest.get(row.id) == row.run_id:
-                del self._newest[row.id]
-            self._left_out += 1
-        self._ordered.clear()
+        for row in ended[: len(self._rows) - MOST_ROWS + MOST_ROWS // 100]:
+            self._left_out = row.began
+            self._drop(row.run_id)
 
-    # --- does it still agree with the store
-
-    async def _store_counts(self, client: Client) -> Counter[str]:
-        counted = await client.count_workflows(f"{_EVERY_RUN} GROUP BY ExecutionStatus", rpc_timeout=RPC_LIMIT)
-        return Counter({str(group.group_values[0]): group.count for group in counted.groups})
-
-    def _compare(self, store: Counter[str]) -> None:
-        now = time.monotonic()
-        own = Counter(row.recorded[1] for row in self._rows.values())
-        # What was left out has ended, and nothing else of it was kept.
-        agrees = store["Running"] == own["RUNNING"] + own[""] and store.total() == own.total() + self._left_out
-        self._disagrees_since = None if agrees else self._disagrees_since or now
-        age = now - (self._built_at or 0.0)
-        disagrees = self._disagrees_since is not None and now - self._disagrees_since > _DISAGREE_SECONDS
-        due = age > max(_REBUILD_SECONDS, _REBUILD_SHARE * self._build_seconds)
-        if (due or (disagrees and age > _LOOK_SHARE * self._build_seconds)) and self._rebuild_task is None:
-            self._rebuild_task = asyncio.create_task(self._rebuild())
-
-    async def _rebuild(self) -> None:
-        try:
-            client = await self._engine.client()
-            with suppress(EngineUnavailable), self._engine.failures():
-                await self._build(client)
-        finally:
-            self._rebuild_task = None
-
-    def _forget_notes(self, known: dict[str, Row]) -> None:
-        oldest = time.monotonic() - _NOTED_SECONDS
-        self._noted = {run_id: noted for run_id, noted in self._noted.items() if noted > oldest and run_id not in known}
-
-    def _tell_time(self, execution: WorkflowExecution) -> None:
-        """Learn the store's time from what it dates itself; a submission's own time is another clock's."""
-        times = [execution.start_time, execution.close_time or _LONG_AGO]
-        attributes = execution.typed_search_attributes
-        if attributes.get(STATE_KEY) != TaskState.PENDING:
-            times.append(attributes.get(CHANGED_KEY, _LONG_AGO))
-        if (latest := max(times)) > self._store_now():
-            self._store_time, self._store_time_told = latest, time.monotonic()
-
-    def _store_now(self) -> datetime:
-        """The store's time at least: the latest time it told, and what has passed here since."""
-        if self._store_time is _LONG_AGO:
-            return _LONG_AGO + _MARGIN
-        return self._store_time + timedelta(seconds=time.monotonic() - self._store_time_told)
-
-
-def _row(status: TaskStatus, run_id: str, began: datetime, recorded: tuple[str, str]) -> Row:
-    return Row(
-        id=status.id,
-        run_id=run_id,
-        name=status.name,
-        state=status.state,
-        labels=status.labels,
-        created_at=status.created_at,
-        started_at=status.started_at,
-        state_changed_at=status.state_changed_at,
-        began=began,
-        recorded=recorded,
-        packed=status.model_dump_json(exclude=_KEPT_OUT).encode(),
-    )
-
-
-def _recorded(execution: WorkflowExecution) -> tuple[str, str]:
-    """What the memo and the shown state depend on: a run writes its memo only when it changes its state."""
-    status = execution.status or WorkflowExecutionStatus.RUNNING
-    return str(execution.typed_search_attributes.get(STATE_KEY, "")), status.name
-
-
-async def _numbered(
-    executions: AsyncIterator[WorkflowExecution],
-) -> AsyncIterator[tuple[int, WorkflowExecution]]:
-    number = 0
-    async for execution in executions:
-        number += 1
-        yield number, execution
+    def _forget_notes(self) -> None:
+        oldest = self._clock() - _NOTED_SECONDS
+        for run_id in [run_id for run_id, noted in self._noted.items() if noted < oldest]:
+            self._drop(run_id)

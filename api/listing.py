@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
-from api.index import Row, RunIndex
+from api.index import RunIndex
+from api.rows import Row
 from foundation.errors import InvalidParameter
 from workflows.messages import TaskStatus
 from workflows.states import TaskState
@@ -71,7 +72,7 @@ def find(index: RunIndex, query: TaskQuery) -> Page:
     first, last = query.offset, query.offset + query.limit
     if query.order == "desc":
         end = len(found)
-        shown = found[max(0, end - last) : max(0, end - first)][::-1]
+        shown = list(reversed(found[max(0, end - last) : max(0, end - first)]))
     else:
-        shown = found[first:last]
+        shown = list(found[first:last])
     return Page([row.status for row in shown], len(found))

@@ -1,0 +1,99 @@
+"""Runs as lists show them, and an order of them that stays sorted while single runs change."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from api.visibility import Recorded
+from workflows.messages import TaskStatus
+from workflows.states import TaskState
+
+_RANK = {state: rank for rank, state in enumerate(TaskState)}
+
+# What a list does not show is not kept for it.
+_KEPT_OUT = {"transitions", "result", "undelivered_messages", "notes", "manifest", "usage"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One run as lists show it; ``packed`` is its status as JSON, without what only the run's own page shows.
+
+    ``began`` and ``closed`` are dated by Temporal. ``recorded`` is what the store shows of the run; None while it does
+    not show it at all: the run was started by this process.
+    """
+
+    id: str
+    run_id: str
+    name: str
+    state: TaskState
+    labels: dict[str, str]
+    created_at: datetime
+    started_at: datetime | None
+    state_changed_at: datetime
+    began: datetime
+    closed: datetime | None
+    recorded: Recorded | None
+    packed: bytes
+
+    @property
+    def status(self) -> TaskStatus:
+        """The status that the row holds."""
+        return TaskStatus.model_validate_json(self.packed)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether the store, when last asked, showed the run among those under way."""
+        recorded = self.recorded
+        return recorded is not None and not recorded.closed and recorded.state != TaskState.PENDING
+
+    def happened_since(self, at: datetime) -> bool:
+        """Whether the store dates the run's begin or close at that time or later."""
+        return self.recorded is not None and (self.began >= at or (self.closed is not None and self.closed >= at))
+
+    def is_newer_than(self, other: Row | None) -> bool:
+        """Whether this is not an earlier look at the same run; its states come in one order only."""
+        if other is None or other.recorded is None:
+            return True
+        return (self.closed is not None, _RANK[self.state]) >= (other.closed is not None, _RANK[other.state])
+
+
+def make_row(
+    status: TaskStatus, run_id: str, began: datetime, closed: datetime | None, recorded: Recorded | None
+) -> Row:
+    """The row of a status."""
+    return Row(
+        id=status.id,
+        run_id=run_id,
+        name=status.name,
+        state=status.state,
+        labels=status.labels,
+        created_at=status.created_at,
+        started_at=status.started_at,
+        state_changed_at=status.state_changed_at,
+        began=began,
+        closed=closed,
+        recorded=recorded,
+        packed=status.model_dump_json(exclude=_KEPT_OUT).encode(),
+    )
+
+
+class Order:
+    """Rows from the lowest key to the highest, those of equal keys by their ids."""
+
+    def __init__(self, rows: Iterable[Row], key: Callable[[Row], Any]) -> None:
+        def key_and_id(row: Row) -> tuple[Any, str]:
+            return key(row), row.id
+
+        self._key = key_and_id
+        self.rows = sorted(rows, key=key_and_id)
+
+    def replace(self, before: Row | None, after: Row | None) -> None:
+        """Take a row out, and another one in."""
+        if before is not None:
+            del self.rows[bisect_left(self.rows, self._key(before), key=self._key)]
+        if after is not None:
+            self.rows.insert(bisect_left(self.rows, self._key(after), key=self._key), after)
