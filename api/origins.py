@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
 
 from foundation.errors import OriginRefused
 from foundation.settings import Settings
+from foundation.urls import is_local_name
 
 
 async def own_origin(connection: HTTPConnection) -> None:
@@ -21,10 +21,10 @@ async def own_origin(connection: HTTPConnection) -> None:
     origin, host = connection.headers.get("origin"), connection.headers.get("host", "")
     if origin in settings.allowed_origins:
         return
-    if origin is not None and (_netloc(origin) != host or not _is_own(host)):
+    if origin is not None and (_netloc(origin) != host or not is_local_name(host)):
         raise _refused(f"Web pages of {origin[:200]}", origin)
     allowed = {_netloc(each) for each in settings.allowed_origins}
-    if _is_own(settings.api_host) and host and not _is_own(host) and host not in allowed:
+    if is_local_name(settings.api_host) and host and not is_local_name(host) and host not in allowed:
         raise _refused(f"Requests for the name {host[:200]}", f"http://{host}")
 
 
@@ -34,16 +34,6 @@ def _netloc(origin: str) -> str:
         return urlsplit(origin).netloc
     except ValueError:
         return ""
-
-
-def _is_own(host: str) -> bool:
-    """True for localhost and for addresses, with or without a port."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        ip_address(name)
-    except ValueError:
-        return name == "localhost"
-    return True
 
 
 def _refused(what: str, origin: str) -> OriginRefused:

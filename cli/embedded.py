@@ -17,6 +17,7 @@ import psutil
 import yaml
 
 from cli.supervisor import Part
+from foundation.child_environment import child_environment
 from foundation.errors import HostNotReady, TaskyardError
 from foundation.settings import Settings
 
@@ -24,9 +25,6 @@ from foundation.settings import Settings
 S3_PORT_COUNT = 10
 
 _PROOF_KEY = "stack/proof"
-
-# What the embedded servers may see of this process's environment: no key, no secret of a task.
-_HARMLESS = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 
 
 def temporal_part(settings: Settings) -> Part:
@@ -67,7 +65,7 @@ def temporal_part(settings: Settings) -> Part:
         name="temporal",
         label="Temporal server",
         command=command,
-        environment=_harmless_environment(),
+        environment=child_environment(),
         probe=probe,
         address=f"{settings.temporal_target}, web UI http://127.0.0.1:{settings.temporal_ui_port}",
         prepare=lambda: directory.mkdir(parents=True, exist_ok=True),
@@ -131,7 +129,7 @@ def bucket_part(settings: Settings) -> Part:
         name="bucket",
         label="S3 server",
         command=command,
-        environment=_harmless_environment(),
+        environment=child_environment(),
         probe=probe,
         address=settings.s3_target,
         prepare=prepare,
@@ -271,10 +269,6 @@ def _tool(name: str) -> str:
 def _sandbox(command: str) -> list[str]:
     # -P: a directory named like one of ours, where the user happens to be, must not be imported.
     return [sys.executable, "-P", "-m", "cli", command]
-
-
-def _harmless_environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in _HARMLESS if name in os.environ}
 
 
 def _accepts(port: int) -> bool:

@@ -13,6 +13,7 @@ def server() -> None:
 
     settings = Settings()
     configure_logs(settings.log_format, "server")
+    settings.make_home()
     if not settings.embedded_temporal:
         prepare_engine(settings)
     make_server(create_app(settings)).run(sockets=listening(settings))
@@ -29,6 +30,7 @@ def worker() -> None:
 
     settings = Settings()
     configure_logs(settings.log_format, "worker")
+    settings.make_home()
     if not settings.embedded_temporal:
         prepare_engine(settings)
     asyncio.run(run(settings))

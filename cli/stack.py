@@ -139,7 +139,7 @@ class Stack:
 
     def _take_lock(self) -> None:
         home = self.settings.home
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.settings.make_home()
         lock = _lock_file(self.settings).open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

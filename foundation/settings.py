@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import socket
+import stat
 import tempfile
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from foundation.units import parse_size
 
 # A unix socket's address holds 108 bytes; the longest name below the socket directory takes 40 of them.
 _SOCKET_DIR_MAX = 66
+_OTHERS = 0o077
 
 
 RateKind = Literal["submit", "list", "get", "logs", "stream"]
@@ -129,6 +131,22 @@ class Settings(BaseSettings):
         # The processes of a stack run in directories of their own.
         return value and value.expanduser().absolute()
 
+    def make_home(self) -> None:
+        """Make the home directory, for its owner alone, also one that was made for others to read.
+
+        Raises HostNotReady when it cannot be.
+        """
+        try:
+            self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            found = self.home.stat()
+            if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & _OTHERS:
+                self.home.chmod(0o700)
+        except OSError as error:
+            raise HostNotReady(
+                f"The directory {self.home} cannot be this user's own ({error.strerror}); "
+                "set TASKYARD_HOME to a directory of yours"
+            ) from error
+
     # Paths below home: the one place that names them.
 
     @property
@@ -205,7 +223,7 @@ class Settings(BaseSettings):
 
     def _embedded_credentials(self) -> tuple[str, str]:
         path = self.home / "credentials.json"
-        self.home.mkdir(parents=True, exist_ok=True)
+        self.make_home()
         made = {"access_key": "taskyard-" + secrets.token_hex(6), "secret_key": secrets.token_urlsafe(30)}
         # Written beside and linked into place: of two processes that start at once, both read the same keys.
         draft = path.with_name(f".credentials.{os.getpid()}.{secrets.token_hex(4)}")

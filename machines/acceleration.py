@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from foundation.child_environment import child_environment
 from foundation.errors import HostNotReady
 from foundation.settings import Settings
 from foundation.units import format_seconds
@@ -68,7 +69,9 @@ def qemu_version() -> str:
     """The version line of the installed QEMU. Raises HostNotReady when there is none."""
     if shutil.which(QEMU) is None:
         raise HostNotReady(f"{QEMU} is not installed; `sandbox doctor` says which packages are missing")
-    shown = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True, timeout=30)
+    shown = subprocess.run(
+        [QEMU, "--version"], env=child_environment(), capture_output=True, text=True, check=True, timeout=30
+    )
     return shown.stdout.partition("\n")[0].strip()
 
 
@@ -111,7 +114,9 @@ def _run(acceleration: Acceleration, arguments: list[str], expected: int) -> flo
     command += ["-nodefaults", "-no-user-config", "-display", "none", *arguments]
     begun = time.monotonic()
     try:
-        ended = subprocess.run(command, capture_output=True, check=False, timeout=PROBE_LIMIT_SECONDS)
+        ended = subprocess.run(
+            command, env=child_environment(), capture_output=True, check=False, timeout=PROBE_LIMIT_SECONDS
+        )
     except subprocess.TimeoutExpired:
         return None
     return time.monotonic() - begun if ended.returncode == expected else None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from foundation.child_environment import child_environment
 from foundation.errors import HostNotReady, MachineError
 
 # The owner that the confined program sees on every file of ours, and the owner of all files in a workspace disk.
@@ -89,7 +90,12 @@ class Confinement:
     ) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(
-                [*self._prefix(), *command], stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
+                [*self._prefix(), *command],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                env=child_environment(),
+                start_new_session=True,
             )
         except FileNotFoundError:
             raise HostNotReady(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from foundation.child_environment import child_environment
 from foundation.errors import GuestUnreachable, MachineError, MachineLost, MachineNotFound, TaskyardError
 from foundation.settings import Settings
 from machines import pool, qemu
@@ -411,6 +412,7 @@ def _take_over(image: Path, target: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         draft = target.with_name(f".{target.name}.draft")
-        subprocess.run(["cp", "--sparse=always", "--", str(image), str(draft)], check=True, capture_output=True)
+        copy = ["cp", "--sparse=always", "--", str(image), str(draft)]
+        subprocess.run(copy, env=child_environment(), check=True, capture_output=True)
         draft.replace(target)
         image.unlink()

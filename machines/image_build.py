@@ -19,6 +19,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import IO, TypeVar
 
+from foundation.child_environment import NETWORK, child_environment
 from foundation.errors import HostNotReady, ImageBuildFailed
 from foundation.settings import Settings
 from foundation.units import format_seconds, format_size
@@ -135,11 +136,10 @@ class ImageBuilder:
         (project / "package.json").write_text(json.dumps({"name": "guest", "private": True, **wanted}))
         (project / "package-lock.json").write_text(json.dumps(lock))
         node = _node_directory()
-        environment = {
-            **os.environ,
-            "PATH": f"{node / 'bin'}:{_search_path()}",
-            "npm_config_cache": str(self._work / "npm-cache"),
-        }
+        # Where its registry is and how to reach it may be told in the environment as well as in its files.
+        npm = [name for name in os.environ if name.lower().startswith("npm_config_")]
+        environment = child_environment([*NETWORK, *npm], PATH=f"{node / 'bin'}:{_search_path()}")
+        environment["npm_config_cache"] = str(self._work / "npm-cache")
         # The bundled npm looks for the machine-wide configuration beside itself, not where this machine keeps it.
         if Path("/etc/npmrc").is_file() and "npm_config_globalconfig" not in environment:
             environment["npm_config_globalconfig"] = "/etc/npmrc"
@@ -177,7 +177,7 @@ class ImageBuilder:
             command += [f"--customize-hook=download /boot/{name} {shlex.quote(str(self.output / name))}"]
         command += ['--customize-hook=rm -rf "$1"/boot/*', profile.release, str(self._tree)]
         command += mirror_lines(self._settings, profile.release)
-        environment = {**os.environ, "PATH": _search_path(), "LC_ALL": "C.UTF-8"}
+        environment = child_environment(NETWORK, PATH=_search_path(), LC_ALL="C.UTF-8")
         # Without root, mmdebstrap works under mapped user ids, which reach no home directory.
         environment["TMPDIR"] = str(self._work) if _ROOT else "/var/tmp"  # noqa: S108 -- mmdebstrap makes its own below
         advice = "the packages could not be installed; check that this host reaches its Debian mirror (apt-get update)"
@@ -241,7 +241,7 @@ class LoggedProcess:
         self._log = log
         self._report = report
         self._cwd = cwd
-        self._env = env or {**os.environ, "PATH": _search_path()}
+        self._env = env or child_environment(PATH=_search_path())
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def __enter__(self) -> Iterator[str]:

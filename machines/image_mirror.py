@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
+from foundation.child_environment import child_environment
 from foundation.errors import ImageBuildFailed
 from foundation.settings import Settings
 
@@ -67,4 +68,4 @@ def _lines_of(mirror: str, release: str) -> list[str]:
 
 
 def _ask(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(command, env=child_environment(), check=True, capture_output=True, text=True).stdout

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from foundation.child_environment import child_environment
 from foundation.errors import HostNotReady, MachineError
 from machines import qmp
 from machines.acceleration import QEMU
@@ -53,7 +54,7 @@ def make_overlay(paths: MachinePaths, image: Image, size_bytes: int) -> None:
         str(draft),
         size,
     ]
-    made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    made = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False, timeout=60)
     if made.returncode != 0:
         raise MachineError(f"The machine's root disk could not be made: {made.stderr.strip()}")
     draft.replace(paths.overlay)
@@ -89,6 +90,8 @@ def _spawn(paths: MachinePaths, command: list[str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command,
             cwd=paths.sockets,
+            env=child_environment(LC_ALL="C"),
+            umask=0o077,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -128,7 +128,7 @@ class RecordStore:
             directory.mkdir(parents=True, mode=0o700, exist_ok=True)
             sync(self._root)
         draft = directory / f".{RECORD_NAME}.{secrets.token_hex(4)}"
-        with draft.open("w") as file:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump(record.model_dump(mode="json"), file, indent=1)
             file.flush()
             os.fsync(file.fileno())

@@ -1,7 +1,8 @@
 """The model gateway: the one service a guest reaches. It holds the model provider's key and counts each run's tokens.
 
 A guest shows a token of its run; the gateway checks it, lets only the Messages endpoints through, puts the real key in
-its place and passes the answer on as it comes. Bodies and keys are never logged.
+its place and passes the answer on as it comes. Bodies and keys are never logged. What one guest sends, opens or leaves
+unread is limited for its machine, so that it costs no other one's requests.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ import os
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable
-from contextlib import suppress
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import httpx
 import structlog
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from foundation.settings import Settings
+from worker.guest_connection import ConnectionLimits
+from worker.handed_connections import HandedConnections
 from worker.metrics import WorkerMetrics
 from worker.scenario import load_scenarios
 from worker.scripted_model import create_model_app
@@ -34,6 +36,7 @@ from worker.unix_server import UnixServer
 from worker.usage import UsageLedger, UsageReader
 
 MAX_BODY_BYTES = 32 * 2**20
+_MESSAGES, _COUNT_TOKENS = "/v1/messages", "/v1/messages/count_tokens"
 _TOKEN = re.compile(r"^tyk\.(?P<machine>vm-[0-9a-f]{16})\.(?P<proof>[0-9a-f]{64})$")
 _REQUEST_HEADERS = ("accept", "content-type", "user-agent", "x-app", "anthropic-", "x-stainless-", "x-claude-code-")
 _RESPONSE_HEADERS = (
@@ -54,23 +57,45 @@ _BROKEN_OFF = (
     b"\n\nevent: error\n"
     b'data: {"type":"error","error":{"type":"api_error","message":"The connection to the model API broke off."}}\n\n'
 )
+_LENGTH_DIGITS = 20
+_SOON = {"retry-after": "1"}
 _CLIENT_GONE = 499  # nobody is left to read it
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class GatewayLimits:
+    """What one machine may ask for at once, and how long a request may take.
+
+    ``bodies_bytes`` is for all bodies of a machine that are held at a time. An answer that is still coming after
+    ``answer_seconds`` is broken off.
+    """
+
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+    requests: int = 32
+    bodies_bytes: int = 2 * MAX_BODY_BYTES
+    body_seconds: float = 120.0
+    answer_seconds: float = 3600.0
+
+
 class Gateway:
     """The gateway of one host, on ``<sockets>/gateway.sock``; without a key it has the scripted model behind it.
 
-    ``token``, ``usage`` and ``forget`` work from any thread, whether the server runs or not.
+    ``token`` and ``usage`` work from any thread, whether the server runs or not.
     """
 
-    def __init__(self, settings: Settings, metrics: WorkerMetrics | None = None) -> None:
+    def __init__(
+        self, settings: Settings, metrics: WorkerMetrics | None = None, limits: GatewayLimits | None = None
+    ) -> None:
         self._settings = settings
         self._metrics = metrics or WorkerMetrics()
-        self._usage = UsageLedger(settings.gateway / "usage")
-        self._servers: list[UnixServer] = []
+        self._limits = limits or GatewayLimits()
+        self._usage = UsageLedger(settings.machines)
+        self._servers: list[UnixServer | HandedConnections] = []
         self._client: httpx.AsyncClient | None = None
+        self._requests: Counter[str] = Counter()
+        self._body_bytes: Counter[str] = Counter()
 
     async def start(self) -> None:
         """Serve. Raises InvalidParameter when the scenario of the scripted model is not valid."""
@@ -78,9 +103,14 @@ class Gateway:
         self._secret()
         try:
             self._client = await self._open_upstream()
-            server = UnixServer(self._app(), settings.sockets / "gateway.sock")
+            # The machines that an earlier version has started connect to this one by themselves.
+            server = UnixServer(self._serve, settings.sockets / "gateway.sock", self._limits.connections)
             await server.start()
             self._servers.append(server)
+            assert server.connections is not None  # noqa: S101 -- it was made with limits
+            handed = HandedConnections(server, server.connections, settings.sockets / "guests.sock")
+            handed.start()
+            self._servers.append(handed)
         except BaseException:
             await self.stop()
             raise
@@ -102,10 +132,6 @@ class Gateway:
     def usage(self, machine_id: str) -> dict[str, int]:
         """Requests and tokens of a machine so far, by the field names of ``workflows.messages.TokenUsage``."""
         return self._usage.read(machine_id)
-
-    def forget(self, machine_id: str) -> None:
-        """Remove the counts of a machine that is gone."""
-        self._usage.remove(machine_id)
 
     def _secret(self) -> bytes:
         path = self._settings.gateway / "secret"
@@ -137,45 +163,72 @@ class Gateway:
 
     # --- the application
 
-    def _app(self) -> Starlette:
-        return Starlette(
-            routes=[
-                Route("/", _alive, methods=["GET", "HEAD"]),
-                Route("/v1/messages", self._pass_on, methods=["POST"]),
-                Route("/v1/messages/count_tokens", self._pass_on, methods=["POST"]),
-            ],
-            exception_handlers={HTTPException: _refuse},
-        )
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application. The bytes of the request's target decide what is asked for, and nothing else does."""
+        request = Request(scope, receive)
+        target = scope["raw_path"].decode("ascii", "replace")
+        if target == "/" and request.method in {"GET", "HEAD"}:
+            response: Response = JSONResponse({"service": "taskyard model gateway"})
+        elif target in {_MESSAGES, _COUNT_TOKENS} and request.method == "POST":
+            await self._pass_on(request, target, send)
+            return
+        else:
+            response = _error(404, "not_found_error", f"The gateway does not offer {request.method} {target[:200]}.")
+        await response(scope, receive, send)
 
-    async def _pass_on(self, request: Request) -> Response:
-        started = time.monotonic()
+    async def _pass_on(self, request: Request, path: str, send: Send) -> None:
         machine_id = self._machine_of(request)
         if machine_id is None:
-            return _error(401, "authentication_error", "The run token is missing or not valid.")
+            response = _error(401, "authentication_error", "The run token is missing or not valid.")
+            await response(request.scope, request.receive, send)
+            return
+        if self._requests[machine_id] >= self._limits.requests:
+            response = _error(429, "rate_limit_error", "This machine has too many requests under way.", _SOON)
+            await response(request.scope, request.receive, send)
+            return
+        self._requests[machine_id] += 1
         try:
-            body = await _read(request)
-            answer = await _unless_disconnected(request, self._ask(request, body))
-        except ClientDisconnect:
-            return Response(status_code=_CLIENT_GONE)
-        except _BodyTooLarge:
-            return _error(413, "request_too_large", f"The body is larger than {MAX_BODY_BYTES} bytes.")
-        except httpx.TimeoutException:
-            self._metrics.take_request(504, time.monotonic() - started)
-            return self._unreachable(machine_id, 504, "timeout_error", "The model API did not answer in time.")
+            response = await self._answer(request, path, machine_id)
+            await response(request.scope, request.receive, send)
+        finally:
+            _lower(self._requests, machine_id, 1)
+
+    async def _answer(self, request: Request, path: str, machine_id: str) -> Response:
+        started = time.monotonic()
+        try:
+            with self._holding_bodies(machine_id) as hold:
+                async with asyncio.timeout(self._limits.body_seconds):
+                    body = await _read(request, hold)
+                answer = await _unless_disconnected(request, self._ask(request, path, body))
+        except (ClientDisconnect, TimeoutError, _BodyTooLarge, _TooManyBodies) as fault:
+            return _refusal(fault)
         except httpx.HTTPError as error:
-            self._metrics.take_request(502, time.monotonic() - started)
-            sentence = f"The model API cannot be reached ({type(error).__name__})."
-            return self._unreachable(machine_id, 502, "api_error", sentence)
+            return self._unreachable(machine_id, error, time.monotonic() - started)
         milliseconds = round((time.monotonic() - started) * 1000)
         self._metrics.take_request(answer.status_code, time.monotonic() - started)
-        _log.info(
-            "model request", machine=machine_id, path=request.url.path, status=answer.status_code, ms=milliseconds
-        )
+        _log.info("model request", machine=machine_id, path=path, status=answer.status_code, ms=milliseconds)
         if answer.status_code in {401, 403} and not self._settings.model_is_scripted:
             _log.warning("the model API refuses the key", status=answer.status_code)
         headers = {name: value for name, value in answer.headers.items() if name.startswith(_RESPONSE_HEADERS)}
-        counted = request.url.path == "/v1/messages"
-        return _Relay(self._relay(answer, machine_id if counted else None), answer.status_code, headers=headers)
+        counted = machine_id if path == _MESSAGES else None
+        return _Relay(self._relay(answer, counted), answer.status_code, headers=headers)
+
+    @contextmanager
+    def _holding_bodies(self, machine_id: str) -> Iterator[Callable[[int], None]]:
+        """Gives what counts bytes of a body as held, until the block ends. It raises _TooManyBodies."""
+        held = 0
+
+        def hold(count: int) -> None:
+            nonlocal held
+            if self._body_bytes[machine_id] + count > self._limits.bodies_bytes:
+                raise _TooManyBodies
+            self._body_bytes[machine_id] += count
+            held += count
+
+        try:
+            yield hold
+        finally:
+            _lower(self._body_bytes, machine_id, held)
 
     def _machine_of(self, request: Request) -> str | None:
         """The machine whose valid token the request shows; tokens end with the machine's record."""
@@ -189,7 +242,7 @@ class Gateway:
     def _exists(self, machine_id: str) -> bool:
         return (self._settings.machines / machine_id / "machine.json").is_file()
 
-    async def _ask(self, request: Request, body: bytes) -> httpx.Response:
+    async def _ask(self, request: Request, path: str, body: bytes) -> httpx.Response:
         assert self._client is not None  # noqa: S101 -- requests come only while the server runs
         headers = {name: value for name, value in request.headers.items() if name.startswith(_REQUEST_HEADERS)}
         # Plain bytes, so that they can be passed on as they come and read on the way.
@@ -198,21 +251,29 @@ class Gateway:
         if key:
             headers["x-api-key"] = key.get_secret_value()
         beta = {"beta": "true"} if request.query_params.get("beta") == "true" else None
-        path = request.url.path.removeprefix("/")
-        sent = self._client.build_request("POST", path, params=beta, headers=headers, content=body)
+        sent = self._client.build_request("POST", path.removeprefix("/"), params=beta, headers=headers, content=body)
         return await self._client.send(sent, stream=True)
 
-    def _unreachable(self, machine_id: str, status: int, kind: str, sentence: str) -> Response:
+    def _unreachable(self, machine_id: str, error: httpx.HTTPError, seconds: float) -> Response:
+        if isinstance(error, httpx.TimeoutException):
+            status, kind, sentence = 504, "timeout_error", "The model API did not answer in time."
+        else:
+            status, kind = 502, "api_error"
+            sentence = f"The model API cannot be reached ({type(error).__name__})."
+        self._metrics.take_request(status, seconds)
         _log.warning("model API unreachable", machine=machine_id, error=sentence)
         return _error(status, kind, sentence)
 
     async def _relay(self, answer: httpx.Response, machine_id: str | None) -> AsyncGenerator[bytes, None]:
         """The answer's bytes as they come, with its usage counted at the end, also of an answer that was cut short."""
         reader = UsageReader(answer.headers.get("content-type", ""))
+        end = time.monotonic() + self._limits.answer_seconds
         try:
             async for chunk in answer.aiter_bytes():
                 reader.feed(chunk)
                 yield chunk
+                if time.monotonic() > end:
+                    raise httpx.ReadTimeout("the answer has taken too long")
         except httpx.HTTPError as error:
             _log.warning("model API broke off", machine=machine_id, error=type(error).__name__)
             # The status is sent already. A stream can still tell of an error; else breaking off is what tells of it.
@@ -232,6 +293,10 @@ class _BodyTooLarge(Exception):
     pass
 
 
+class _TooManyBodies(Exception):
+    pass
+
+
 class _Relay(StreamingResponse):
     """A stream whose source is closed at once when the client leaves, also while the client was slow to read."""
 
@@ -246,26 +311,35 @@ class _Relay(StreamingResponse):
             await self._source.aclose()
 
 
-async def _alive(_: Request) -> Response:
-    return JSONResponse({"service": "taskyard model gateway"})
+def _lower(counter: Counter[str], key: str, count: int) -> None:
+    """Count down, and keep no key of what has come to nothing."""
+    counter[key] -= count
+    if counter[key] <= 0:
+        del counter[key]
 
 
-async def _refuse(request: Request, refusal: Exception) -> Response:
-    """Whatever is not offered does not exist, other methods of the offered paths included."""
-    del refusal
-    return _error(404, "not_found_error", f"The gateway does not offer {request.method} {request.url.path}.")
+def _refusal(fault: Exception) -> Response:
+    """What a guest is told whose request did not come whole."""
+    if isinstance(fault, ClientDisconnect):
+        return Response(status_code=_CLIENT_GONE)
+    if isinstance(fault, TimeoutError):
+        return _error(408, "timeout_error", "The body did not come in time.", {"connection": "close"})
+    if isinstance(fault, _BodyTooLarge):
+        return _error(413, "request_too_large", f"The body is larger than {MAX_BODY_BYTES} bytes.")
+    return _error(429, "rate_limit_error", "This machine sends too much at once; it may try again.", _SOON)
 
 
-def _error(status: int, kind: str, message: str) -> Response:
-    return JSONResponse({"type": "error", "error": {"type": kind, "message": message}}, status)
+def _error(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"type": "error", "error": {"type": kind, "message": message}}, status, headers)
 
 
-async def _read(request: Request) -> bytes:
+async def _read(request: Request, hold: Callable[[int], None]) -> bytes:
     length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+    if not (length.isascii() and length.isdecimal() and len(length) < _LENGTH_DIGITS and int(length) <= MAX_BODY_BYTES):
         raise _BodyTooLarge
     body = bytearray()
     async for chunk in request.stream():
+        hold(len(chunk))
         body += chunk
         if len(body) > MAX_BODY_BYTES:
             raise _BodyTooLarge

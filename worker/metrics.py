@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
+from foundation.urls import is_local_name
 from machines.host import MachineHost
 from worker.usage import TOKEN_FIELDS
 from workflows.messages import AgentResult
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+_CONNECTION_SECONDS = 30
 
 log = structlog.get_logger("metrics")
 
@@ -79,17 +89,47 @@ class WorkerMetrics:
             yield
             return
         try:
-            server, thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
+            server = make_server(
+                "127.0.0.1", port, _for_own_names(make_wsgi_app(self.registry)), _Server, handler_class=_SilentHandler
+            )
         except OSError as error:
             log.warning("metrics are not served; set TASKYARD_WORKER_METRICS_PORT", port=port, error=str(error))
             yield
             return
+        thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread.start()
         try:
             yield
         finally:
             server.shutdown()
             server.server_close()
             thread.join()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """One thread for each connection, which ends with the process."""
+
+    daemon_threads = True
+    block_on_close = False
+
+
+class _SilentHandler(WSGIRequestHandler):
+    timeout = _CONNECTION_SECONDS
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the name of the base class
+        """Requests for metrics are not worth a line each."""
+
+
+def _for_own_names(application: WSGIApplication) -> WSGIApplication:
+    """The application for who asks by an address or as localhost: a web page can make other names lead here."""
+
+    def checked(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if is_local_name(environ.get("HTTP_HOST", "")):
+            return application(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
+        return [b"Requests for this name are refused; ask by address or as localhost.\n"]
+
+    return checked
 
 
 def _amount(host: MachineHost, which: int, resource: str) -> float:

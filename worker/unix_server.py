@@ -8,14 +8,19 @@ import os
 import secrets
 import socket
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from worker.guest_connection import ConnectionLimits, ConnectionTable, GuestConnection
 
 _GRACE_SECONDS = 5
 # Longer than an agent's usual pause between two requests, so that it seldom meets a connection just being closed.
 _IDLE_SECONDS = 300
+_BACKLOG = 128
 
 
 class _Server(uvicorn.Server):
@@ -36,23 +41,39 @@ def _ending_quietly(app: ASGIApp) -> ASGIApp:
 
 
 class UnixServer:
-    """Serves ``app`` on the socket ``path``, which only the owner may open. Requests under way get 5 s at the stop."""
+    """Serves ``app`` on the socket ``path``, which only the owner may open. Requests under way get 5 s at the stop.
 
-    def __init__(self, app: ASGIApp, path: Path) -> None:
+    With ``limits``, its connections are held to them.
+    """
+
+    def __init__(self, app: ASGIApp, path: Path, limits: ConnectionLimits | None = None) -> None:
         self._path = path
-        self._server = _Server(
-            uvicorn.Config(
-                _ending_quietly(app),
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=_IDLE_SECONDS,
-                timeout_graceful_shutdown=_GRACE_SECONDS,
-            )
+        self.connections = ConnectionTable(limits) if limits else None
+        self._config = uvicorn.Config(
+            _ending_quietly(app),
+            # Starlette's test for the type of this argument takes classes only: its caller asks for a factory.
+            http="h11" if self.connections is None else partial(GuestConnection, table=self.connections),  # type: ignore[arg-type]
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_IDLE_SECONDS,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+            backlog=_BACKLOG,
         )
+        self._server = _Server(self._config)
         self._task: asyncio.Task[None] | None = None
         self._inode = 0
+
+    @property
+    def state(self) -> ServerState:
+        """What the server knows of its connections: those that come by another way are entered here too."""
+        return self._server.server_state
+
+    @property
+    def config(self) -> uvicorn.Config:
+        return self._config
 
     async def start(self) -> None:
         """Returns when connections are taken. A socket file left by a killed process is replaced."""
@@ -76,14 +97,19 @@ class UnixServer:
         self._task = None
 
     def _bind(self) -> socket.socket:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Bound beside and renamed into place: the path always leads to a socket that somebody serves.
-        draft = self._path.with_name(f".{secrets.token_hex(4)}")
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(os.fspath(draft))
-        draft.chmod(0o600)
-        listener.listen(128)
-        listener.setblocking(False)
-        self._inode = draft.stat().st_ino
-        draft.replace(self._path)
+        listener, self._inode = bind_beside(self._path, socket.SOCK_STREAM)
+        listener.listen(_BACKLOG)
         return listener
+
+
+def bind_beside(path: Path, kind: socket.SocketKind, mode: int = 0o600) -> tuple[socket.socket, int]:
+    """A socket bound beside ``path`` and renamed into place, and its inode: the path always leads to a live socket."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_name(f".{secrets.token_hex(4)}")
+    bound = socket.socket(socket.AF_UNIX, kind)
+    bound.bind(os.fspath(draft))
+    draft.chmod(mode)
+    bound.setblocking(False)
+    inode = draft.stat().st_ino
+    draft.replace(path)
+    return bound, inode

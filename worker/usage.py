@@ -10,9 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 TOKEN_FIELDS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 # An event or a whole answer beyond this is passed on, but not read.
 _READ_LIMIT = 4 * 2**20
+# No provider counts so far in one answer; what is larger is no count.
+_MOST = 10**12
+_COUNTS = "usage.json"
+
+_log = structlog.get_logger(__name__)
 
 
 class UsageReader:
@@ -57,12 +64,15 @@ class UsageReader:
         if isinstance(usage, dict):
             for field in TOKEN_FIELDS:
                 count = usage.get(field)
-                if isinstance(count, int) and count >= 0:
+                if isinstance(count, int) and 0 <= count <= _MOST:
                     self._found[field] = count
 
 
 class UsageLedger:
-    """Counts of each machine in ``<directory>/<machine id>.json``, replaced as a whole so that a crash keeps them."""
+    """Counts of each machine in a file among its own, with which it goes; replaced as a whole, so a crash keeps them.
+
+    ``directory`` holds the machines' directories.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -82,17 +92,18 @@ class UsageLedger:
             counts = self.read(machine_id)
             for field, count in {"requests": 1, **usage}.items():
                 counts[field] += count
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            draft = self._directory / f".{machine_id}.{os.getpid()}.{secrets.token_hex(4)}"
-            draft.write_text(json.dumps(counts))
-            draft.replace(self._path(machine_id))
-
-    def remove(self, machine_id: str) -> None:
-        """Drop the counts of a machine; nothing happens when there are none."""
-        self._path(machine_id).unlink(missing_ok=True)
+            path = self._path(machine_id)
+            draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+            try:
+                draft.write_text(json.dumps(counts))
+                draft.replace(path)
+            except OSError as error:
+                # The machine is gone, or the disk is full: what is answered is worth more than its count.
+                draft.unlink(missing_ok=True)
+                _log.warning("a request was not counted", machine=machine_id, error=str(error))
 
     def _path(self, machine_id: str) -> Path:
-        return self._directory / f"{machine_id}.json"
+        return self._directory / machine_id / _COUNTS
 
 
 def _json_object(text: bytes) -> dict[str, Any]:
