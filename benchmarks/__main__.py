@@ -1,8 +1,13 @@
-"""``python -m benchmarks``: the command ``sandbox bench``."""
+"""``python -m benchmarks``: the command ``sandbox bench``, and with ``soak`` as its first word the soak."""
 
 from __future__ import annotations
 
 import sys
+
+if sys.argv[1:2] == ["soak"]:
+    from benchmarks.soak import main
+
+    sys.exit(main(sys.argv[2:]))
 
 from cli.main import run
 
