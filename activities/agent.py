@@ -8,19 +8,20 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Protocol
 
+import structlog
 from temporalio import activity
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 
 from activities.agent_output import AgentOutput
-from activities.agent_session import MCP_CONFIG, AgentSession, Launch
-from activities.announcements import announce_state
+from activities.agent_session import MCP_CONFIG, AgentSession, Ended, Launch
+from activities.announcements import USER_MESSAGE, announce
 from activities.failures import boundary
 from activities.follower import Follower
 from activities.guest_figures import GuestFigures
 from activities.heartbeat import beating
-from activities.secrets import resolve_all
-from foundation.errors import GuestUnreachable
+from activities.secrets import RunSecrets
+from foundation.errors import GuestUnreachable, MachineError, MachineLost
 from foundation.settings import Settings
 from foundation.units import format_seconds, parse_size
 from machines.host import MachineHost
@@ -49,7 +50,13 @@ WORKSPACE = "/workspace"
 _EMULATED = {"BUN_JSC_useConcurrentGC": "0", "BUN_JSC_useDFGJIT": "0"}
 
 _HEARTBEAT_SECONDS = 1.0
+# A guest that refused a stop as early as this is asked once more; with the limits of both the host's own end comes
+# within the step's two minutes.
+_STOP_RETRY_SECONDS = 10.0
 _UPDATE_SECONDS = 10.0
+
+
+log = structlog.get_logger("agent")
 
 
 class RunGateway(Protocol):
@@ -85,49 +92,57 @@ class Agent:
         self._client = client
         self._loop = loop
         self._on_result = on_result
+        self._secrets = RunSecrets(settings)
 
     @activity.defn(name=steps.RUN_AGENT.name)
     @boundary
     def run_agent(self, request: AgentRequest) -> AgentResult:
         """Start the agent if no attempt did, and follow it to its end."""
-        token = self._gateway.token(request.machine_id)
-        secrets = resolve_all(self._settings, request.secrets)
-        redactor = Redactor({**secrets, "GATEWAY_TOKEN": token})
+        machine_id = request.machine_id
+        token = self._gateway.token(machine_id)
+        redactor = Redactor({**self._secrets.known(machine_id, request.secrets), "GATEWAY_TOKEN": token})
         writer = RunLogWriter(self._bucket, request.task_id, redactor)
         output = AgentOutput()
         ticker = _Ticker(output.progress)
-        most = self._settings.log_limit
-        follower = Follower(writer, output, request.hang_timeout, parse_size(most), self._turn_end_teller(), ticker)
+        follower = Follower(
+            writer,
+            output,
+            request.hang_timeout,
+            parse_size(self._settings.log_limit),
+            self._turn_end_teller(),
+            ticker,
+            lambda cause: self._stop_within(output.progress, machine_id, force=cause is Cause.LOG_LIMIT),
+        )
         with beating(output.progress):
-            announce_state(self._bucket, request.task_id, TaskState.RUNNING, STATE_MESSAGES[TaskState.RUNNING])
             offsets = writer.resume()
             follower.read_back(read_entries(self._bucket, request.task_id))
+            follower.open_log(STATE_MESSAGES[TaskState.RUNNING], request.claude.prompt)
             try:
-                shell = self._host.connect(request.machine_id)
+                shell = self._host.connect(machine_id)
                 session = AgentSession(shell)
-                session.start(_launch(request, token, emulated=self._is_emulated(request.machine_id)))
-            except GuestUnreachable:
-                if follower.silent_for() < request.hang_timeout.total_seconds():
+                if follower.verdict is None:
+                    session.start(_launch(request, token, emulated=self._is_emulated(machine_id)))
+            except MachineError as error:
+                if follower.verdict is None and not _is_given_up(error, follower, request.hang_timeout):
                     raise
-                return AgentResult(
-                    cause=Cause.MACHINE_LOST,
-                    error=f"The guest has not answered for {format_seconds(follower.silent_for())}.",
-                    progress=output.progress,
-                )
-        with GuestFigures(shell) as ticker.figures:
-            ended = follower.follow(session, offsets)
-        usage = TokenUsage.model_validate(self._gateway.usage(request.machine_id))
+                if follower.verdict is not None:
+                    self._stop(machine_id, force=True)
+                shell = None
+        if shell is None:
+            ended = Ended(None)
+        else:
+            with GuestFigures(shell) as ticker.figures:
+                ended = follower.follow(session, offsets)
+        usage = TokenUsage.model_validate(self._gateway.usage(machine_id))
         result = output.outcome(ended.exit_code, usage)
-        if follower.hung:
-            silence = format_seconds(request.hang_timeout.total_seconds())
-            result.cause = Cause.NO_OUTPUT_TIMEOUT
-            result.error = f"The agent was stopped: it wrote nothing for {silence} (lifecycle.hang_timeout)."
-        if follower.overflowed:
-            result.cause = Cause.LOG_LIMIT
-            result.error = f"The agent was stopped: it wrote more than {most} (TASKYARD_LOG_LIMIT of its host)."
-        for field in ("result", "error"):
+        if follower.verdict is not None:
+            result.cause, result.error = follower.verdict, follower.judgement
+        elif shell is None:
+            result.cause = Cause.MACHINE_LOST
+            result.error = f"The guest has not answered for {format_seconds(follower.silent_for())}."
+        for field in ("result", "error", "session_id"):
             if text := getattr(result, field):
-                setattr(result, field, redactor.redact(text.encode()).decode(errors="replace"))
+                setattr(result, field, redactor.redact_text(text))
         self._on_result(result)
         return result
 
@@ -136,13 +151,14 @@ class Agent:
     def stop_agent(self, request: StopAgentRequest) -> None:
         """TERM, 30 s of grace, KILL; with ``force`` KILL at once. The follower sees the end.
 
-        With ``machine``, the machine's process is ended instead: the guest is not asked.
+        Fails when the guest does not do that. With ``machine``, the machine's process is ended instead: the guest is not
+        asked.
         """
         with beating():
             if request.machine:
                 self._host.kill(request.machine_id)
-                return
-            AgentSession(self._host.connect(request.machine_id)).stop(force=request.force)
+            elif not AgentSession(self._host.connect(request.machine_id)).stop(force=request.force):
+                raise AgentNotStopped("The guest did not end its agent in time; end the machine's process instead.")
 
     @activity.defn(name=steps.DELIVER.name)
     @boundary
@@ -150,6 +166,14 @@ class Agent:
         """Hand a message to the agent, once for each id."""
         with beating():
             AgentSession(self._host.connect(request.machine_id)).deliver(request.message_id, request.text)
+            announce(
+                self._bucket,
+                request.task_id,
+                USER_MESSAGE,
+                request.text,
+                redactor=self._secrets.redactor(request.machine_id),
+                message_id=request.message_id,
+            )
 
     @activity.defn(name=steps.CLOSE.name)
     @boundary
@@ -157,6 +181,28 @@ class Agent:
         """Close the agent's session."""
         with beating():
             AgentSession(self._host.connect(request.machine_id)).close()
+
+    def _stop_within(self, progress: AgentProgress, machine_id: str, *, force: bool) -> None:
+        with beating(progress):
+            self._stop(machine_id, force=force)
+
+    def _stop(self, machine_id: str, *, force: bool) -> None:
+        """Stop the agent, or end the process of its machine when the guest does not do it in time."""
+        begin = time.monotonic()
+        while True:
+            try:
+                if AgentSession(self._host.connect(machine_id)).stop(force=force):
+                    return
+                break
+            except MachineLost:
+                return
+            except MachineError as error:
+                if time.monotonic() - begin > _STOP_RETRY_SECONDS:
+                    log.warning("the guest does not stop its agent", machine=machine_id, error=error.message)
+                    break
+                time.sleep(1)
+        log.warning("the agent does not end; the machine's process is ended", machine=machine_id)
+        self._host.kill(machine_id)
 
     def _is_emulated(self, machine_id: str) -> bool:
         return self._host.record(machine_id).acceleration == "tcg"
@@ -196,6 +242,11 @@ class _Ticker:
             machine = self.figures.latest() if self.figures else None
             activity.heartbeat(LiveProgress(**self._progress.model_dump(), machine=machine))
             self._due = time.monotonic() + _HEARTBEAT_SECONDS
+
+
+def _is_given_up(error: MachineError, follower: Follower, hang_timeout: timedelta) -> bool:
+    """Whether a guest that does not answer has been silent for so long that it never will."""
+    return isinstance(error, GuestUnreachable) and follower.silent_for() >= hang_timeout.total_seconds()
 
 
 def _launch(request: AgentRequest, token: str, *, emulated: bool) -> Launch:

@@ -2,27 +2,32 @@
 
 Everything lives in files of the guest, so that a follower can go away and another can come:
 
-    /var/lib/taskyard/agent   argv, workdir, inbox, stdout, stderr, exit (activities/guest/run-agent tells their form)
-    /run/taskyard             tmpfs: the environment, with secrets and the gateway token
+    /var/lib/taskyard/agent   argv, workdir, inbox, stdout, stderr (activities/guest/run-agent tells their form)
+    /run/taskyard             tmpfs: the environment, with secrets and the gateway token; the exit record, where a full
+                              disk cannot keep it from being written
+
+The agent may be root in its guest: any of them may be forged, filled, frozen or gone. There is an end all the same:
+what cannot be read is no record, a unit that is gone has ended, and a stop that does not succeed is told.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import select
+import re
 import shlex
 import tarfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
 
 from foundation.errors import GuestUnreachable, SessionClosed
-from machines.ssh import GuestShell
-from storage.segments import GuestStream
+from machines.ssh import GuestShell, wake
+from storage.segments import GUEST_STREAMS, GuestStream
 
 AGENT_DIR = "/var/lib/taskyard/agent"
 VOLATILE_DIR = "/run/taskyard"
@@ -31,12 +36,40 @@ UNIT = "taskyard-agent"
 GRACE_SECONDS = 30
 KILLED = 137
 
-_TICK_SECONDS = 0.2
+# Long enough to cost little with hundreds of followers; shorter while bytes come, which are stored as they come.
+_QUIET_TICK_SECONDS = 1.0
+_BUSY_TICK_SECONDS = 0.2
 _CHUNK_BYTES = 128 * 1024
-# How long a follower waits for bytes that the exit record promises but the files do not give (a tampered file).
+# How long a follower waits for bytes that the exit record promises but the files do not give (a tampered file), and
+# how long it reads on after the end in all.
 _DRAIN_SECONDS = 20.0
+_DRAIN_SECONDS_MOST = 600.0
+# What comes after a unit has gone without a record was written before.
+_GONE_SECONDS = 5.0
 _GUEST_FILES = Path(__file__).parent / "guest"
 _CLOSED_EXIT_CODE = 3
+_STOP_SECONDS = GRACE_SECONDS + 15
+
+_EXIT_FILE = f"{VOLATILE_DIR}/exit"
+# Those of earlier versions lie on the disk.
+_EXIT_FILE_BEFORE = f"{AGENT_DIR}/exit"
+# There as long as the unit has a process; of the kernel, so asking costs no process.
+_CGROUP = f"/sys/fs/cgroup/system.slice/{UNIT}.service"
+_WATCH_SECONDS = 10
+_RECORD = re.compile(rb"^([0-9]{1,3}) ([0-9]{1,18}) ([0-9]{1,18})$", re.MULTILINE)
+_GONE = re.compile(rb"^gone$", re.MULTILINE)
+_RECORD_BYTES_MOST = 4096
+# More than a week of looks at the unit.
+_SAID_BYTES_MOST = 2**20
+# A line for each look at the unit, without which the loop would outlive its channel. A unit that is gone has written
+# its record just before, which comes first.
+_WATCH_UNIT = (
+    f"while [ -d {_CGROUP} ] || [ ! -d {Path(_CGROUP).parent} ]; do sleep {_WATCH_SECONDS}; echo + || exit; done && "
+    "sleep 3 && echo && echo gone"
+)
+_WATCH_FILE = f"file={_EXIT_FILE}; [ -e $file ] || file={_EXIT_FILE_BEFORE}; exec tail -c +1 -f $file"
+# From the first stop on: an agent that was not started by then never is.
+_STOPPED = f"{VOLATILE_DIR}/stopped"
 
 
 @dataclass(frozen=True)
@@ -61,15 +94,20 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Ended:
-    """The agent is gone; 137 when it had to be killed."""
+    """The agent is gone; 137 when it had to be killed, None when it left no exit code that can be read."""
 
-    exit_code: int
+    exit_code: int | None
 
 
 def message_line(text: str) -> bytes:
-    """A user message as one line of Claude Code's stream-json input."""
-    message = {"type": "user", "message": {"role": "user", "content": text}}
-    return json.dumps(message, ensure_ascii=False).encode() + b"\n"
+    """A user message as one line of Claude Code's stream-json input, which reaches the model as it was written.
+
+    Claude Code takes a message whose last block begins with a slash for a command of its own, and attaches the files
+    that it names with ``@``. So the last block is an empty one, which Claude Code leaves out of what it sends.
+    """
+    blocks = [{"type": "text", "text": text}, {"type": "text", "text": ""}]
+    message = {"type": "user", "message": {"role": "user", "content": blocks}}
+    return json.dumps(message).encode() + b"\n"
 
 
 class AgentSession:
@@ -79,7 +117,7 @@ class AgentSession:
         self._shell = shell
 
     def start(self, launch: Launch) -> None:
-        """Start the agent unless it was started before."""
+        """Start the agent unless it was started or stopped before."""
         unit = [
             "systemd-run",
             f"--unit={UNIT}",
@@ -87,7 +125,7 @@ class AgentSession:
             "--service-type=exec",
             f"--property=TimeoutStopSec={GRACE_SECONDS}",
             "--property=OOMPolicy=continue",
-            f"--property=ExecStopPost={AGENT_DIR}/bin/record-exit {AGENT_DIR}",
+            f"--property=ExecStopPost={AGENT_DIR}/bin/record-exit {AGENT_DIR} {VOLATILE_DIR}",
             f"{AGENT_DIR}/bin/run-agent",
             AGENT_DIR,
             VOLATILE_DIR,
@@ -97,13 +135,15 @@ class AgentSession:
             f"mkdir -p {VOLATILE_DIR} {AGENT_DIR} && exec 9>{VOLATILE_DIR}/start.lock && flock 9 && "
             f"if [ -e {AGENT_DIR}/started ] || systemctl is-active --quiet {UNIT}; then cat >/dev/null; "
             f"else tar --extract --no-same-owner --directory=/ --file=- && "
-            f"{{ [ ! -e {MCP_CONFIG} ] || chown agent {MCP_CONFIG}; }} && {shlex.join(unit)}; fi"
+            f"{{ [ ! -e {MCP_CONFIG} ] || chown agent {MCP_CONFIG}; }} && "
+            f"if [ -e {_STOPPED} ]; then mkdir -p {AGENT_DIR}/started && echo {KILLED} 0 0 >>{_EXIT_FILE}; "
+            f"else {shlex.join(unit)}; fi; fi"
         )
         self._shell.run(script, input=_launch_files(launch), timeout=60)
 
     def deliver(self, message_id: str, text: str) -> None:
         """Hand a message over, once for each id. Raises SessionClosed."""
-        command = shlex.join([f"{AGENT_DIR}/bin/deliver", AGENT_DIR, message_id])
+        command = shlex.join([f"{AGENT_DIR}/bin/deliver", AGENT_DIR, message_id, VOLATILE_DIR])
         done = self._shell.run(command, input=message_line(text), check=False)
         if done.exit_code == _CLOSED_EXIT_CODE:
             raise SessionClosed("The agent's session is closed; the message was not delivered.")
@@ -114,60 +154,144 @@ class AgentSession:
         """End the session after what was delivered so far."""
         self._shell.run(shlex.join([f"{AGENT_DIR}/bin/close", AGENT_DIR]))
 
-    def stop(self, *, force: bool) -> None:
-        """TERM to every process of the agent, KILL to those left after the grace period; with ``force`` at once."""
-        if force:
-            self._shell.run(f"systemctl kill --signal=KILL {UNIT}", check=False)
-        self._shell.run(f"systemctl stop {UNIT}", timeout=GRACE_SECONDS + 60, check=False)
+    def stop(self, *, force: bool) -> bool:
+        """TERM to every process of the agent, KILL to those left after the grace period; with ``force`` at once.
+
+        False when some are left all the same; what they wrote is on the disks then. Takes a minute at most.
+        """
+        kill = f"systemctl kill --signal=KILL {UNIT}\n" if force else ""
+        # A frozen group takes no TERM, but every group takes the kernel's own kill. The lock is that of ``start``.
+        script = (
+            f"mkdir -p {VOLATILE_DIR}; ( flock -w 5 9; : >{_STOPPED} ) 9>{VOLATILE_DIR}/start.lock\n"
+            f"{kill}timeout {GRACE_SECONDS + 5} systemctl stop {UNIT}\n"
+            f"[ -d {_CGROUP} ] || exit 0\n"
+            f"echo 1 >{_CGROUP}/cgroup.kill; sleep 2\n"
+            f"[ -d {_CGROUP} ] || exit 0\n"
+            "timeout 5 sync; exit 9\n"
+        )
+        return self._shell.run(script, timeout=_STOP_SECONDS, check=False).exit_code == 0
 
     def follow(self, offsets: Mapping[GuestStream, int]) -> Iterator[Chunk | Ended | None]:
         """What the agent writes from the given offsets on, as it writes it, and at last how it ended.
 
-        Gives None on every quiet moment (a fraction of a second), so that the caller can look after other things.
+        Gives None on every quiet moment (a second at most), so that the caller can look after other things.
         Raises GuestUnreachable or MachineLost when the connection breaks.
         """
-        position: dict[GuestStream, int] = {"stdout": offsets.get("stdout", 0), "stderr": offsets.get("stderr", 0)}
+        news = threading.Event()
+        position: dict[GuestStream, int] = {stream: offsets.get(stream, 0) for stream in GUEST_STREAMS}
         tails = {
             stream: self._shell.stream(f"exec tail -c +{start + 1} -f {AGENT_DIR}/{stream}")
             for stream, start in position.items()
         }
-        exit_tail = self._shell.stream(f"exec tail -c +1 -f {AGENT_DIR}/exit")
-        exit_line = b""
-        goal: dict[GuestStream, int] | None = None
-        last_bytes = time.monotonic()
+        for tail in tails.values():
+            wake(tail, news)
+        record = ExitRecord(self._shell, news)
+        end = DrainEnd(time.monotonic)
         try:
             while True:
-                ready, _, _ = select.select([*tails.values(), exit_tail], [], [], _TICK_SECONDS)
-                if not ready:
-                    yield None
+                # Before the look: what comes after it wakes the wait below.
+                news.clear()
+                busy = record.read()
                 for stream, tail in tails.items():
-                    if tail in ready:
-                        data = _receive(tail)
+                    data = _receive(tail)
+                    if data:
+                        busy = True
                         yield Chunk(stream, position[stream], data)
                         position[stream] += len(data)
-                        last_bytes = time.monotonic()
-                if exit_tail in ready:
-                    exit_line += _receive(exit_tail)
-                    last_bytes = time.monotonic()
-                if goal is None and exit_line.endswith(b"\n"):
-                    exit_code, out_bytes, err_bytes = (int(number) for number in exit_line.split()[:3])
-                    goal = {"stdout": out_bytes, "stderr": err_bytes}
-                if goal is not None and (
-                    all(position[stream] >= goal[stream] for stream in goal)
-                    or time.monotonic() - last_bytes > _DRAIN_SECONDS
-                ):
-                    yield Ended(exit_code)
+                if end.reached(record, position, busy=busy):
+                    yield Ended(record.exit_code)
                     return
+                if not busy:
+                    yield None
+                    news.wait(end.tick())
         finally:
-            for channel in (*tails.values(), exit_tail):
-                channel.close()
+            record.close()
+            for tail in tails.values():
+                tail.close()
+
+
+class ExitRecord:
+    """What the guest says of the agent's end: the exit record, or that the unit is gone."""
+
+    def __init__(self, shell: GuestShell, news: threading.Event) -> None:
+        self.exit_code: int | None = None
+        #: What the record promises to be in the files.
+        self.sizes: dict[GuestStream, int] | None = None
+        self.gone = False
+        self._shell = shell
+        self._news = news
+        self._said = bytearray()
+        self._said_bytes = 0
+        self._watch(f"{_WATCH_UNIT} & {_WATCH_FILE}")
+
+    def read(self) -> bool:
+        """Take what has come. True when the record or the news of the unit's end is in it."""
+        if self.sizes is not None or self.gone or not self._channel.recv_ready():
+            return False
+        data = self._channel.recv(_RECORD_BYTES_MOST)
+        self._said += data
+        self._said_bytes += len(data)
+        # Up to the last newline: the rest is not complete yet.
+        said = bytes(self._said[: self._said.rfind(b"\n") + 1])
+        if found := _RECORD.search(said):
+            code, out_bytes, err_bytes = (int(number) for number in found.groups())
+            self.exit_code, self.sizes = code, {"stdout": out_bytes, "stderr": err_bytes}
+        elif _GONE.search(said):
+            self.gone = True
+        elif self._said_bytes > _SAID_BYTES_MOST:
+            # A file that never ends is no record; the unit is looked at without it.
+            self.close()
+            self._said_bytes = 0
+            self._watch(_WATCH_UNIT)
+        # Lines that are neither are forgotten, and the beginning of one that is too long.
+        del self._said[: max(len(said), len(self._said) - _RECORD_BYTES_MOST)]
+        return self.sizes is not None or self.gone
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._channel.close()
+
+    def _watch(self, command: str) -> None:
+        self._channel = self._shell.stream(command)
+        wake(self._channel, self._news)
+
+
+class DrainEnd:
+    """When a follower has read what the agent wrote before its end."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._last_bytes = clock()
+        self._since: float | None = None
+
+    def reached(self, record: ExitRecord, position: Mapping[GuestStream, int], *, busy: bool) -> bool:
+        """Whether the end was told, and nothing more is to be had; ``busy``: something came just now."""
+        now = self._clock()
+        if busy:
+            self._last_bytes = now
+        if record.sizes is None and not record.gone:
+            return False
+        self._since = self._since or now
+        if record.sizes is not None and all(position[stream] >= size for stream, size in record.sizes.items()):
+            return True
+        patience = _GONE_SECONDS if record.sizes is None else _DRAIN_SECONDS
+        return now - self._last_bytes > patience or now - self._since > _DRAIN_SECONDS_MOST
+
+    def tick(self) -> float:
+        """Seconds to wait for more."""
+        quiet = self._clock() - self._last_bytes > _QUIET_TICK_SECONDS
+        return _QUIET_TICK_SECONDS if quiet else _BUSY_TICK_SECONDS
 
 
 def _receive(channel: paramiko.Channel) -> bytes:
-    data = channel.recv(_CHUNK_BYTES)
-    if not data:
+    """What has come; nothing when nothing has. Raises GuestUnreachable at the end."""
+    # Asked first: what came before the end is read below.
+    over = channel.eof_received or channel.closed
+    if channel.recv_ready():
+        return channel.recv(_CHUNK_BYTES)
+    if over:
         raise GuestUnreachable("The connection to the guest broke while the agent was followed.")
-    return data
+    return b""
 
 
 def _launch_files(launch: Launch) -> bytes:
@@ -181,7 +305,8 @@ def _launch_files(launch: Launch) -> bytes:
         f"{agent}/delivered": (b"", 0o600),
         f"{agent}/stdout": (b"", 0o644),
         f"{agent}/stderr": (b"", 0o644),
-        f"{agent}/exit": (b"", 0o644),
+        # Not empty, so that a full tmpfs has room for the record.
+        f"{volatile}/exit": (b"\n", 0o644),
         f"{volatile}/session-environment": (environment.encode(), 0o600),
     }
     if launch.mcp_config is not None:

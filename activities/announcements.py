@@ -1,31 +1,49 @@
-"""Events that the steps themselves write into the run log: changes of state, progress, who the model is."""
+"""Events that the steps write into the run log: changes of state, progress, who the model is, what users say."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 from temporalio import activity
 
 from storage.bucket import Bucket
-from storage.runlog import append_event, read_entries
+from storage.redaction import Redactor
+from storage.runlog import LogEntry, append_event, entries_since, read_entries
 from workflows import steps
 
+#: What somebody says to the agent: the prompt, and each message that was delivered.
+USER_MESSAGE = "user_message"
 
-def announce(bucket: Bucket, task_id: str, kind: str, message: str, **facts: Any) -> None:
+# By how much the clocks of a host and of Temporal may differ.
+_CLOCKS_APART = timedelta(minutes=5)
+
+
+def announce(
+    bucket: Bucket, task_id: str, kind: str, message: str, *, redactor: Redactor | None = None, **facts: Any
+) -> None:
     """One event ``{type, message, ...}``. A later attempt of a step does not say again what an earlier one said."""
     event = {"type": kind, "message": message, **facts}
-    if _may_be_repeated() and any(
-        entry.stream == "event" and json.loads(entry.data) == event for entry in read_entries(bucket, task_id)
-    ):
-        return
-    append_event(bucket, task_id, event)
+    if redactor is not None:
+        event = redactor.redact_json(event)
+    if not _was_said(bucket, task_id, event):
+        append_event(bucket, task_id, event)
 
 
-def _may_be_repeated() -> bool:
-    """Whether an earlier attempt may have said it. Those that are made within the workflow's own task do not count."""
+def _was_said(bucket: Bucket, task_id: str, event: dict[str, Any]) -> bool:
+    """Whether an earlier attempt of this step, of which there need not be one, has said the same."""
     info = activity.info()
-    return info.attempt > 1 or info.activity_type == steps.RESERVE.name
+    entries: Iterable[LogEntry]
+    if info.activity_type == steps.RESERVE.name:
+        # Its attempts within the workflow's own task do not count; but it comes first, when the log is short.
+        entries = read_entries(bucket, task_id)
+    elif info.attempt > 1:
+        entries = entries_since(bucket, task_id, info.scheduled_time - _CLOCKS_APART)
+    else:
+        return False
+    return any(entry.stream == "event" and json.loads(entry.data) == event for entry in entries)
 
 
 def announce_state(bucket: Bucket, task_id: str, state: str, message: str) -> None:

@@ -22,7 +22,7 @@ from activities.heartbeat import beating
 from activities.mirror import reading
 from activities.patch import Changes, regular_files, write_patch
 from activities.reading import BaseEntry, Reading, base_entries, read_tree, submodules
-from activities.secrets import resolve_all
+from activities.secrets import RunSecrets
 from activities.selection import Selection, select
 from foundation.errors import (
     ArtifactNotFound,
@@ -87,9 +87,10 @@ class Artifacts:
             collection = _Collection(self._settings, self._host, self._bucket, request, redactor)
             artifacts = collection.run()
             size = format_size(sum(each.size_bytes for each in artifacts))
-            announce(self._bucket, request.task_id, "artifacts", f"Collected {len(artifacts)} artifacts, {size}.")
+            told = f"Collected {len(artifacts)} artifacts, {size}."
+            announce(self._bucket, request.task_id, "artifacts", told, redactor=redactor)
             for note in collection.notes[:_NOTES_ANNOUNCED]:
-                announce(self._bucket, request.task_id, "note", note)
+                announce(self._bucket, request.task_id, "note", note, redactor=redactor)
             if collection.failure:
                 raise collection.failure
             return _result(artifacts, collection.notes, released=request.release and self._let_go(request))
@@ -114,7 +115,7 @@ class Artifacts:
     def _secrets(self, request: CollectRequest) -> dict[str, str]:
         """Values to take out of the artifacts. They must be known, unless the run never got them."""
         try:
-            return resolve_all(self._settings, request.secrets)
+            return RunSecrets(self._settings).known(request.machine_id, request.secrets)
         except TaskyardError:
             if any(transition.state is TaskState.RUNNING for transition in request.status.transitions):
                 raise

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
-from activities.agent_output import AgentOutput
+from activities.agent_output import AgentOutput, LineSplitter
 from activities.agent_session import KILLED, AgentSession, Chunk, Ended
+from activities.announcements import USER_MESSAGE
+from foundation.errors import MachineError
+from foundation.units import format_seconds
 from storage.runlog import RunLogWriter
-from storage.segments import GuestStream, LogEntry
+from storage.segments import GUEST_STREAMS, GuestStream, LogEntry
+from workflows.states import Cause, TaskState
+
+VERDICT = "verdict"
+#: The id of the run's first message.
+PROMPT = "prompt"
+
+# A follower that has just come looks at least this long before it judges the silence of before.
+_FIRST_LOOK_SECONDS = 30.0
+# What an agent that was stopped after a verdict may still take to be gone.
+_AFTER_STOP_SECONDS = 30.0
+# Each turn that the workflow is told of stays in its history, which has an end.
+_TURNS_TOLD_MOST = 1000
 
 
 class Follower:
     """One attempt's look at the agent. A later attempt goes on where the run log ends.
 
-    An agent that writes more than ``most_bytes`` is killed, and the rest of its output stays in the guest.
+    An agent that is silent for ``hang_timeout`` or writes more than ``most_bytes`` gets a ``verdict``, which is in the
+    run log before anything is done about it, so that a later attempt knows it. ``on_verdict`` then stops the agent, and
+    returns only when it is stopped or its machine's process has ended.
     ``on_turn_end`` is called with the count of results when the agent waits for input, and says whether to close its
     session; ``on_tick`` often, with nothing, and may raise to leave.
     """
@@ -28,42 +46,79 @@ class Follower:
         most_bytes: int,
         on_turn_end: Callable[[int], bool],
         on_tick: Callable[[], None],
+        on_verdict: Callable[[Cause], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._output = output
-        self.hung = False
-        self.overflowed = False
+        self.verdict: Cause | None = None
+        #: The sentence of the verdict.
+        self.judgement: str | None = None
         self._writer = writer
         self._most_bytes = most_bytes
         self._hang_seconds = hang_timeout.total_seconds()
         self._on_turn_end = on_turn_end
         self._on_tick = on_tick
-        self._partial: dict[GuestStream, bytes] = {"stdout": b"", "stderr": b""}
+        self._on_verdict = on_verdict
+        self._clock = clock
+        self._lines = {stream: LineSplitter() for stream in GUEST_STREAMS}
         self._told_results = 0
+        self._closed = False
+        self._began: datetime | None = None
+        self._asked = False
+        self._attached = self._last_bytes = clock()
+        self._stopped_at: float | None = None
 
     def read_back(self, entries: Iterable[LogEntry]) -> None:
-        """Take what earlier attempts stored, so that progress and result are known without the guest."""
+        """Take what earlier attempts stored, so that progress, result and verdict are known without the guest."""
         for entry in entries:
-            if entry.stream != "event":
+            if entry.stream == "event":
+                self._recall(entry)
+            else:
                 self._take(entry.stream, entry.data.encode(), entry.ts)
 
+    def open_log(self, message: str, prompt: str) -> None:
+        """Log that the agent runs, and what it was asked, unless an earlier attempt did."""
+        if self._began is None:
+            self._writer.event({"type": "state_change", "message": message, "state": TaskState.RUNNING.value})
+            self._began = datetime.now(UTC)
+        if not self._asked:
+            self._writer.event({"type": USER_MESSAGE, "message": prompt, "message_id": PROMPT})
+        self._writer.flush(force=True)
+
     def silent_for(self) -> float:
-        """Seconds since the agent last wrote, as far as the run log knows; 0 when it never did."""
-        last = self._output.progress.last_activity_at
-        return (datetime.now(UTC) - last).total_seconds() if last else 0.0
+        """Seconds since the agent last wrote, as far as the run log knows, or else since it was to be started."""
+        since = self._output.progress.last_activity_at or self._began
+        return max(0.0, (datetime.now(UTC) - since).total_seconds()) if since else 0.0
 
     def follow(self, session: AgentSession, offsets: Mapping[GuestStream, int]) -> Ended:
-        """Follow to the end. Raises what the connection to the guest or the bucket raises; nothing is lost then."""
-        last_bytes = time.monotonic()
+        """Follow to the end. Raises what the connection to the guest or the bucket raises; nothing is lost then.
+
+        After a verdict the end comes within a minute, and a guest that has gone by then is an end too.
+        """
+        try:
+            ended = self._follow(session, offsets)
+        except MachineError:
+            if self.verdict is None:
+                raise
+            ended = Ended(None)
+        self._writer.close()
+        return ended
+
+    def _follow(self, session: AgentSession, offsets: Mapping[GuestStream, int]) -> Ended:
+        self._attached = self._clock()
+        self._last_bytes = self._attached - self.silent_for()
         written = dict(offsets)
+        if self.verdict is not None:
+            self._stop(self.verdict)
         for piece in session.follow(offsets):
             match piece:
                 case Chunk(stream, offset, data):
-                    last_bytes = time.monotonic()
+                    self._last_bytes = self._clock()
                     self._writer.feed(stream, data, offset)
                     written[stream] = offset + len(data)
                     self._take(stream, data, datetime.now(UTC))
                 case Ended():
-                    self._writer.close()
                     return piece
                 case None:
                     pass
@@ -71,25 +126,57 @@ class Follower:
             self._tell_turn_end(session)
             self._on_tick()
             if sum(written.values()) > self._most_bytes:
-                self.overflowed = True
-                session.stop(force=True)
-                self._writer.close()
+                if self._stopped_at is None:
+                    self._judge(Cause.LOG_LIMIT, "it wrote more than its host's log takes (TASKYARD_LOG_LIMIT)")
                 return Ended(KILLED)
-            silent = time.monotonic() - last_bytes
-            if silent > self._hang_seconds and not self._output.idle and not self.hung:
-                self.hung = True
-                session.stop(force=False)
+            if self._is_silent():
+                silence = format_seconds(self._hang_seconds)
+                self._judge(Cause.NO_OUTPUT_TIMEOUT, f"it wrote nothing for {silence} (lifecycle.hang_timeout)")
+            if self._stopped_at is not None and self._clock() - self._stopped_at > _AFTER_STOP_SECONDS:
+                return Ended(None)
         raise AssertionError("a session is followed until it has ended")
 
+    def _is_silent(self) -> bool:
+        """Whether the agent has said nothing for too long, and was neither stopped for it nor waits for input.
+
+        Once its session is closed, nothing comes that it could wait for: it has only to leave.
+        """
+        now = self._clock()
+        return (
+            self._stopped_at is None
+            and now - self._last_bytes > self._hang_seconds
+            and now - self._attached > min(_FIRST_LOOK_SECONDS, self._hang_seconds)
+            and (self._closed or not self._output.idle)
+        )
+
+    def _judge(self, cause: Cause, reason: str) -> None:
+        self.verdict, self.judgement = cause, f"The agent was stopped: {reason}."
+        self._writer.event({"type": VERDICT, "message": self.judgement, "cause": cause.value})
+        self._writer.flush(force=True)
+        self._stop(cause)
+
+    def _stop(self, cause: Cause) -> None:
+        self._on_verdict(cause)
+        self._stopped_at = self._clock()
+
+    def _recall(self, entry: LogEntry) -> None:
+        event = json.loads(entry.data)
+        if event.get("type") == VERDICT:
+            self.verdict, self.judgement = Cause(event["cause"]), event["message"]
+        elif event.get("type") == "state_change" and event.get("state") == TaskState.RUNNING:
+            self._began = self._began or entry.ts
+        elif event.get("type") == USER_MESSAGE and event.get("message_id") == PROMPT:
+            self._asked = True
+
     def _take(self, stream: GuestStream, data: bytes, at: datetime) -> None:
-        *lines, self._partial[stream] = (self._partial[stream] + data).split(b"\n")
         take = self._output.take if stream == "stdout" else self._output.take_error
-        for line in lines:
-            take(line.decode(errors="replace"), len(line) + 1, at)
+        for line, size in self._lines[stream].feed(data):
+            take(line.decode(errors="replace"), size, at)
 
     def _tell_turn_end(self, session: AgentSession) -> None:
         results = self._output.results
-        if self._output.idle and results > self._told_results:
+        if self._output.idle and not self._closed and self._told_results < results <= _TURNS_TOLD_MOST:
             if self._on_turn_end(results):
                 session.close()
+                self._closed = True
             self._told_results = results

@@ -23,6 +23,7 @@ _SCRIPT = (
 _END = b"\n.\n"
 # A guest may write whatever it likes here; this is more than any true block takes.
 _MOST_BYTES = 16 * 1024
+_READS_MOST = 4
 
 
 class GuestFigures:
@@ -38,7 +39,10 @@ class GuestFigures:
         """The figures of the last sample; never waits."""
         if self._channel is not None:
             with suppress(OSError, paramiko.SSHException):
-                while self._channel.recv_ready() and (data := self._channel.recv(_MOST_BYTES)):
+                # What a flood leaves behind is read, or not, at the next calls.
+                for _ in range(_READS_MOST):
+                    if not self._channel.recv_ready() or not (data := self._channel.recv(_MOST_BYTES)):
+                        break
                     self._reader.feed(data, datetime.now(UTC))
         return self._reader.latest
 

@@ -1,20 +1,27 @@
-"""Secrets: references resolved on the VM host, values written to the guest's memory and nowhere else."""
+"""Secrets: references resolved once for a run on its VM host, values kept in memory there and in the guest only."""
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from temporalio import activity
 
+from activities.announcements import announce
 from activities.failures import boundary
 from activities.heartbeat import beating
 from foundation.errors import SecretUnavailable
 from foundation.settings import Settings
 from machines.host import MachineHost
+from machines.paths import volatile_file
+from storage.bucket import Bucket
+from storage.redaction import MIN_VALUE_BYTES, Redactor
 from workflows import steps
 from workflows.messages import SecretsRequest, SecretsResult
 from workflows.wire import SecretReference
@@ -30,20 +37,75 @@ _NEVER = ("TASKYARD_", "ANTHROPIC_")
 class Secrets:
     """The step that hands a run its secrets."""
 
-    def __init__(self, settings: Settings, host: MachineHost) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, host: MachineHost, bucket: Bucket) -> None:
         self._host = host
+        self._bucket = bucket
+        self._secrets = RunSecrets(settings)
 
     @activity.defn(name=steps.SECRETS.name)
     @boundary
     def inject_secrets(self, request: SecretsRequest) -> SecretsResult:
         """Resolve the references and write the values into the guest, replacing what an earlier call wrote."""
-        values = resolve_all(self._settings, request.secrets)
         with beating():
+            values = self._secrets.resolve(request.machine_id, request.secrets)
             shell = self._host.connect(request.machine_id)
             shell.run(f"mkdir -p {os.path.dirname(ENVIRONMENT_FILE)}")  # noqa: PTH120 -- a path of the guest
             shell.write(ENVIRONMENT_FILE, environment_block(values), mode=0o600)
-        return SecretsResult(names=list(values))
+            notes = [
+                f"The value of secret {name} is shorter than {MIN_VALUE_BYTES} bytes, so it is not redacted in the log "
+                "and the artifacts; give it a longer one."
+                for name in Redactor(values).unredacted
+            ]
+            for note in notes:
+                announce(self._bucket, request.task_id, "warning", note)
+        return SecretsResult(names=list(values), notes=notes)
+
+
+class RunSecrets:
+    """The secrets of runs with the values that their guests got, whatever becomes of their sources meanwhile.
+
+    They lie in this host's memory, readable by its user alone, until the machine is destroyed or the host restarted.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def resolve(self, machine_id: str, references: Sequence[SecretReference]) -> dict[str, str]:
+        """Values by name, resolved by the first call. Raises SecretUnavailable, whose sentence never holds a value."""
+        held = self._held(machine_id)
+        if held is not None or not references:
+            return held or {}
+        path = volatile_file(self._settings, machine_id)
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        values = json.dumps(resolve_all(self._settings, references)).encode()
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(values)
+            # Of two at once, both give the guest the same.
+            with suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            draft.unlink()
+        return self._held(machine_id) or {}
+
+    def known(self, machine_id: str, references: Sequence[SecretReference]) -> dict[str, str]:
+        """Values by name as the guest got them; those of now for a run whose values are no longer held."""
+        held = self._held(machine_id)
+        return resolve_all(self._settings, references) if held is None else held
+
+    def redactor(self, machine_id: str) -> Redactor:
+        """Takes out the values that the guest got, as far as they are held."""
+        return Redactor(self._held(machine_id) or {})
+
+    def _held(self, machine_id: str) -> dict[str, str] | None:
+        try:
+            descriptor = os.open(volatile_file(self._settings, machine_id), os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        with os.fdopen(descriptor) as file:
+            # Its place may be one where everybody can put files.
+            return dict(json.load(file)) if os.fstat(descriptor).st_uid == os.getuid() else None
 
 
 def resolve_all(settings: Settings, references: Iterable[SecretReference]) -> dict[str, str]:

@@ -126,6 +126,8 @@ class LogRenderer:
             case "state_change":
                 state = clean(str(event.get("state")))
                 self._print(Text.assemble((state, STATE_COLOURS.get(state, "blue")), "  ", (text, "dim")), mark="◆")
+            case "user_message":
+                self._print(Text(_shortened(text, _TEXT_LINES), "bold"), mark="»", mark_style="bold")
             case kind:
                 self._print(Text(text or clean(str(kind)), "dim"), mark="·")
 

@@ -24,7 +24,7 @@ from machines.hardware import Shape
 from machines.identity import CLIENT_KEY, KNOWN_HOSTS
 from machines.image import Image, image_of
 from machines.ledger import Capacity, NoRoom, host_capacity
-from machines.paths import MachinePaths, machine_paths
+from machines.paths import MachinePaths, machine_paths, volatile_file
 from machines.pause import Pause
 from machines.qmp import Monitor
 from machines.records import MachineRecord, RecordStore, Reservation
@@ -349,6 +349,7 @@ class MachineHost:
         for socket in (paths.qmp, paths.identity):
             socket.unlink(missing_ok=True)
         shutil.rmtree(self._settings.staging / machine_id, ignore_errors=True)
+        volatile_file(self._settings, machine_id).unlink(missing_ok=True)
 
     def _stop(self, machine_id: str, end: Callable[[MachinePaths, psutil.Process], None] = qemu.stop) -> None:
         process = qemu.find_process(self._paths(machine_id))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +79,15 @@ def machine_paths(settings: Settings, machine_id: str) -> MachinePaths:
     """The paths of a machine of this home."""
     # Resolved: the paths are arguments of a QEMU that runs elsewhere, and must be the same for every caller.
     return MachinePaths(settings.machines.resolve() / machine_id, settings.sockets.absolute(), machine_id)
+
+
+def volatile_file(settings: Settings, machine_id: str) -> Path:
+    """A file beside the machine that must not reach a disk; below home where the host has no file system in memory."""
+    memory = Path("/dev/shm")  # noqa: S108 -- whoever makes the file makes it for its user alone
+    if not os.access(memory, os.W_OK | os.X_OK):
+        return settings.machines / machine_id / "volatile"
+    digest = hashlib.sha256(os.fsencode(settings.machines.resolve())).hexdigest()[:12]
+    return memory / f"taskyard-{os.getuid()}-{digest}-{machine_id}"
 
 
 def socket_owner(name: str) -> str | None:

@@ -27,7 +27,8 @@ _CONNECT_SECONDS = 30.0
 _KEEPALIVE_SECONDS = 15
 _CHUNK = 64 * 1024
 _STDERR_SHOWN = 2000
-_OUTPUT_MAX = 64 * 2**20
+# The guest belongs to the agent: nothing it sends may fill the host's memory. No command of ours says as much.
+_OUTPUT_MAX = 2**20
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,11 @@ class GuestShell:
         return MachineLost(f"{sentence}; the machine's process has ended")
 
 
+def wake(channel: paramiko.Channel, event: threading.Event) -> None:
+    """Set the event whenever something comes over the channel, and at its end. Takes no file descriptor."""
+    channel.in_buffer.set_event(event)
+
+
 def _transport(
     sock: Any,
     /,
@@ -217,9 +223,11 @@ def _transport(
 
 
 def _execute(transport: paramiko.Transport, command: str) -> paramiko.Channel:
+    """Start the command, within ``_CONNECT_SECONDS`` in all."""
+    end = time.monotonic() + _CONNECT_SECONDS
     channel = transport.open_session(timeout=_CONNECT_SECONDS)
     # paramiko waits without limit for the guest to confirm the command; closing the channel ends that wait.
-    watchdog = threading.Timer(_CONNECT_SECONDS, channel.close)
+    watchdog = threading.Timer(_left(end), channel.close)
     watchdog.daemon = True
     watchdog.start()
     try:
@@ -262,7 +270,6 @@ def _take(channel: paramiko.Channel, stdout: bytearray, stderr: bytearray) -> bo
     if channel.recv_stderr_ready():
         stderr += channel.recv_stderr(_CHUNK)
         taken = True
-    # The guest belongs to the agent: nothing it sends may fill the host's memory.
     if len(stdout) + len(stderr) > _OUTPUT_MAX:
         raise OSError("a command's output is larger than the host takes")
     return taken

@@ -8,8 +8,9 @@ finds the seal.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from itertools import dropwhile, islice
 
 from foundation.errors import TaskyardError
 from storage.bucket import ObjectStore
@@ -29,9 +30,18 @@ def read_entries(store: ObjectStore, task_id: str, after_id: int = 0) -> Iterato
 def tail(store: ObjectStore, task_id: str, count: int) -> list[LogEntry]:
     """The last ``count`` entries (fewer when there are not so many), oldest first."""
     for _ in range(_TAIL_TRIES):
-        entries = _tail(store, task_id, count)
+        entries = _backwards(store, task_id, lambda found: len(found) >= count, count)
         if entries is not None:
             return entries
+    raise damaged(task_id, 0)
+
+
+def entries_since(store: ObjectStore, task_id: str, at: datetime) -> list[LogEntry]:
+    """The entries from the first one at or after ``at`` on, oldest first; of the log before them little is read."""
+    for _ in range(_TAIL_TRIES):
+        entries = _backwards(store, task_id, lambda found: found[0].ts < at, None)
+        if entries is not None:
+            return list(dropwhile(lambda entry: entry.ts < at, entries))
     raise damaged(task_id, 0)
 
 
@@ -131,18 +141,23 @@ def cover(store: ObjectStore, task_id: str, after_id: int) -> list[Span]:
     return chosen + segments
 
 
-def _tail(store: ObjectStore, task_id: str, count: int) -> list[LogEntry] | None:
-    """The last entries, or None when the log changed its shape while it was read."""
+def _backwards(
+    store: ObjectStore, task_id: str, enough: Callable[[list[LogEntry]], bool], count: int | None
+) -> list[LogEntry] | None:
+    """Whole objects from the log's end back until they are enough, of each object ``count`` entries at most.
+
+    None when the log changed its shape while it was read.
+    """
     seal = find_seal(store, task_id)
     keys = [part.key for part in seal.parts] if seal else [span.key for span in cover(store, task_id, 0)]
     found: list[LogEntry] = []
     for key in reversed(keys):
-        if len(found) >= count:
+        if found and enough(found):
             break
         body = store.get(key)
         if body is None:
             return None
-        entries = decode_last(body, found[0].id if found else None, count - len(found))
+        entries = decode_last(body, found[0].id if found else None, None if count is None else count - len(found))
         if entries and found and entries[-1].id != found[0].id - 1:
             return None
         found = entries + found

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 # Shorter values (a port, "yes", a digit) occur everywhere: replacing them would destroy the text and tell the value by
 # what is missing. They are named in ``unredacted`` so that somebody can be told.
-_MIN_VALUE_BYTES = 4
+MIN_VALUE_BYTES = 4
 # A line such as "}" or "-----" of a value of several lines says nothing by itself.
 _MIN_LINE_BYTES = 8
 
@@ -37,7 +37,7 @@ class Redactor:
 
     def __init__(self, secrets: Mapping[str, str]) -> None:
         self.unredacted = tuple(
-            name for name, value in secrets.items() if 0 < len(_encode(value.strip())) < _MIN_VALUE_BYTES
+            name for name, value in secrets.items() if 0 < len(_encode(value.strip())) < MIN_VALUE_BYTES
         )
         self._placeholders: dict[bytes, bytes] = {}
         for name, value in secrets.items():
@@ -130,7 +130,7 @@ class RedactionStream:
 def _forms(value: str) -> Iterator[bytes]:
     """Every way in which a secret value is looked for."""
     whole = value.strip()
-    yield from _escaped(whole, _MIN_VALUE_BYTES)
+    yield from _escaped(whole, MIN_VALUE_BYTES)
     lines = whole.splitlines()
     if len(lines) > 1:
         for line in lines:

@@ -18,7 +18,7 @@ from foundation.errors import Conflict
 from storage.bucket import ObjectStore
 from storage.layout import merged_key, segment_key
 from storage.lines import Line, LineAssembler
-from storage.reader import read_entries, tail
+from storage.reader import entries_since, read_entries, tail
 from storage.redaction import Redactor
 from storage.sealing import append_event, seal
 from storage.segments import (
@@ -248,4 +248,4 @@ class _GuestFile:
         return [Draft(now, stream, line.data.decode(errors="replace"), line.end) for line in lines]
 
 
-__all__ = ["LogEntry", "RunLogWriter", "append_event", "read_entries", "seal", "tail"]
+__all__ = ["LogEntry", "RunLogWriter", "append_event", "entries_since", "read_entries", "seal", "tail"]

@@ -142,11 +142,11 @@ def decode_entries(body: bytes, after_id: int) -> Iterator[LogEntry]:
         begin = end + 1
 
 
-def decode_last(body: bytes, before_id: int | None, count: int) -> list[LogEntry]:
-    """The last ``count`` entries in ``body``, of those that come before ``before_id``."""
+def decode_last(body: bytes, before_id: int | None, count: int | None) -> list[LogEntry]:
+    """The last ``count`` entries in ``body`` (None: all), of those that come before ``before_id``."""
     entries: list[LogEntry] = []
     for line in reversed(body.split(b"\n")):
-        if len(entries) >= count:
+        if count is not None and len(entries) >= count:
             break
         if line and not line.startswith(_DESCRIPTION):
             entry = LogEntry.model_validate_json(line)

@@ -94,7 +94,7 @@ def _workers(
     own: list[Callable[..., Any]] = [
         Repositories(settings, bucket, machines.start_early).stage_repository,
         machines.provision_machine,
-        Secrets(settings, host).inject_secrets,
+        Secrets(settings, host, bucket).inject_secrets,
         agent.run_agent,
         agent.stop_agent,
         agent.deliver_message,

@@ -257,13 +257,14 @@ class SecretsRequest(Message):
 
 
 class SecretsResult(Message):
-    """Names only; values never leave the step."""
+    """Names only; values never leave the step. ``notes`` are sentences about values that cannot be redacted."""
 
     names: list[str] = []
+    notes: list[str] = []
 
 
 class AgentRequest(Message):
-    """Start (once) and follow the agent. ``secret_names`` become its environment."""
+    """Start (once) and follow the agent. ``secrets`` are redacted from what it writes."""
 
     task_id: str
     machine_id: str

@@ -47,6 +47,7 @@ class Cause(StrEnum):
     AGENT_ERROR = "agent_error"  # Claude Code ended with a result that is an error
     AGENT_EXIT = "agent_exit"  # Claude Code exited with a code other than 0
     AGENT_NO_RESULT = "agent_no_result"  # Claude Code exited with 0, but reported no result
+    MODEL_NOT_ASKED = "model_not_asked"  # Claude Code reported success without an answer of the model
     AGENT_START = "agent_start"  # Claude Code could not be started in the guest
     RUN_TIMEOUT = "run_timeout"  # lifecycle.timeout passed
     NO_OUTPUT_TIMEOUT = "no_output_timeout"  # lifecycle.hang_timeout passed without output

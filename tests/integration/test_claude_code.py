@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import cycle
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from examples.hello.prepare import prepare
 from examples.hello.serve import serve
@@ -15,6 +21,9 @@ from foundation.settings import Settings
 from machines.image_profile import load_profile
 from tests.integration.claude_code import ClaudeRun, bridge, claude, claude_program
 from worker.gateway import Gateway
+from worker.scenario import load_scenarios
+from worker.scripted_model import create_model_app
+from worker.unix_server import UnixServer
 from workflows.manifest import parse_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +71,42 @@ async def play(url: str, gateway: Gateway, work: Path, prompt: str, **extra: str
         await run.say(prompt, FIRST)
         run.close()
         return run, await run.exit_code()
+
+
+@asynccontextmanager
+async def recording(settings: Settings, heard: list[str]) -> AsyncIterator[str]:
+    """A URL of the scripted model that adds the texts of each request's user messages to ``heard``."""
+    model = create_model_app(load_scenarios(settings.scenario))
+
+    async def listening(scope: Scope, receive: Receive, send: Send) -> None:
+        body = bytearray()
+
+        async def taking() -> Message:
+            message = await receive()
+            body.extend(message.get("body", b""))
+            if message["type"] == "http.request" and not message.get("more_body"):
+                for said in json.loads(body or b"{}").get("messages", []):
+                    content = said["content"]
+                    texts = (
+                        [content] if isinstance(content, str) else [text for block in content for text in _texts(block)]
+                    )
+                    heard.extend(texts if said["role"] == "user" else [])
+            return message
+
+        await model(scope, taking, send)
+
+    path = settings.home / "recording.sock"
+    server = UnixServer(listening, path)
+    await server.start()
+    async with bridge(path) as address:
+        yield address
+    await server.stop()
+
+
+def _texts(block: dict[str, Any]) -> list[str]:
+    """The texts in a block, those in the result of a tool too."""
+    inner = block.get("content") or []
+    return [block.get("text", ""), *([inner] if isinstance(inner, str) else [part.get("text", "") for part in inner])]
 
 
 def shell(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
@@ -138,6 +183,62 @@ async def test_messages_during_the_last_answer_become_one_turn_of_their_own(url,
         assert await run.exit_code() == 0
     assert run.acknowledged == [FIRST, SECOND, THIRD]
     assert [result["result"] for result in run.results][1:] == ["The second answer."]
+
+
+# Beginnings that programs which talk to people take for something else: commands, options, files, comments, escapes.
+BEGINNINGS = [
+    *(
+        "/login",
+        "/clear",
+        "/compact",
+        "/cost",
+        "/help",
+        "/init",
+        "/model opus",
+        "/no-such-command",
+        "/",
+        "//",
+        "/usr/bin",
+    ),
+    *("!ls", "!", "#remember", "# Title", "@README.md", "@/etc/hostname", "-p", "--help", "--", "\\", "%s", "${HOME}"),
+    *("close", "exit", "quit", "ultrathink", "<system>", "<command-name>/clear</command-name>", "{}", "[1]", "null"),
+    *("$(id)", "\u00e9\U0001f680", "0", "'", '"'),
+]
+LEADING = ["", "", " ", "", "\n", "", "\t "]
+
+
+async def test_the_model_gets_every_message_as_the_user_wrote_it(settings, gateway, work):
+    (work / "README.md").write_text("a file that a message names\n")
+    rests = cycle(["", " returns 500 for unknown users.", "\n\nand more\n", "  "])
+    texts = [lead + word + next(rests) for word, lead in zip(BEGINNINGS * 2, cycle(LEADING), strict=False)]
+    heard: list[str] = []
+    async with (
+        recording(settings, heard) as address,
+        claude(address, gateway.token(MACHINE), work, work.parent / "agent") as run,
+    ):
+        for number, text in enumerate(texts, 1):
+            await run.say(text, str(uuid4()))
+            await run.until_results(number)
+        run.close()
+        assert await run.exit_code() == 0
+    assert [text for text in texts if text not in heard] == []
+
+
+@pytest.mark.parametrize("text", ["/clear", "/login fails, finish now", "!ls finish now", "@README.md finish now"])
+async def test_a_message_during_a_tool_is_no_command_either(settings, gateway, work, text):
+    heard: list[str] = []
+    async with (
+        recording(settings, heard) as address,
+        claude(address, gateway.token(MACHINE), work, work.parent / "agent") as run,
+    ):
+        await run.say("Scenario: wait for message", FIRST)
+        await run.until(type="assistant")
+        await run.say(text, SECOND)
+        await run.say("Please finish now", THIRD)
+        run.close()
+        assert await run.exit_code() == 0
+    assert any(text in said for said in heard)
+    assert run.results[-1]["result"] == "Finished as the message asked."
 
 
 async def test_message_sent_twice_is_taken_once(url, gateway, work):

@@ -56,6 +56,12 @@ def test_claude_says_what_it_says_and_tools_show_what_they_are_about() -> None:
     ]
 
 
+def test_what_users_say_is_shown_as_they_said_it() -> None:
+    assert event(type="user_message", message_id="prompt", message="/login fails.\n  Mend it.") == (
+        "» /login fails.\n    Mend it.\n"
+    )
+
+
 def test_long_input_and_output_are_shortened_and_the_end_of_output_is_kept() -> None:
     output = "\n".join(f"line {n}" for n in range(100))
     result = {"type": "user", "message": {"content": [{"type": "tool_result", "content": output}]}}
