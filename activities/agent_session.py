@@ -23,8 +23,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import paramiko
-
 from foundation.errors import GuestUnreachable, SessionClosed
 from machines.ssh import GuestShell, wake
 from storage.segments import GUEST_STREAMS, GuestStream
@@ -44,6 +42,7 @@ _CHUNK_BYTES = 128 * 1024
 # how long it reads on after the end in all.
 _DRAIN_SECONDS = 20.0
 _DRAIN_SECONDS_MOST = 600.0
+_OPEN_AGAIN_SECONDS = 2.0
 # What comes after a unit has gone without a record was written before.
 _GONE_SECONDS = 5.0
 _GUEST_FILES = Path(__file__).parent / "guest"
@@ -179,12 +178,7 @@ class AgentSession:
         """
         news = threading.Event()
         position: dict[GuestStream, int] = {stream: offsets.get(stream, 0) for stream in GUEST_STREAMS}
-        tails = {
-            stream: self._shell.stream(f"exec tail -c +{start + 1} -f {AGENT_DIR}/{stream}")
-            for stream, start in position.items()
-        }
-        for tail in tails.values():
-            wake(tail, news)
+        tails = {stream: Tail(self._shell, stream, start, news) for stream, start in position.items()}
         record = ExitRecord(self._shell, news)
         end = DrainEnd(time.monotonic)
         try:
@@ -193,8 +187,7 @@ class AgentSession:
                 news.clear()
                 busy = record.read()
                 for stream, tail in tails.items():
-                    data = _receive(tail)
-                    if data:
+                    if data := tail.read():
                         busy = True
                         yield Chunk(stream, position[stream], data)
                         position[stream] += len(data)
@@ -208,6 +201,48 @@ class AgentSession:
             record.close()
             for tail in tails.values():
                 tail.close()
+
+
+class Tail:
+    """The bytes of one of the agent's files from an offset on, as they are written."""
+
+    def __init__(self, shell: GuestShell, stream: GuestStream, offset: int, news: threading.Event) -> None:
+        self._shell = shell
+        self._file = f"{AGENT_DIR}/{stream}"
+        self._offset = offset
+        self._news = news
+        self._open_at: float | None = None
+        self._open()
+
+    def read(self) -> bytes:
+        """What has come; nothing when nothing has. Raises GuestUnreachable when the connection has broken.
+
+        A command that has ended in a guest that is there, as the agent killed it or removed its file, is begun anew.
+        """
+        # Asked first: what came before the end is read below.
+        over = self._channel.eof_received or self._channel.closed
+        if self._channel.recv_ready():
+            data = self._channel.recv(_CHUNK_BYTES)
+            self._offset += len(data)
+            return data
+        if over:
+            now = time.monotonic()
+            self._open_at = self._open_at or now + _OPEN_AGAIN_SECONDS
+            if not self._channel.get_transport().is_active():
+                raise GuestUnreachable("The connection to the guest broke while the agent was followed.")
+            if now >= self._open_at:
+                self.close()
+                self._open()
+        return b""
+
+    def close(self) -> None:
+        """Read no more."""
+        self._channel.close()
+
+    def _open(self) -> None:
+        self._open_at = None
+        self._channel = self._shell.stream(f"exec tail -c +{self._offset + 1} -f {self._file}")
+        wake(self._channel, self._news)
 
 
 class ExitRecord:
@@ -226,9 +261,13 @@ class ExitRecord:
 
     def read(self) -> bool:
         """Take what has come. True when the record or the news of the unit's end is in it."""
-        if self.sizes is not None or self.gone or not self._channel.recv_ready():
-            return False
-        data = self._channel.recv(_RECORD_BYTES_MOST)
+        known = self.sizes is not None or self.gone
+        # All of it, since only what comes later wakes whoever waits for more.
+        while self.sizes is None and not self.gone and self._channel.recv_ready():
+            self._take(self._channel.recv(_RECORD_BYTES_MOST))
+        return not known and (self.sizes is not None or self.gone)
+
+    def _take(self, data: bytes) -> None:
         self._said += data
         self._said_bytes += len(data)
         # Up to the last newline: the rest is not complete yet.
@@ -245,7 +284,6 @@ class ExitRecord:
             self._watch(_WATCH_UNIT)
         # Lines that are neither are forgotten, and the beginning of one that is too long.
         del self._said[: max(len(said), len(self._said) - _RECORD_BYTES_MOST)]
-        return self.sizes is not None or self.gone
 
     def close(self) -> None:
         """Hear no more."""
@@ -281,17 +319,6 @@ class DrainEnd:
         """Seconds to wait for more."""
         quiet = self._clock() - self._last_bytes > _QUIET_TICK_SECONDS
         return _QUIET_TICK_SECONDS if quiet else _BUSY_TICK_SECONDS
-
-
-def _receive(channel: paramiko.Channel) -> bytes:
-    """What has come; nothing when nothing has. Raises GuestUnreachable at the end."""
-    # Asked first: what came before the end is read below.
-    over = channel.eof_received or channel.closed
-    if channel.recv_ready():
-        return channel.recv(_CHUNK_BYTES)
-    if over:
-        raise GuestUnreachable("The connection to the guest broke while the agent was followed.")
-    return b""
 
 
 def _launch_files(launch: Launch) -> bytes:
