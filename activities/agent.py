@@ -8,23 +8,23 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Protocol
 
-import structlog
 from temporalio import activity
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 
 from activities.agent_output import AgentOutput
-from activities.agent_session import MCP_CONFIG, AgentSession, Ended, Launch
+from activities.agent_session import MCP_CONFIG, AgentSession, Launch
 from activities.announcements import USER_MESSAGE, announce
 from activities.failures import boundary
 from activities.follower import Follower
 from activities.guest_figures import GuestFigures
 from activities.heartbeat import beating
 from activities.secrets import RunSecrets
-from foundation.errors import GuestUnreachable, MachineError, MachineLost
+from foundation.errors import AgentNotStopped, GuestUnreachable, MachineLost
 from foundation.settings import Settings
-from foundation.units import format_seconds, parse_size
+from foundation.units import parse_size
 from machines.host import MachineHost
+from machines.ssh import GuestShell
 from storage.bucket import Bucket
 from storage.redaction import Redactor
 from storage.runlog import RunLogWriter, read_entries
@@ -40,7 +40,7 @@ from workflows.messages import (
     TokenUsage,
     TurnEnded,
 )
-from workflows.states import STATE_MESSAGES, Cause, TaskState
+from workflows.states import STATE_MESSAGES, TaskState
 
 GATEWAY_URL = "http://10.0.2.100"
 WORKSPACE = "/workspace"
@@ -50,13 +50,7 @@ WORKSPACE = "/workspace"
 _EMULATED = {"BUN_JSC_useConcurrentGC": "0", "BUN_JSC_useDFGJIT": "0"}
 
 _HEARTBEAT_SECONDS = 1.0
-# A guest that refused a stop as early as this is asked once more; with the limits of both the host's own end comes
-# within the step's two minutes.
-_STOP_RETRY_SECONDS = 10.0
 _UPDATE_SECONDS = 10.0
-
-
-log = structlog.get_logger("agent")
 
 
 class RunGateway(Protocol):
@@ -104,60 +98,56 @@ class Agent:
         writer = RunLogWriter(self._bucket, request.task_id, redactor)
         output = AgentOutput()
         ticker = _Ticker(output.progress)
-        follower = Follower(
-            writer,
-            output,
-            request.hang_timeout,
-            parse_size(self._settings.log_limit),
-            self._turn_end_teller(),
-            ticker,
-            lambda cause: self._stop_within(output.progress, machine_id, force=cause is Cause.LOG_LIMIT),
-        )
+        most = parse_size(self._settings.log_limit)
+        follower = Follower(writer, output, request.hang_timeout, most, self._turn_end_teller(), ticker)
         with beating(output.progress):
             offsets = writer.resume()
             follower.read_back(read_entries(self._bucket, request.task_id))
             follower.open_log(STATE_MESSAGES[TaskState.RUNNING], request.claude.prompt)
-            try:
-                shell = self._host.connect(machine_id)
-                session = AgentSession(shell)
-                if follower.verdict is None:
-                    session.start(_launch(request, token, emulated=self._is_emulated(machine_id)))
-            except MachineError as error:
-                if follower.verdict is None and not _is_given_up(error, follower, request.hang_timeout):
-                    raise
-                if follower.verdict is not None:
-                    self._stop(machine_id, force=True)
-                shell = None
-        if shell is None:
-            ended = Ended(None)
-        else:
+            shell = self._started(request, token, follower) if follower.verdict is None else None
+        ended = None
+        if shell is not None:
             with GuestFigures(shell) as ticker.figures:
-                ended = follower.follow(session, offsets)
+                ended = follower.follow(AgentSession(shell), offsets)
         usage = TokenUsage.model_validate(self._gateway.usage(machine_id))
-        result = output.outcome(ended.exit_code, usage)
-        if follower.verdict is not None:
-            result.cause, result.error = follower.verdict, follower.judgement
-        elif shell is None:
-            result.cause = Cause.MACHINE_LOST
-            result.error = f"The guest has not answered for {format_seconds(follower.silent_for())}."
+        result = output.outcome(ended.exit_code if ended else None, usage)
+        if ended is None:
+            # The workflow keeps it, and stops the agent.
+            result.running, result.cause, result.error = True, follower.verdict, follower.judgement
         for field in ("result", "error", "session_id"):
             if text := getattr(result, field):
                 setattr(result, field, redactor.redact_text(text))
         self._on_result(result)
         return result
 
+    def _started(self, request: AgentRequest, token: str, follower: Follower) -> GuestShell | None:
+        """The way to the agent, which is started unless it was before; None when the guest is given up."""
+        try:
+            shell = self._host.connect(request.machine_id)
+            AgentSession(shell).start(_launch(request, token, emulated=self._is_emulated(request.machine_id)))
+        except GuestUnreachable:
+            if follower.silent_for() < request.hang_timeout.total_seconds():
+                raise
+            follower.give_up()
+            return None
+        return shell
+
     @activity.defn(name=steps.STOP_AGENT.name)
     @boundary
     def stop_agent(self, request: StopAgentRequest) -> None:
         """TERM, 30 s of grace, KILL; with ``force`` KILL at once. The follower sees the end.
 
-        Fails when the guest does not do that. With ``machine``, the machine's process is ended instead: the guest is not
-        asked.
+        Fails when the guest does not do that. With ``machine``, its host ends the machine's process: no guest is asked.
         """
         with beating():
             if request.machine:
                 self._host.kill(request.machine_id)
-            elif not AgentSession(self._host.connect(request.machine_id)).stop(force=request.force):
+                return
+            try:
+                stopped = AgentSession(self._host.connect(request.machine_id)).stop(force=request.force)
+            except MachineLost:
+                return
+            if not stopped:
                 raise AgentNotStopped("The guest did not end its agent in time; end the machine's process instead.")
 
     @activity.defn(name=steps.DELIVER.name)
@@ -181,28 +171,6 @@ class Agent:
         """Close the agent's session."""
         with beating():
             AgentSession(self._host.connect(request.machine_id)).close()
-
-    def _stop_within(self, progress: AgentProgress, machine_id: str, *, force: bool) -> None:
-        with beating(progress):
-            self._stop(machine_id, force=force)
-
-    def _stop(self, machine_id: str, *, force: bool) -> None:
-        """Stop the agent, or end the process of its machine when the guest does not do it in time."""
-        begin = time.monotonic()
-        while True:
-            try:
-                if AgentSession(self._host.connect(machine_id)).stop(force=force):
-                    return
-                break
-            except MachineLost:
-                return
-            except MachineError as error:
-                if time.monotonic() - begin > _STOP_RETRY_SECONDS:
-                    log.warning("the guest does not stop its agent", machine=machine_id, error=error.message)
-                    break
-                time.sleep(1)
-        log.warning("the agent does not end; the machine's process is ended", machine=machine_id)
-        self._host.kill(machine_id)
 
     def _is_emulated(self, machine_id: str) -> bool:
         return self._host.record(machine_id).acceleration == "tcg"
@@ -242,11 +210,6 @@ class _Ticker:
             machine = self.figures.latest() if self.figures else None
             activity.heartbeat(LiveProgress(**self._progress.model_dump(), machine=machine))
             self._due = time.monotonic() + _HEARTBEAT_SECONDS
-
-
-def _is_given_up(error: MachineError, follower: Follower, hang_timeout: timedelta) -> bool:
-    """Whether a guest that does not answer has been silent for so long that it never will."""
-    return isinstance(error, GuestUnreachable) and follower.silent_for() >= hang_timeout.total_seconds()
 
 
 def _launch(request: AgentRequest, token: str, *, emulated: bool) -> Launch:

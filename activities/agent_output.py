@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from workflows.messages import AgentProgress, AgentResult, TokenUsage
+from workflows.messages import NAME_CHARS, RESULT_CHARS, AgentProgress, AgentResult, TokenUsage
 from workflows.states import Cause
 
 # A longer line is no event. Claude Code's longest are files that it has read, of a few MB.
@@ -20,9 +20,7 @@ EVENT_BYTES_MAX = 16 * 2**20
 # An event of more values than this is not read: each would cost the host many times what it costs the guest.
 _EVENT_VALUES_MAX = 500_000
 
-RESULT_CHARS = 16_384
-SENTENCE_CHARS = 500
-NAME_CHARS = 200
+COMPLAINT_CHARS = 500
 CUT = " … [cut; the run's log has all of it]"
 _COUNT_MAX = 2**63
 _COST_MAX = 1e12
@@ -109,7 +107,7 @@ class AgentOutput:
         """One line of stderr."""
         self._heard(size, at)
         if shown := line.strip():
-            self.last_error_line = _text(shown, SENTENCE_CHARS, cut="…")
+            self.last_error_line = _text(shown, COMPLAINT_CHARS, cut="…")
 
     def outcome(self, exit_code: int | None, usage: TokenUsage | None) -> AgentResult:
         """The agent's end: success is a result that is no error *and* exit code 0, nothing less.
@@ -198,7 +196,7 @@ def _complaint(value: Any) -> str:
         text = value if isinstance(value, str) else json.dumps(value)
     except (ValueError, RecursionError):
         text = "it cannot be read"
-    return _text(text, SENTENCE_CHARS, cut="…") or ""
+    return _text(text, COMPLAINT_CHARS, cut="…") or ""
 
 
 def _blocks(event: dict[str, Any]) -> list[dict[str, Any]]:

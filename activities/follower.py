@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from activities.agent_output import AgentOutput, LineSplitter
-from activities.agent_session import KILLED, AgentSession, Chunk, Ended
+from activities.agent_session import AgentSession, Chunk, Ended
 from activities.announcements import USER_MESSAGE
-from foundation.errors import MachineError
 from foundation.units import format_seconds
 from storage.runlog import RunLogWriter
 from storage.segments import GUEST_STREAMS, GuestStream, LogEntry
@@ -22,8 +21,6 @@ PROMPT = "prompt"
 
 # A follower that has just come looks at least this long before it judges the silence of before.
 _FIRST_LOOK_SECONDS = 30.0
-# What an agent that was stopped after a verdict may still take to be gone.
-_AFTER_STOP_SECONDS = 30.0
 # Each turn that the workflow is told of stays in its history, which has an end.
 _TURNS_TOLD_MOST = 1000
 
@@ -32,8 +29,7 @@ class Follower:
     """One attempt's look at the agent. A later attempt goes on where the run log ends.
 
     An agent that is silent for ``hang_timeout`` or writes more than ``most_bytes`` gets a ``verdict``, which is in the
-    run log before anything is done about it, so that a later attempt knows it. ``on_verdict`` then stops the agent, and
-    returns only when it is stopped or its machine's process has ended.
+    run log for later attempts and for readers. The follower leaves with it: stopping is the workflow's.
     ``on_turn_end`` is called with the count of results when the agent waits for input, and says whether to close its
     session; ``on_tick`` often, with nothing, and may raise to leave.
     """
@@ -46,7 +42,6 @@ class Follower:
         most_bytes: int,
         on_turn_end: Callable[[int], bool],
         on_tick: Callable[[], None],
-        on_verdict: Callable[[Cause], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -59,7 +54,6 @@ class Follower:
         self._hang_seconds = hang_timeout.total_seconds()
         self._on_turn_end = on_turn_end
         self._on_tick = on_tick
-        self._on_verdict = on_verdict
         self._clock = clock
         self._lines = {stream: LineSplitter() for stream in GUEST_STREAMS}
         self._told_results = 0
@@ -67,7 +61,6 @@ class Follower:
         self._began: datetime | None = None
         self._asked = False
         self._attached = self._last_bytes = clock()
-        self._stopped_at: float | None = None
 
     def read_back(self, entries: Iterable[LogEntry]) -> None:
         """Take what earlier attempts stored, so that progress, result and verdict are known without the guest."""
@@ -91,26 +84,18 @@ class Follower:
         since = self._output.progress.last_activity_at or self._began
         return max(0.0, (datetime.now(UTC) - since).total_seconds()) if since else 0.0
 
-    def follow(self, session: AgentSession, offsets: Mapping[GuestStream, int]) -> Ended:
-        """Follow to the end. Raises what the connection to the guest or the bucket raises; nothing is lost then.
+    def give_up(self) -> None:
+        """Judge that the guest has not answered for as long as its agent may be silent."""
+        self._judge(Cause.MACHINE_LOST, f"its guest has not answered for {format_seconds(self.silent_for())}")
 
-        After a verdict the end comes within a minute, and a guest that has gone by then is an end too.
+    def follow(self, session: AgentSession, offsets: Mapping[GuestStream, int]) -> Ended | None:
+        """Follow to the end, or to a verdict (None). Raises what the connection to the guest or the bucket raises.
+
+        Nothing is lost then.
         """
-        try:
-            ended = self._follow(session, offsets)
-        except MachineError:
-            if self.verdict is None:
-                raise
-            ended = Ended(None)
-        self._writer.close()
-        return ended
-
-    def _follow(self, session: AgentSession, offsets: Mapping[GuestStream, int]) -> Ended:
         self._attached = self._clock()
         self._last_bytes = self._attached - self.silent_for()
         written = dict(offsets)
-        if self.verdict is not None:
-            self._stop(self.verdict)
         for piece in session.follow(offsets):
             match piece:
                 case Chunk(stream, offset, data):
@@ -119,6 +104,7 @@ class Follower:
                     written[stream] = offset + len(data)
                     self._take(stream, data, datetime.now(UTC))
                 case Ended():
+                    self._writer.close()
                     return piece
                 case None:
                     pass
@@ -126,25 +112,22 @@ class Follower:
             self._tell_turn_end(session)
             self._on_tick()
             if sum(written.values()) > self._most_bytes:
-                if self._stopped_at is None:
-                    self._judge(Cause.LOG_LIMIT, "it wrote more than its host's log takes (TASKYARD_LOG_LIMIT)")
-                return Ended(KILLED)
+                self._judge(Cause.LOG_LIMIT, "it wrote more than its host's log takes (TASKYARD_LOG_LIMIT)")
+                return None
             if self._is_silent():
                 silence = format_seconds(self._hang_seconds)
                 self._judge(Cause.NO_OUTPUT_TIMEOUT, f"it wrote nothing for {silence} (lifecycle.hang_timeout)")
-            if self._stopped_at is not None and self._clock() - self._stopped_at > _AFTER_STOP_SECONDS:
-                return Ended(None)
+                return None
         raise AssertionError("a session is followed until it has ended")
 
     def _is_silent(self) -> bool:
-        """Whether the agent has said nothing for too long, and was neither stopped for it nor waits for input.
+        """Whether the agent has said nothing for too long, and does not wait for input.
 
         Once its session is closed, nothing comes that it could wait for: it has only to leave.
         """
         now = self._clock()
         return (
-            self._stopped_at is None
-            and now - self._last_bytes > self._hang_seconds
+            now - self._last_bytes > self._hang_seconds
             and now - self._attached > min(_FIRST_LOOK_SECONDS, self._hang_seconds)
             and (self._closed or not self._output.idle)
         )
@@ -152,12 +135,7 @@ class Follower:
     def _judge(self, cause: Cause, reason: str) -> None:
         self.verdict, self.judgement = cause, f"The agent was stopped: {reason}."
         self._writer.event({"type": VERDICT, "message": self.judgement, "cause": cause.value})
-        self._writer.flush(force=True)
-        self._stop(cause)
-
-    def _stop(self, cause: Cause) -> None:
-        self._on_verdict(cause)
-        self._stopped_at = self._clock()
+        self._writer.close()
 
     def _recall(self, entry: LogEntry) -> None:
         event = json.loads(entry.data)

@@ -252,6 +252,13 @@ class GuestUnreachable(MachineError):
     code = "guest_unreachable"
 
 
+class AgentNotStopped(MachineError):
+    """The guest answers, and its agent goes on all the same."""
+
+    code = "agent_not_stopped"
+    retryable = False
+
+
 class ImageBuildFailed(MachineError):
     """The guest image could not be built."""
 

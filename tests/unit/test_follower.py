@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -52,51 +53,43 @@ class Guest:
 
 
 class Attempt:
-    """One attempt at following; what is done at a verdict is in ``stops`` with what the log had by then."""
+    """One attempt at following."""
 
-    def __init__(self, bucket: MemoryBucket, clock: Clock, most_bytes: int = 10**9, turn_end: bool = False) -> None:
+    def __init__(self, bucket: MemoryBucket, clock: Clock, most_bytes: int = 10**9, *, closes: bool = False) -> None:
         self.clock = clock
-        self.stops: list[tuple[Cause, list[str]]] = []
         self.turns: list[int] = []
-        self.on_stop: Callable[[], None] = lambda: None
-        self.writer = RunLogWriter(bucket, TASK, Redactor({}))
-        self.output = AgentOutput()
-
-        def stop(cause: Cause) -> None:
-            events = [json.loads(entry.data) for entry in read_entries(bucket, TASK) if entry.stream == "event"]
-            self.stops.append((cause, [event["cause"] for event in events if event["type"] == VERDICT]))
-            self.on_stop()
+        writer = RunLogWriter(bucket, TASK, Redactor({}))
 
         def ended_turn(results: int) -> bool:
             self.turns.append(results)
-            return turn_end
+            return closes
 
-        self.follower = Follower(
-            self.writer, self.output, timedelta(seconds=HANG), most_bytes, ended_turn, lambda: None, stop, clock=clock
-        )
-        self.offsets = self.writer.resume()
+        hang = timedelta(seconds=HANG)
+        self.follower = Follower(writer, AgentOutput(), hang, most_bytes, ended_turn, lambda: None, clock=clock)
+        self.offsets = writer.resume()
         self.follower.read_back(read_entries(bucket, TASK))
 
-    def follow(self, *doings: Piece) -> Ended:
+    def follow(self, *doings: Piece) -> Ended | None:
         self.guest = Guest(self.clock, *doings)
         return self.follower.follow(cast("AgentSession", self.guest), self.offsets)
+
+
+def verdicts(bucket: MemoryBucket) -> list[tuple[str, str]]:
+    events = [json.loads(entry.data) for entry in read_entries(bucket, TASK) if entry.stream == "event"]
+    return [(event["cause"], event["message"]) for event in events if event["type"] == VERDICT]
 
 
 def lines(count: int, first: int = 0) -> list[Chunk]:
     return [Chunk("stdout", (first + number) * len(LINE), LINE) for number in range(count)]
 
 
-def test_an_agent_that_writes_without_end_is_killed_and_its_log_stays_within_the_limit() -> None:
+def test_an_agent_that_writes_without_end_is_judged_and_its_log_stays_within_the_limit() -> None:
     bucket, clock = MemoryBucket(), Clock()
     attempt = Attempt(bucket, clock, 1000)
-    assert attempt.follow(*lines(100)).exit_code == 137
-    assert attempt.stops == [(Cause.LOG_LIMIT, ["log_limit"])]
+    assert attempt.follow(*lines(100)) is None
+    assert attempt.follower.verdict is Cause.LOG_LIMIT
     assert len(stored(bucket, "stdout")) == 1000 + len(LINE)
-    # A further attempt, on another worker, takes nothing more.
-    attempt = Attempt(bucket, clock, 1000)
-    assert attempt.follow(*lines(100)).exit_code == 137
-    assert (attempt.follower.verdict, attempt.stops) == (Cause.LOG_LIMIT, [(Cause.LOG_LIMIT, ["log_limit"])])
-    assert len(stored(bucket, "stdout")) == 1000 + len(LINE)
+    assert verdicts(bucket) == [("log_limit", attempt.follower.judgement)]
 
 
 @pytest.mark.parametrize("most", [100 * len(LINE), 10**9])
@@ -104,7 +97,7 @@ def test_an_agent_within_the_limit_is_left_alone(most: int) -> None:
     bucket = MemoryBucket()
     attempt = Attempt(bucket, Clock(), most)
     assert attempt.follow(*lines(100), Ended(0)) == Ended(0)
-    assert (attempt.follower.verdict, attempt.stops) == (None, [])
+    assert (attempt.follower.verdict, verdicts(bucket)) == (None, [])
     assert len(stored(bucket, "stdout")) == 100 * len(LINE)
 
 
@@ -118,33 +111,38 @@ def test_an_agent_within_the_limit_is_left_alone(most: int) -> None:
         [Chunk("stdout", 0, b"[" * 100_000 + b"\n")],
     ],
 )
-@pytest.mark.parametrize("after", [(), (MachineLost("gone"),), (GuestUnreachable("silent"),), (Ended(None),)])
-def test_a_silent_guest_is_stopped_in_time_whatever_it_does_then(doings, after) -> None:
+def test_a_silent_guest_is_judged_in_time(doings) -> None:
     bucket, clock = MemoryBucket(), Clock()
     attempt = Attempt(bucket, clock)
-    attempt.on_stop = lambda: setattr(attempt.guest, "doings", ())
-    ended = attempt.follow(*doings, HANG, 1.0, *after)
-    assert ended.exit_code is None
-    assert attempt.stops == [(Cause.NO_OUTPUT_TIMEOUT, ["no_output_timeout"])]
+    assert attempt.follow(*doings) is None
+    assert attempt.follower.verdict is Cause.NO_OUTPUT_TIMEOUT
     assert "10m" in (attempt.follower.judgement or "")
-    assert clock.now < 500 + HANG + 40
+    assert verdicts(bucket) == [("no_output_timeout", attempt.follower.judgement)]
+    assert clock.now < 500 + HANG + 10
 
 
-@pytest.mark.parametrize("failure", [MachineLost("gone"), GuestUnreachable("silent")])
-def test_an_attempt_that_ends_at_its_stop_leaves_its_verdict_to_the_next(failure: MachineError) -> None:
+def test_a_verdict_is_known_to_later_attempts() -> None:
     bucket, clock = MemoryBucket(), Clock()
     first = Attempt(bucket, clock)
+    first.follow(*lines(1))
+    second = Attempt(bucket, clock).follower
+    assert (second.verdict, second.judgement) == (first.follower.verdict, first.follower.judgement)
 
-    def killed() -> None:
-        raise RuntimeError("the worker was killed")
 
-    first.on_stop = killed
-    with pytest.raises(RuntimeError):
-        first.follow(*lines(1))
+@pytest.mark.parametrize("output", [[], lines(2)])
+def test_silence_is_counted_over_all_attempts(output: list[Chunk], monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket, clock = MemoryBucket(), Clock()
+    first = Attempt(bucket, clock)
+    first.follower.open_log("Running", "prompt")
+    with pytest.raises(GuestUnreachable):
+        first.follow(*output, GuestUnreachable("broken"))
+    later = datetime.now(UTC) + timedelta(seconds=HANG - 60)
+    monkeypatch.setattr("activities.follower.datetime", Mock(now=lambda _: later))
+    began = clock.now
     second = Attempt(bucket, clock)
-    assert second.follow(failure) == Ended(None)
-    assert second.stops == [(Cause.NO_OUTPUT_TIMEOUT, ["no_output_timeout"])]
-    assert second.follower.judgement == first.follower.judgement
+    assert second.follow() is None
+    assert second.follower.verdict is Cause.NO_OUTPUT_TIMEOUT
+    assert 50 < clock.now - began < 70
 
 
 def test_without_a_verdict_a_lost_guest_is_told_to_the_caller() -> None:
@@ -156,7 +154,7 @@ def test_an_agent_that_waits_for_input_is_not_silent_until_its_session_is_closed
     bucket, clock = MemoryBucket(), Clock()
     open_one = Attempt(bucket, clock)
     assert open_one.follow(Chunk("stdout", 0, GOOD), 10 * HANG, Ended(0)) == Ended(0)
-    closed = Attempt(MemoryBucket(), clock, turn_end=True)
+    closed = Attempt(MemoryBucket(), clock, closes=True)
     closed.follow(Chunk("stdout", 0, GOOD))
     assert (closed.guest.closed, closed.follower.verdict) == (1, Cause.NO_OUTPUT_TIMEOUT)
 
