@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
@@ -17,7 +17,7 @@ from api.events import RunEvents
 from api.index import RunIndex
 from api.limits import BodyLimit
 from api.metrics import Metrics, RequestTimes
-from api.origins import own_origin
+from api.origins import OwnOrigins
 from api.rates import RateHeaders, Rates
 from api.submission import MAX_BODY_BYTES
 from api.visibility import TemporalVisibility
@@ -63,11 +63,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.events = RunEvents(core, bucket, followers, RunWatches(core))
     app.add_middleware(BodyLimit, most_bytes=MAX_BODY_BYTES)
     app.add_middleware(RateHeaders)
+    app.add_middleware(OwnOrigins, settings=settings)
     app.add_middleware(RequestTimes, metrics=metrics)
     app.add_middleware(CORSMiddleware, allow_origins=settings.allowed_origins, allow_methods=["*"], allow_headers=["*"])
     errors.install(app)
     app.include_router(stream.router)
-    app.include_router(tasks.router, dependencies=[Depends(own_origin)])
+    app.include_router(tasks.router)
     app.include_router(health.router)
     return app
 

@@ -129,7 +129,13 @@ class Core:
                 return TaskView(await self._final_record(task_id), live=True)
             status = await snapshot.status_of(described)
             if definition:
-                status.manifest = await self._submitted_manifest(task_id)
+                try:
+                    status.manifest = await self._submitted_manifest(task_id)
+                except RPCError as error:
+                    if not is_unknown(error):
+                        raise
+                    # Temporal has forgotten the run since it described it.
+                    return TaskView(await self._final_record(task_id), live=True)
         else:
             created_at = described.typed_search_attributes.get(snapshot.CREATED_KEY, status.created_at)
             status = status.model_copy(update={"created_at": created_at})

@@ -74,6 +74,11 @@ def install(app: FastAPI) -> None:
 async def _known(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, TaskyardError):
         raise TypeError(f"not an error of Taskyard: {error!r}")
+    return refusal(request, error)
+
+
+def refusal(request: Request, error: TaskyardError) -> JSONResponse:
+    """The answer that tells an error."""
     if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.warning("request failed", path=request.url.path, code=error.code, message=error.message)
     return _answer(request, error.http_status, error.code, error.message, error.details)

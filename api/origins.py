@@ -4,20 +4,39 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api import errors
 from foundation.errors import OriginRefused
 from foundation.settings import Settings
 from foundation.urls import is_local_name
 
 
-async def own_origin(connection: HTTPConnection) -> None:
-    """A dependency that lets through clients that are no browser, the service's own pages, and the origins allowed.
+class OwnOrigins:
+    """Refuses each HTTP request that ``check_origin`` refuses, whatever it asks for; WebSockets do so by themselves."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            request = Request(scope)
+            try:
+                check_origin(request, self._settings)
+            except OriginRefused as error:
+                await errors.refusal(request, error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def check_origin(connection: HTTPConnection, settings: Settings) -> None:
+    """Let through clients that are no browser, the service's own pages, and the origins allowed.
 
     A page whose own name was made to lead here may read without saying where it comes from: so a service that listens
     on loopback is asked for by names that nobody else can give. Raises OriginRefused.
     """
-    settings: Settings = connection.app.state.settings
     origin, host = connection.headers.get("origin"), connection.headers.get("host", "")
     if origin in settings.allowed_origins:
         return

@@ -11,7 +11,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from api import views
 from api.events import Event, RunEvents, error_event, parse_filter
-from api.origins import own_origin
+from api.origins import check_origin
 from api.rates import Rates, address
 from foundation.errors import InvalidParameter, OriginRefused, RateLimitExceeded, TaskNotFound, TaskyardError
 
@@ -61,7 +61,7 @@ async def stream_events(socket: WebSocket) -> None:
 async def _send(socket: WebSocket, task_id: str | None) -> None:
     code, reason = NORMAL, "The run has ended."
     try:
-        await own_origin(socket)
+        check_origin(socket, socket.app.state.settings)
         rates: Rates = socket.app.state.rates
         with rates.stream(address(socket)):
             async with aclosing(_events(socket, task_id)) as events:

@@ -25,7 +25,7 @@ class Limit:
 _LIMITS: Mapping[str, Limit] = {
     "MiB": Limit(0.12, 24),
     "descriptors": Limit(0.2, 12),
-    "threads": Limit(0.2, 6),
+    "threads": Limit(0.2, 16),
     "files": Limit(0.1, 20),
     "MiB of files": Limit(0.2, 16),
 }

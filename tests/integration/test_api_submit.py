@@ -7,6 +7,7 @@ import json
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -17,6 +18,7 @@ from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from websockets import Origin
 from websockets.asyncio.client import connect
 
+from api.health import router as health_router
 from storage.hosts import HostRoom, live_hosts, say_room, withdraw
 from tests.integration.api_site import ApiSite, api_site, as_yaml, manifest, until
 from workflows.messages import AgentProgress, AgentRequest, AgentResult
@@ -227,14 +229,22 @@ async def test_still_answers_and_says_so_when_the_worker_is_gone(site: ApiSite) 
     assert shown["definition"]["claude"]["prompt"] == "do it"
 
 
-async def test_shows_the_final_record_of_a_run_that_temporal_has_forgotten(site: ApiSite) -> None:
+async def test_shows_the_final_record_of_a_run_that_temporal_has_forgotten(
+    site: ApiSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with site.worker() as steps:
         steps.instead["run_agent"] = lambda _: AgentResult(exit_code=3, cause=Cause.AGENT_EXIT, error="code 3")
         task_id = await site.submit()
         # Its final state shows before its last step, which writes the record, has run.
         await site.temporal.get_workflow_handle(f"task-{task_id}").result()
     before = (await site.http.get(f"{TASKS}/{task_id}")).json()
+    core = site.app.state.core
+    described = await core._describe(task_id)
     await forget(site, task_id)
+    with monkeypatch.context() as just_now:
+        # As when Temporal forgets it between two requests of one answer.
+        just_now.setattr(core, "_describe", AsyncMock(return_value=described))
+        assert (await site.http.get(f"{TASKS}/{task_id}")).json()["state"] == before["state"]
     after = (await site.http.get(f"{TASKS}/{task_id}")).json()
     assert {key: after[key] for key in BASE_KEYS - {"created_at"}} == {
         key: before[key] for key in BASE_KEYS - {"created_at"}
@@ -444,7 +454,13 @@ async def test_web_pages_of_other_origins_are_refused(site: ApiSite) -> None:
         for origin, host in asked:
             reply = await guarded.http.post(TASKS, json=manifest(), headers={"origin": origin, **host})
             assert (reply.status_code, reply.json()["error"]) == (403, "origin_refused")
-        assert (await guarded.http.get(TASKS, headers={"host": "evil.example.org"})).status_code == 403
+        # No page of the server is an exception, nor is one that is not there.
+        pages = [TASKS, "/openapi.json", "/docs", "/static-offline-docs/swagger-ui.css", "/nowhere"]
+        pages += [str(route.path) for route in health_router.routes]
+        for page in pages:
+            reply = await guarded.http.get(page, headers={"host": "evil.example.org"})
+            assert (page, reply.status_code, reply.json()["error"]) == (page, 403, "origin_refused")
+            assert (await guarded.http.get(page, headers={"origin": foreign[0]})).status_code == 403
         for origin in (itself, allowed):
             assert (await guarded.http.post(TASKS, json=manifest(), headers={"origin": origin})).status_code == 202
         assert (await guarded.http.get(TASKS, headers={"host": "tasks.example.org"})).status_code == 200
