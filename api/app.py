@@ -19,7 +19,7 @@ from api.limits import BodyLimit
 from api.metrics import Metrics, RequestTimes
 from api.origins import OwnOrigins
 from api.rates import RateHeaders, Rates
-from api.submission import MAX_BODY_BYTES
+from api.submission import MAX_BODY_BYTES, Submissions
 from api.visibility import TemporalVisibility
 from api.watch import RunWatches
 from foundation.errors import EngineUnavailable
@@ -55,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.core = core
     app.state.index = index
+    app.state.submissions = Submissions()
     app.state.bucket = bucket
     app.state.followers = followers
     app.state.metrics = metrics

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
@@ -22,7 +21,6 @@ from api import listing, snapshot
 from api.admission import Admission
 from api.engine import RPC_LIMIT, Engine, is_unknown
 from api.index import RunIndex
-from api.submission import accept
 from foundation.errors import (
     ArtifactNotFound,
     DuplicateTaskId,
@@ -81,13 +79,11 @@ class Core:
         self._admission = Admission(bucket)
         self._unanswered_until = 0.0
 
-    async def submit(self, data: Any) -> TaskStatus:
-        """Start a run of the manifest in parsed data and give its first status.
+    async def submit(self, manifest: Manifest) -> TaskStatus:
+        """Start a run of a manifest that was accepted, and give its first status.
 
-        Raises InvalidManifest and InsufficientResources before anything starts, DuplicateTaskId when the id is taken:
-        Temporal decides that.
+        Raises InsufficientResources before anything starts, DuplicateTaskId when Temporal says that the id is taken.
         """
-        manifest = accept(data)
         await self._admission.check(manifest)
         if manifest.metadata.id is not None:
             return await self._start(manifest.metadata.id, manifest)

@@ -10,18 +10,14 @@ import re
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from foundation.urls import without_credentials
+from foundation.urls import REDACTED, TOKEN, without_credentials
 from workflows.wire import Manifest
-
-REDACTED = "[redacted]"
 
 _REFERENCE = re.compile(r"^\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}$")
 _TELLING = r"[\w.-]*(?:token|secret|passw|api[-_]?key|authorization|credential)[\w.-]*"
 _TELLING_NAME = re.compile(_TELLING, re.IGNORECASE)
 _TELLING_OPTION = re.compile(rf"--?{_TELLING}", re.IGNORECASE)
 _ASSIGNED = re.compile(rf"({_TELLING}\s*[=:]\s*)(\S.*)", re.IGNORECASE | re.DOTALL)
-# Keys as model providers and GitHub make them, wherever they stand.
-_KEYS = re.compile(r"\b(?:sk-|gh[opsur]_|github_pat_)[A-Za-z0-9_-]{16,}")
 # Parts of an MCP server whose values are secrets more often than not.
 _VALUES = ("env", "headers")
 
@@ -64,7 +60,7 @@ def _text(text: str) -> str:
     assigned = _ASSIGNED.search(text)
     if assigned:
         return f"{text[: assigned.start()]}{assigned[1]}{_reference_only(assigned[2])}"
-    return _KEYS.sub(REDACTED, text)
+    return TOKEN.sub(REDACTED, text)
 
 
 def _address(text: str) -> str:
@@ -74,8 +70,8 @@ def _address(text: str) -> str:
     except ValueError:
         return REDACTED
     query = re.sub(r"=([^&]*)", lambda match: f"={_reference_only(match[1])}", url.query)
-    return _KEYS.sub(REDACTED, urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2], query=query)))
+    return TOKEN.sub(REDACTED, urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2], query=query)))
 
 
 def _reference_only(value: Any) -> Any:
-    return value if isinstance(value, str) and _REFERENCE.match(value) else REDACTED
+    return TOKEN.sub(REDACTED, value) if isinstance(value, str) and _REFERENCE.match(value) else REDACTED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import datetime
 from urllib.parse import quote
@@ -25,6 +26,8 @@ CREATED_KEY = SearchAttributeKey.for_datetime("TaskyardCreatedAt")
 # What an SQL visibility store holds in one keyword.
 _MAX_KEYWORD = 255
 MAX_LABEL_TOKEN = _MAX_KEYWORD
+# What Temporal takes of one search attribute by default (2 KiB), with room for what it adds.
+MAX_LABELS_BYTES = 1900
 
 # Characters that end or split a keyword in one of the visibility stores, or a string in their query language.
 _UNSAFE = re.compile(r"[\"'\\%♡\x00-\x1f\x7f]")
@@ -67,12 +70,20 @@ def search_attributes(status: TaskStatus) -> TypedSearchAttributes:
     return TypedSearchAttributes(
         [
             SearchAttributePair(STATE_KEY, status.state.value),
-            SearchAttributePair(NAME_KEY, status.name[:_MAX_KEYWORD]),
+            SearchAttributePair(NAME_KEY, _keyword(status.name)),
             *([SearchAttributePair(LABELS_KEY, labels)] if labels else []),
             SearchAttributePair(CREATED_KEY, status.created_at),
             SearchAttributePair(CHANGED_KEY, status.state_changed_at),
         ]
     )
+
+
+def _keyword(text: str) -> str:
+    """As much of the text as one keyword holds."""
+    text = text[:_MAX_KEYWORD]
+    while len(json.dumps(text)) > MAX_LABELS_BYTES:
+        text = text[:-1]
+    return text
 
 
 async def status_of(execution: WorkflowExecution) -> TaskStatus:

@@ -15,7 +15,7 @@ from api.core import Core
 from api.downloads import ArtifactResponse, headers_of
 from api.ranges import parse_range
 from api.rates import limited
-from api.submission import read_body, warnings
+from api.submission import Submissions
 from foundation.errors import (
     ArtifactNotFound,
     DuplicateTaskId,
@@ -126,10 +126,11 @@ CoreOf = Annotated[Core, Depends(_core)]
 )
 async def submit(request: Request, core: CoreOf) -> views.SubmitReply:
     """Start a run of a manifest. Its id is ``metadata.id``, or made by the server when there is none."""
-    data = read_body(request.headers.get("content-type", ""), await request.body())
-    status = await core.submit(data)
+    submissions: Submissions = request.app.state.submissions
+    submission = await submissions.read(request.headers.get("content-type", ""), await request.body())
+    status = await core.submit(submission.manifest)
     request.app.state.metrics.submitted.inc()
-    return views.submitted(status, warnings(data))
+    return views.submitted(status, submission.warnings)
 
 
 @router.get(

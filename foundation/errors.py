@@ -3,22 +3,24 @@
     TaskyardError                        500  1   internal_error
     ├── InvalidManifest                  400  1   invalid_manifest
     ├── InvalidParameter                 400  1   invalid_parameter
+    ├── InvalidBody                      422  1   invalid_body
     ├── UnsupportedMediaType             415  1   unsupported_media_type
     ├── PayloadTooLarge                  413  1   payload_too_large
     ├── RangeNotSatisfiable              416  1   range_not_satisfiable
     ├── RateLimitExceeded                429  1   rate_limit_exceeded
+    ├── OriginRefused                    403  4   origin_refused
     ├── Unauthorized                     401  4   unauthorized
     ├── Forbidden                        403  4   forbidden
-    ├── NotFound                         404  2
+    ├── NotFound                         404  2   not_found
     │   ├── TaskNotFound                          task_not_found
     │   ├── ArtifactNotFound                      artifact_not_found
     │   ├── MachineNotFound                       machine_not_found
     │   └── ImageNotFound                         image_not_found
-    ├── Conflict                         409  3
+    ├── Conflict                         409  3   conflict
     │   ├── DuplicateTaskId                       duplicate_task_id
     │   ├── TaskAlreadyTerminal                   task_already_terminal
     │   └── SessionClosed                         session_closed
-    ├── RepositoryError                  422  1
+    ├── RepositoryError                  422  1   repository_error
     │   ├── RepositoryNotFound                    repository_not_found
     │   ├── RepositoryDenied                      repository_denied
     │   ├── RepositoryUnreachable                 repository_unreachable
@@ -28,6 +30,7 @@
     ├── MachineError                     500  1   machine_error
     │   ├── MachineLost                           machine_lost
     │   ├── GuestUnreachable                      guest_unreachable
+    │   ├── AgentNotStopped                       agent_not_stopped
     │   └── ImageBuildFailed                      image_build_failed
     ├── InsufficientResources            507  1   insufficient_resources
     ├── ServiceUnavailable               503  5   service_unavailable
@@ -42,7 +45,10 @@ not reachable (Task Orchestration contract, section 4.3).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+from foundation.faults import Fault, sentence, shown
 
 
 class TaskyardError(Exception):
@@ -69,12 +75,31 @@ class InvalidManifest(TaskyardError):
     code = "invalid_manifest"
     http_status = 400
 
+    @classmethod
+    def of(cls, faults: Sequence[Fault]) -> Self:
+        """The refusal of all these faults, of which there is at least one."""
+        told = shown(faults)
+        return cls(sentence(told), field=told[0]["field"], validation=told[0]["validation"], errors=told)
+
 
 class InvalidParameter(TaskyardError):
     """A query parameter, option or setting has a value that is not allowed."""
 
     code = "invalid_parameter"
     http_status = 400
+
+
+class InvalidBody(TaskyardError):
+    """The body is JSON of another shape than the endpoint takes; ``details["errors"]`` lists every fault."""
+
+    code = "invalid_body"
+    http_status = 422
+
+    @classmethod
+    def of(cls, faults: Sequence[Fault]) -> Self:
+        """The refusal of all these faults, of which there is at least one."""
+        told = shown(faults)
+        return cls(sentence(told), errors=told)
 
 
 class UnsupportedMediaType(TaskyardError):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
-_SIZE = re.compile(r"\s*(\d+)\s*([KMGT])(?:i?B?)?\s*")
-_DURATION = re.compile(r"\s*(\d+)\s*([hms])\s*")
+_SIZE = re.compile(r"\s*([0-9]{1,12})\s*([KMGT])(?:i?B?)?\s*")
+_DURATION = re.compile(r"\s*([0-9]{1,9})\s*([hms])\s*")
 _SIZE_FACTOR = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _DURATION_FACTOR = {"h": 3600, "m": 60, "s": 1}
+
+# Of a text that is none.
+_SHOWN = 40
 
 MAX_DURATION_SECONDS = 168 * 3600
 
@@ -16,7 +19,7 @@ def parse_size(text: str) -> int:
     """Bytes of a size such as ``512M`` or ``8G`` (powers of 1024). Raises ValueError with a sentence."""
     match = _SIZE.fullmatch(text)
     if not match or int(match[1]) == 0:
-        raise ValueError(f"'{text}' is not a size; write a whole number and a unit, such as 512M or 8G")
+        raise ValueError(f"'{text[:_SHOWN]}' is not a size; write a whole number and a unit, such as 512M or 8G")
     return int(match[1]) * _SIZE_FACTOR[match[2]]
 
 
@@ -27,7 +30,7 @@ def parse_duration(text: str) -> int:
     """
     match = _DURATION.fullmatch(text)
     if not match:
-        raise ValueError(f"'{text}' is not a duration; write a whole number and h, m or s, such as 30m or 24h")
+        raise ValueError(f"'{text[:_SHOWN]}' is not a duration; write a whole number and h, m or s, such as 30m or 24h")
     seconds = int(match[1]) * _DURATION_FACTOR[match[2]]
     if not 1 <= seconds <= MAX_DURATION_SECONDS:
         raise ValueError(f"'{text}' is out of range; a duration lies between 1s and 168h")

@@ -2,41 +2,52 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from foundation.documents import Document, Unreadable, read_json, read_yaml, text_of
 from foundation.errors import InvalidManifest
+from foundation.faults import Fault
 from foundation.units import parse_duration, parse_size
-from workflows import patterns, wire
+from workflows import faults, mcp, patterns, wire
+
+# The whole manifest as JSON: what is larger belongs into the repository, and Temporal takes no message of 2 MiB.
+MAX_BYTES = 2**20
+MAX_NAME = 200
+MAX_LABELS = 64
+MAX_URL = 2048
+MAX_REF = 255
+MAX_PATH = 1024
+MAX_ENTRIES = 200
+MAX_ENTRY = 1000
+MAX_SECRETS = 64
 
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SCP_URL = re.compile(r"[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!//).+")
 _COMMIT = re.compile(r"[0-9a-fA-F]{7,64}")
-_MAX_NODES = 100_000
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+\[\]-]{0,199}")
+_NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|(^|/)\.|\.lock(/|$)|^[-/]|[/.]$|^@$")
+# Line ends of all kinds, what moves the cursor or colours a terminal, and what turns the direction of writing around.
+_NO_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+# Variables of the agent's session that Taskyard or the shell sets: a secret of this name would not arrive, or do harm.
+_RESERVED = frozenset(
+    {"BASHOPTS", "DISABLE_AUTOUPDATER", "ENV", "EUID", "HOME", "IFS", "IS_SANDBOX", "LANG", "LOGNAME", "OLDPWD", "PATH",
+     "PPID", "PROMPT_COMMAND", "PS4", "PWD", "SHELL", "SHELLOPTS", "SHLVL", "UID", "USER"}
+)  # fmt: skip
+_RESERVED_PREFIXES = ("ANTHROPIC_", "BASH_", "CLAUDE_CODE_", "LD_")
 
 
-def _check_size(text: str) -> str:
+def _size(text: str) -> str:
     parse_size(text)
     return text
 
 
-def _check_duration(text: str) -> str:
+def _duration(text: str) -> str:
     parse_duration(text)
     return text
 
@@ -47,10 +58,37 @@ def _not_blank(text: str) -> str:
     return text
 
 
-Size = Annotated[str, AfterValidator(_check_size)]
-Duration = Annotated[str, AfterValidator(_check_duration)]
-Text = Annotated[str, AfterValidator(_not_blank)]
+def _at_most(most: int) -> AfterValidator:
+    def check(text: str) -> str:
+        if len(text) > most:
+            raise ValueError(f"is too long: {len(text)} characters; {most} are the most")
+        return text
 
+    return AfterValidator(check)
+
+
+def _one_line(text: str) -> str:
+    if found := _NO_LINE.search(text):
+        raise ValueError(f"must be one line without control characters; it holds U+{ord(found[0]):04X}")
+    return text
+
+
+def _label_key(text: str) -> str:
+    if not _LABEL_KEY.fullmatch(text):
+        raise ValueError(
+            "a label's key may hold letters, digits, '.', '_', '-' and '/', begins and ends with a letter or digit, "
+            "63 characters at most"
+        )
+    return text
+
+
+Size = Annotated[str, AfterValidator(_size)]
+Duration = Annotated[str, AfterValidator(_duration)]
+Words = Annotated[str, AfterValidator(_not_blank)]
+Line = Annotated[Words, AfterValidator(_one_line)]
+Entry = Annotated[Line, _at_most(MAX_ENTRY)]
+LabelKey = Annotated[str, AfterValidator(_label_key)]
+LabelValue = Annotated[str, AfterValidator(_one_line)]
 
 # Unknown fields are refused. What a field may hold is said here, and what it is in the wire's form of it.
 _STRICT = ConfigDict(extra="forbid")
@@ -60,6 +98,9 @@ class Metadata(wire.Metadata):
     """Name, id and labels of the run. Without an id the server makes one."""
 
     model_config = _STRICT
+
+    name: Annotated[Line, _at_most(MAX_NAME)]
+    labels: dict[LabelKey, LabelValue] = Field(default={}, max_length=MAX_LABELS)
 
     @field_validator("id", mode="before")
     @classmethod
@@ -75,38 +116,34 @@ class Metadata(wire.Metadata):
             )
         return value
 
-    _words = field_validator("name")(_not_blank)
-
-    @field_validator("labels")
-    @classmethod
-    def _label_keys(cls, value: dict[str, str]) -> dict[str, str]:
-        for key in value:
-            if not _LABEL_KEY.fullmatch(key):
-                raise ValueError(f"label key '{key}' may hold letters, digits, '.', '_', '-' and '/', 63 at most")
-        return value
-
 
 class Repository(wire.Repository):
     """Where the work is. The machine never needs the network to get it."""
 
     model_config = _STRICT
 
-    _words = field_validator("url", "branch")(_not_blank)
+    url: Annotated[Line, _at_most(MAX_URL)]
+    branch: Annotated[Words, _at_most(MAX_REF)]
+    subpath: Annotated[str, AfterValidator(_one_line), _at_most(MAX_PATH)] | None = None
 
     @field_validator("url")
     @classmethod
     def _transport(cls, value: str) -> str:
-        if value.startswith(("https://", "http://", "ssh://", "file://")) or _SCP_URL.fullmatch(value):
-            if re.match(r"^https?://[^/@]*:[^/@]*@", value):
-                raise ValueError("must not hold a password; name the credentials in the host's git configuration")
-            return value
-        raise ValueError("must start with https://, http://, ssh:// or be of the form user@host:path")
+        if not value.startswith(("https://", "http://", "ssh://", "file://")) and not _SCP_URL.fullmatch(value):
+            raise ValueError("must start with https://, http://, ssh:// or be of the form user@host:path")
+        if re.search(r"\s", value) or re.match(r"[a-z]+:///(?<!file:///)", value):
+            raise ValueError("is no URL: it has no host, or holds white space")
+        if "${" in value:
+            raise ValueError(
+                "is taken as it stands: ${NAME} means nothing here; git on the VM host has the credentials"
+            )
+        return value
 
     @field_validator("branch")
     @classmethod
     def _plain_ref(cls, value: str) -> str:
-        if value.startswith("-") or re.search(r"[\s~^:?*\[\\]|\.\.|@\{|//|\.lock$|/$|\.$", value):
-            raise ValueError(f"'{value}' is not a branch name")
+        if _NO_REF.search(value):
+            raise ValueError("is not a branch name that git takes")
         return value
 
     @field_validator("commit")
@@ -129,23 +166,29 @@ class Claude(wire.Claude):
 
     model_config = _STRICT
 
+    prompt: Words
     output_format: Literal["stream-json"] = "stream-json"
-    allowed_tools: list[Text] = Field(default=[])
-    max_turns: int | None = Field(None, ge=1)
+    allowed_tools: list[Entry] = Field(default=[], max_length=MAX_ENTRIES)
+    max_turns: int | None = Field(None, ge=1, le=1_000_000)
 
-    _words = field_validator("prompt", "model")(_not_blank)
+    @field_validator("model")
+    @classmethod
+    def _model_name(cls, value: str) -> str:
+        if not _MODEL.fullmatch(value):
+            raise ValueError("is not a model's name: letters, digits and . _ : / @ + [ ] -, 200 characters at most")
+        return value
 
 
 class VmSpec(wire.VmSpec):
-    """Shape and network of the machine."""
+    """Shape and network of the machine. Whether a host can give it is not said here."""
 
     model_config = _STRICT
 
-    profile: str = Field("agentic-dev", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
+    profile: str = Field("agentic-dev", pattern=r"^[a-z0-9][a-z0-9-]{0,40}\z")
     cpus: int = Field(4, ge=1)
     memory: Size = "8G"
     disk: Size = "40G"
-    allowed_hosts: list[Text] = Field(default=[])
+    allowed_hosts: list[Entry] = Field(default=[], max_length=MAX_ENTRIES)
 
     @field_validator("memory")
     @classmethod
@@ -168,19 +211,23 @@ class SecretReference(wire.SecretReference):
     model_config = _STRICT
 
     source: Literal["env", "file"]
-    key: Text
+    key: Entry
 
     @field_validator("name")
     @classmethod
     def _env_name(cls, value: str) -> str:
         if not _ENV_NAME.fullmatch(value):
-            raise ValueError(f"'{value}' is not a name for an environment variable")
+            raise ValueError("is not a name for an environment variable: letters, digits and '_', 128 at most")
+        if value in _RESERVED or value.startswith(_RESERVED_PREFIXES):
+            raise ValueError(f"'{value}' is set for the agent by Taskyard or its shell; give the secret another name")
         return value
 
     @model_validator(mode="after")
-    def _absolute_file(self) -> SecretReference:
+    def _key_of_source(self) -> SecretReference:
         if self.source == "file" and not self.key.startswith("/"):
             raise ValueError("key must be an absolute path when source is file")
+        if self.source == "env" and re.search(r"[\s=]", self.key):
+            raise ValueError("key must be the name of an environment variable when source is env")
         return self
 
 
@@ -214,7 +261,7 @@ class Manifest(wire.Manifest):
     repository: Repository
     claude: Claude
     vm: VmSpec = Field(default_factory=VmSpec)
-    secrets: list[SecretReference] = Field(default=[])  # type: ignore[assignment] # a list of the stricter form
+    secrets: list[SecretReference] = Field(default=[], max_length=MAX_SECRETS)  # type: ignore[assignment] # stricter
     lifecycle: Lifecycle = Field(default_factory=Lifecycle)
 
     @field_validator("secrets")
@@ -230,110 +277,67 @@ class Manifest(wire.Manifest):
 
 def parse_yaml(text: str | bytes) -> Manifest:
     """A manifest from YAML text. Raises InvalidManifest with every fault."""
-    return parse(load_yaml(text))
+    document = load_yaml(text)
+    return parse(document.data, document.faults)
 
 
 def parse_json(text: str | bytes) -> Manifest:
     """A manifest from JSON text. Raises InvalidManifest with every fault."""
-    return parse(load_json(text))
+    document = load_json(text)
+    return parse(document.data, document.faults)
 
 
-def load_yaml(text: str | bytes) -> Any:
-    """The data in YAML text. Raises InvalidManifest when it is not YAML."""
+def load_yaml(text: str | bytes) -> Document:
+    """What stands in YAML text. Raises InvalidManifest when it is not YAML, or would cost too much to read."""
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise _unreadable("YAML", error) from error
+        return read_yaml(text if isinstance(text, str) else text_of(text))
+    except Unreadable as error:
+        raise unreadable("YAML", error) from None
 
 
-def load_json(text: str | bytes) -> Any:
-    """The data in JSON text. Raises InvalidManifest when it is not JSON."""
+def load_json(text: str | bytes) -> Document:
+    """What stands in JSON text. Raises InvalidManifest when it is not JSON, or would cost too much to read."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _unreadable("JSON", error) from error
+        return read_json(text if isinstance(text, str) else text_of(text))
+    except Unreadable as error:
+        raise unreadable("JSON", error) from None
 
 
-def parse(data: Any) -> Manifest:
-    """A manifest from parsed data. Raises InvalidManifest whose details list every fault with its field."""
+def unreadable(kind: str, error: Exception) -> InvalidManifest:
+    """The refusal of text that could not be read."""
+    return InvalidManifest.of([Fault("", f"The manifest is not readable as {kind}: {error}", "syntax")])
+
+
+def parse(data: Any, found: Sequence[Fault] = ()) -> Manifest:
+    """A manifest from parsed data, of which some faults may be ``found`` already.
+
+    Raises InvalidManifest whose details list every fault with its field.
+    """
     if not isinstance(data, dict):
-        raise InvalidManifest(
-            "The manifest is not a mapping; start it with 'version: \"1\"' and 'kind: Task'.",
-            errors=[{"field": "", "message": "must be a mapping", "validation": "type"}],
-        )
-    _check_content(data)
+        message = "The manifest is not a mapping; start it with 'version: \"1\"' and 'kind: Task'."
+        raise InvalidManifest.of([*found, Fault("", message, "type")])
+    claude = data.get("claude")
+    config = claude.get("mcp_config") if isinstance(claude, dict) else None
+    wrong = [*found, *faults.of_credentials(data)]
     try:
-        return Manifest.model_validate(data)
+        manifest = Manifest.model_validate(data)
     except ValidationError as error:
-        faults = [_fault(item) for item in error.errors(include_url=False)]
-    raise InvalidManifest(
-        "; ".join(f"{fault['field']}: {fault['message']}" if fault["field"] else fault["message"] for fault in faults),
-        field=faults[0]["field"],
-        validation=faults[0]["validation"],
-        errors=faults,
-    )
+        wrong += faults.of_rules(error.errors(include_url=False, include_input=False), Manifest)
+    else:
+        wrong += () if wrong else _too_large(manifest)
+    wrong += faults.of_rules(mcp.errors(config), Manifest, ("claude", "mcp_config"))
+    if wrong:
+        raise InvalidManifest.of(wrong)
+    return manifest
 
 
-def _check_content(data: Any) -> None:
-    """Refuse what cannot be written down: text that is no Unicode, aliases that stand for more than memory holds."""
-    pending: list[tuple[str, Any]] = [("", data)]
-    seen = 0
-    while pending:
-        field, part = pending.pop()
-        seen += 1
-        if seen > _MAX_NODES:
-            message = "The manifest is too large once its YAML aliases are written out; write it without them."
-            raise InvalidManifest(message, errors=[{"field": "", "message": message, "validation": "too_large"}])
-        if isinstance(part, dict):
-            pending.extend((f"{field}.{key}".lstrip("."), value) for key, value in part.items())
-            pending.extend((field, key) for key in part)
-        elif isinstance(part, list):
-            pending.extend((f"{field}[{index}]", value) for index, value in enumerate(part))
-        elif isinstance(part, str):
-            seen += len(part) // 100
-            if _SURROGATE.search(part):
-                message = "holds half of a character (a lone surrogate), which is no Unicode text"
-                fault = {"field": _SURROGATE.sub("?", field), "message": message, "validation": "unicode"}
-                raise InvalidManifest(f"{fault['field']}: {message}", errors=[fault])
-
-
-def _unreadable(kind: str, error: Exception) -> InvalidManifest:
-    message = f"The manifest is not readable as {kind}: {error}"
-    return InvalidManifest(message, errors=[{"field": "", "message": message, "validation": "syntax"}])
-
-
-def _fault(item: Any) -> dict[str, str]:
-    """One pydantic error as ``{field, message, validation}``; the field is written as in the manifest."""
-    field = ""
-    for part in item["loc"]:
-        field += f"[{part}]" if isinstance(part, int) else f"{'.' if field else ''}{part}"
-    if item["type"] == "missing":
-        return {"field": field, "message": "is required", "validation": "required"}
-    if item["type"] == "extra_forbidden":
-        return {"field": field, "message": _unknown_field(item["loc"]), "validation": "unknown"}
-    message = item["msg"].removeprefix("Value error, ")
-    if field == "version" and item["type"] == "literal_error":
-        message = 'must be the string "1" (with quotes in YAML)'
-    return {"field": field, "message": message[:1].lower() + message[1:], "validation": item["type"]}
-
-
-def _unknown_field(location: tuple[str | int, ...]) -> str:
-    known = _fields_at(location[:-1])
-    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known fields here: {', '.join(known)}"
-    return f"is not a field of a manifest; {hint}"
-
-
-def _fields_at(location: tuple[str | int, ...]) -> list[str]:
-    model: type[BaseModel] = Manifest
-    for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        arguments = getattr(annotation, "__args__", ())
-        model = next(
-            candidate
-            for candidate in (annotation, *arguments)
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel)
+def _too_large(manifest: Manifest) -> Iterator[Fault]:
+    size = len(manifest.model_dump_json().encode())
+    if size > MAX_BYTES:
+        prompt = len(manifest.claude.model_dump_json(include={"prompt"}).encode())
+        yield Fault(
+            "claude.prompt" if prompt > size // 2 else "",
+            f"is too long: the manifest has {size} bytes as JSON, and {MAX_BYTES} are the most; "
+            "put large inputs into the repository",
+            "too_large",
         )
-    return list(model.model_fields)

@@ -1,0 +1,121 @@
+"""The MCP servers of a manifest: the shape that Claude Code reads, and what of it would be of no use in a run.
+
+Claude Code leaves out a server whose entry has another shape, and says so nowhere that a person looks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from foundation.faults import Fault, below
+from foundation.urls import is_telling
+
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(:-[^}]*)?\}")
+_ALWAYS_SET = frozenset({"HOME", "USER", "LOGNAME", "SHELL", "LANG", "PATH", "PWD"})
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def _named(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+def _address(text: str) -> str:
+    if not text.startswith(("http://", "https://", "ws://", "wss://", "${")):
+        raise ValueError("must be a URL that begins with http:// or https://")
+    return text
+
+
+class Server(BaseModel):
+    """One server: a command that is started in the machine, or a URL. What else Claude Code may read is let through."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["stdio", "http", "sse", "ws"] | None = None
+    command: Annotated[str, AfterValidator(_named)] | None = None
+    args: list[str] = Field(default=[])
+    env: dict[str, str] = Field(default={})
+    url: Annotated[str, AfterValidator(_address)] | None = None
+    headers: dict[str, str] = Field(default={})
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Server:
+        if self.command is not None and self.url is not None:
+            raise ValueError("has both 'command' and 'url'; keep the one that is meant")
+        if self.command is None and self.url is None:
+            raise ValueError("needs 'command' (and 'args'), or 'type' and 'url'")
+        if self.url is not None and self.type in {None, "stdio"}:
+            raise ValueError("has a 'url' and needs its 'type': http or sse")
+        if self.command is not None and self.type not in {None, "stdio"}:
+            raise ValueError(f"has a 'command' and the type '{self.type}'; write type stdio, or none")
+        return self
+
+
+class Configuration(BaseModel):
+    """``{"mcpServers": {NAME: server}}``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    mcpServers: dict[Annotated[str, AfterValidator(_named)], Server]  # noqa: N815 -- so it is written
+
+
+def errors(config: Any) -> list[Any]:
+    """What keeps Claude Code from reading the configuration, as pydantic's error details."""
+    if not isinstance(config, dict):
+        return []
+    try:
+        Configuration.model_validate(config)
+    except ValidationError as error:
+        return list(error.errors(include_url=False, include_input=False, include_context=False))
+    return []
+
+
+def warnings(config: dict[str, Any], secrets: Collection[str], field: str, *, isolated: bool) -> Iterator[Fault]:
+    """What is read and will not do what it seems to; ``secrets`` are the names that a reference may have."""
+    for key in config.keys() - {"mcpServers"}:
+        yield Fault(below(field, str(key)), "changes nothing: Claude Code reads 'mcpServers' only", "unused")
+    for name, server in config["mcpServers"].items():
+        where = below(below(field, "mcpServers"), name)
+        yield from _kept_literals(server, where)
+        if isolated and isinstance(server.get("url"), str) and not _is_local(server["url"]):
+            message = (
+                "cannot be reached: the machine's network is isolated; start the server in the machine ('command')"
+            )
+            yield Fault(below(where, "url"), message, "unreachable")
+        unknown = sorted(_references(server) - set(secrets) - _ALWAYS_SET)
+        if unknown:
+            message = f"refers to ${{{unknown[0]}}}, which no secret of this manifest is called; add it to 'secrets'"
+            yield Fault(where, message, "unknown_reference")
+
+
+def _kept_literals(server: dict[str, Any], where: str) -> Iterator[Fault]:
+    for part in ("env", "headers"):
+        for name, value in (server.get(part) or {}).items():
+            if is_telling(name) and value and not _REFERENCE.search(value):
+                message = f"is kept with the run as it is written; name a secret of 'secrets' (${{{_variable(name)}}})"
+                yield Fault(below(below(where, part), name), message, "literal_secret")
+
+
+def _variable(name: str) -> str:
+    return re.sub(r"[^A-Z0-9_]", "_", name.upper()) if name.isascii() else "NAME"
+
+
+def _is_local(url: str) -> bool:
+    try:
+        return url.startswith("${") or urlsplit(url).hostname in _LOOPBACK
+    except ValueError:
+        return False
+
+
+def _references(part: Any) -> set[str]:
+    """Names that the texts in the part refer to without a default."""
+    if isinstance(part, str):
+        return {match[1] for match in _REFERENCE.finditer(part) if not match[2]}
+    parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    return set().union(*map(_references, parts))
