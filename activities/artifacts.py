@@ -7,8 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,14 @@ import structlog
 from temporalio import activity
 
 from activities.announcements import announce, announce_state, announce_teardown
+from activities.bundle import FETCH, write_bundle
 from activities.confined_git import ConfinedGit
 from activities.failures import boundary
+from activities.guest_repository import GuestRepository, copy_objects, read_repository
 from activities.heartbeat import beating
+from activities.metadata import change_facts, run_facts
 from activities.mirror import reading
-from activities.patch import Changes, regular_files, write_patch
+from activities.patch import Changes, regular_files, set_aside, write_patch
 from activities.reading import BaseEntry, Reading, base_entries, read_tree, submodules
 from activities.secrets import RunSecrets
 from activities.selection import Selection, select
@@ -34,16 +36,15 @@ from foundation.errors import (
 )
 from foundation.settings import Settings
 from foundation.units import format_size
-from foundation.urls import without_credentials
 from machines.host import MachineHost
-from machines.workspace import NO_FILE, DiskUnreadable, Extraction, opened
+from machines.workspace import NO_FILE, DiskUnreadable, Extraction, WorkspaceDisk, opened
 from storage import artifacts as stored
 from storage.bucket import Bucket
-from storage.names import METADATA, as_text, names_of, patch_name, untracked_name
+from storage.names import METADATA, as_text, bundle_name, names_of, patch_name, untracked_name
 from storage.redaction import Redactor
 from workflows import steps
 from workflows.messages import Artifact, CollectRequest, CollectResult
-from workflows.states import STATE_MESSAGES, Cause, TaskState
+from workflows.states import STATE_MESSAGES, TaskState
 
 _LEFT_OUT_TOLD = 500
 _NOTES_ANNOUNCED = 20
@@ -179,6 +180,7 @@ class _Collection:
     extraction: Extraction = field(default_factory=Extraction)
     changes: Changes | None = None
     selection: Selection = field(default_factory=Selection)
+    bundled: dict[str, str] = field(default_factory=dict)
     failure: TaskyardError | None = None
 
     def run(self) -> list[stored.StoredArtifact]:
@@ -212,12 +214,16 @@ class _Collection:
                     opened(image, directory, dirty=dirty) as disk,
                 ):
                     found = read_tree(disk, tree, base, git)
+                    guest = self._guest_repository(disk, git, found)
             except TaskyardError as error:
                 self._failed(f"The workspace disk could not be read: {error.message}", error)
                 return False
             self.extraction = found.extraction
             if git is not None:
-                self._changes(git, base, tree, found)
+                # Further work trees are no new files of this one.
+                with set_aside(tree, found.worktrees, directory / "worktrees"):
+                    self._changes(git, base, tree, found)
+                    self._bundle(git, guest, directory / "worktrees")
         self._tell_unread()
         return True
 
@@ -234,6 +240,35 @@ class _Collection:
             self._failed(f"The patch could not be made: {error.message}", error)
             return None, {}
         return git, base
+
+    def _guest_repository(self, disk: WorkspaceDisk, git: ConfinedGit | None, found: Reading) -> GuestRepository:
+        if git is None:
+            return GuestRepository()
+        guest = read_repository(disk, self.request.base_commit, found.worktrees)
+        guest.notes += copy_objects(disk, git.mirror, git.scratch / "guest")
+        return guest
+
+    def _bundle(self, git: ConfinedGit, guest: GuestRepository, worktrees: Path) -> None:
+        """Store the agent's work that is not in its work tree."""
+        trees = {each.name: worktrees / each.path for each in guest.worktrees if each.path is not None}
+        redactor = self.redactor if self.request.secrets else None
+        try:
+            bundle = write_bundle(git, self.request.base_commit, guest, trees, self.extraction.reason, redactor)
+        except TaskyardError as error:
+            self._failed(f"The bundle of the agent's further work could not be made: {error.message}", error)
+            return
+        self.notes += [self.redactor.redact_text(note) for note in bundle.notes]
+        if self.changes:
+            self.changes.left_out |= bundle.left_out
+        if bundle.path is None:
+            return
+        name = bundle_name(self.request.task_id)
+        with bundle.path.open("rb") as content:
+            self._store(name, content)
+        self.bundled = {self.redactor.redact_text(ref): what for ref, what in bundle.refs.items()}
+        if bundle.beside_patch:
+            what = self._named(bundle.beside_patch)
+            self.notes.append(f"Work that is not in the patch is in {name} ({FETCH.format(name)}): {what}.")
 
     def _image(self) -> Path | None:
         staged = self.settings.staging / self.request.machine_id / "workspace.raw"
@@ -316,51 +351,16 @@ class _Collection:
         self.failure = self.failure or error
 
     def _metadata(self) -> dict[str, Any]:
-        request, status = self.request, self.request.status
-        manifest = status.manifest
         unlisted = {path or ".": f"a directory not read whole: {why}" for path, why in self.extraction.unlisted.items()}
         left_out = unlisted | self.extraction.left_out
         if self.changes:
             unread = {path: f"as in the base: {why}" for path, why in self.changes.unread.items()}
             left_out = unread | left_out | self.changes.left_out
         told = dict(list(left_out.items())[:_LEFT_OUT_TOLD])
-        changes = asdict(self.changes) if self.changes else {}
         return {
-            "task_id": request.task_id,
-            "name": status.name,
-            "labels": status.labels,
-            "state": _state(status.cause),
-            "cause": status.cause,
-            "error": status.error,
-            "exit_code": status.exit_code,
-            "timings": {
-                "created_at": _time(status.created_at),
-                "started_at": _time(status.started_at),
-                "collected_at": _time(datetime.now(UTC)),
-                "transitions": [{"state": each.state, "at": _time(each.at)} for each in status.transitions],
-            },
-            "repository": {
-                "url": without_credentials(request.repository.url),
-                "branch": request.repository.branch,
-                "commit": request.repository.commit,
-                "subpath": request.repository.subpath,
-                "base_commit": request.base_commit,
-            },
-            "vm": {
-                **(manifest.vm.model_dump(mode="json") if manifest else {}),
-                "name": status.vm_name,
-                "host": status.host,
-            },
-            "agent": request.agent.model_dump(mode="json", exclude={"usage"}) if request.agent else None,
-            "usage": request.agent.usage.model_dump() if request.agent and request.agent.usage else None,
-            "changes": {
-                "files": changes["files"],
-                "insertions": changes["insertions"],
-                "deletions": changes["deletions"],
-                "untracked": len(changes["untracked"]),
-            }
-            if changes
-            else None,
+            **run_facts(self.request),
+            "changes": change_facts(self.changes) if self.changes else None,
+            "bundle": self.bundled,
             "workspace": {"files": self.extraction.files, "bytes": self.extraction.total_bytes},
             "artifacts": [
                 {"name": each.name, "path": each.path, "size_bytes": each.size_bytes, "sha256": each.sha256}
@@ -375,13 +375,3 @@ class _Collection:
             "left_out_count": len(left_out),
             "notes": self.notes,
         }
-
-
-def _state(cause: Cause | None) -> TaskState:
-    if cause is None:
-        return TaskState.COMPLETED
-    return TaskState.CANCELLED if cause is Cause.CANCELLED else TaskState.FAILED
-
-
-def _time(moment: datetime | None) -> str | None:
-    return moment.isoformat() if moment else None

@@ -18,7 +18,6 @@ from machines.confinement import Confinement
 FILE_MAX = 4 * 2**30
 
 _SECONDS = 600.0
-_MEMORY = 32 * 2**30
 _SHA256_DIGITS = 64
 
 
@@ -34,6 +33,8 @@ class ConfinedGit:
     scratch: Path
     deadline: float
     readable: Mapping[str, Path] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    memory_bytes: int = 8 * 2**30
 
     def init(self, base: str) -> None:
         """Make the git directory, in the object format of the commit id ``base``."""
@@ -52,10 +53,10 @@ class ConfinedGit:
         confined = Confinement(
             readable={"/mirror": self.mirror, **self.readable},
             writable={"/scratch": self.scratch},
-            environment=_ENVIRONMENT | {"GIT_WORK_TREE": work_tree} | dict(environment or {}),
+            environment={**_ENVIRONMENT, "GIT_WORK_TREE": work_tree, **self.environment, **(environment or {})},
             seconds=max(1.0, min(_SECONDS, self.deadline - time.monotonic())),
             file_bytes=FILE_MAX,
-            memory_bytes=_MEMORY,
+            memory_bytes=self.memory_bytes,
         )
         command = ["git", *_GUARDS, "-C", work_tree, *arguments]
         return confined.run(command, input=input, stdout=stdout, check=check).stdout
@@ -104,5 +105,8 @@ _SETTINGS = {
     "submodule.recurse": "false",
     "gc.auto": "0",
     "pack.threads": "1",
+    # What of packs is mapped at once counts against the memory that git may use.
+    "core.packedGitWindowSize": "64m",
+    "core.packedGitLimit": "1g",
 }
 _GUARDS = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]

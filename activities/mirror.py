@@ -1,23 +1,29 @@
-"""Bare mirrors of repositories on the host: one for each URL, refreshed under a lock, re-made when damaged."""
+"""Bare mirrors of repositories on the host: one for each URL, refreshed under a lock, re-made when damaged.
+
+Together they stay below a limit: the longest unused go first, and none that a run of this host still needs.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
 import itertools
+import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from activities.confined_git import object_format
 from activities.git import GitFailed, Report, local_environment, remote_environment, run_git
 from activities.remote import RemoteBranch, refusal
 from foundation.errors import RefNotFound, RepositoryNotFound, RepositoryUnreachable
 from foundation.settings import Settings
+from foundation.units import parse_size
 from foundation.urls import without_credentials
 from workflows.wire import Repository
 
@@ -25,6 +31,10 @@ _REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 _PACKS_MOST = 30
 _LOCK_POLL_SECONDS = 0.2
 _FULL_COMMIT_LENGTHS = (40, 64)
+# The result of a staging, which begins with a line of JSON about the repository.
+STAGED = "staged.json"
+
+_NEEDED = "mirror"
 
 
 def mirror_path(settings: Settings, url: str) -> Path:
@@ -37,9 +47,41 @@ def reading(settings: Settings, url: str, report: Report = lambda _: None) -> It
     """The mirror of a URL, which nobody re-makes while the block runs. Raises RepositoryNotFound when there is none."""
     path = mirror_path(settings, url)
     with _locked(path, "use", fcntl.LOCK_SH, report):
+        os.utime(path.with_suffix(".use"))
         if not path.is_dir():
             raise RepositoryNotFound(f"This host has no mirror of {without_credentials(url)} any more.")
         yield path
+
+
+@contextmanager
+def needed(settings: Settings, url: str, staging: Path) -> Iterator[None]:
+    """Keep the mirror of a URL for a run that is being staged in the directory ``staging``.
+
+    What is written there is read by ``evict``, as is the result that stays there when the run is staged.
+    """
+    (staging / _NEEDED).write_text(mirror_path(settings, url).name)
+    yield
+    (staging / _NEEDED).unlink()
+
+
+def evict(settings: Settings) -> list[Path]:
+    """Remove the longest unused mirrors until the rest is within the limit; the paths of those that went.
+
+    One that is read or fetched into, or that a run of this host was staged from, stays.
+    """
+    limit = parse_size(settings.mirror_limit)
+    found = [path for path in settings.mirrors.glob("[0-9a-f]*") if path.is_dir()]
+    sizes = {path: _disk_use(path) for path in found}
+    total = sum(sizes.values())
+    kept = _kept(settings)
+    gone = []
+    for path in sorted(found, key=_last_used):
+        if total <= limit:
+            break
+        if path.name not in kept and _remove(path):
+            total -= sizes[path]
+            gone.append(path)
+    return gone
 
 
 @dataclass(frozen=True)
@@ -63,6 +105,8 @@ class Mirror:
                 shutil.rmtree(stale, ignore_errors=True)
             if anew or not path.is_dir() or not self._refresh(path, branch):
                 self._make(path, branch)
+        for _ in evict(self.settings):
+            self.report(f"Removed the longest unused mirror to stay below {self.settings.mirror_limit}")
         with reading(self.settings, self.repository.url, self.report):
             yield path
 
@@ -106,7 +150,8 @@ class Mirror:
     def _make(self, path: Path, branch: RemoteBranch) -> None:
         draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
-            run_git(["init", "--quiet", "--bare", "--", str(draft)], local_environment())
+            made_with = f"--object-format={object_format(branch.tip)}"
+            run_git(["init", "--quiet", "--bare", made_with, "--", str(draft)], local_environment())
             try:
                 self._fetch(draft, *_REFSPECS)
             except GitFailed as error:
@@ -149,6 +194,53 @@ def _resolve(path: Path, name: str) -> str | None:
         return None
     # A branch may be named like a short commit id; only the commit counts.
     return found if name.startswith("refs/") or found.startswith(name.lower()) else None
+
+
+def _kept(settings: Settings) -> set[str]:
+    """Names of the mirrors that runs of this host were, or are being, staged from."""
+    names = set()
+    for file in settings.staging.glob(f"*/{_NEEDED}"):
+        with suppress(FileNotFoundError):
+            names.add(file.read_text())
+    for file in settings.staging.glob(f"*/{STAGED}"):
+        with suppress(FileNotFoundError, ValueError, LookupError):
+            url = json.loads(file.read_text().partition("\n")[0])["repository"]["url"]
+            names.add(mirror_path(settings, url).name)
+    return names
+
+
+def _last_used(path: Path) -> float:
+    try:
+        return path.with_suffix(".use").stat().st_mtime
+    except FileNotFoundError:
+        return path.stat().st_mtime
+
+
+def _disk_use(directory: Path) -> int:
+    total = 0
+    for above, _, names in os.walk(directory):
+        for name in names:
+            # A fetch may be under way.
+            with suppress(FileNotFoundError):
+                total += Path(above, name).lstat().st_blocks * 512
+    return total
+
+
+def _remove(path: Path) -> bool:
+    """Remove a mirror that nobody holds at this moment."""
+    with ExitStack() as stack:
+        for what in ("fetch", "use"):
+            descriptor = os.open(path.with_suffix(f".{what}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        # Under a name that is taken for what an interrupted fetch left, in case this is interrupted.
+        leaving = path.with_name(f".{path.name}.gone")
+        path.rename(leaving)
+        shutil.rmtree(leaving, ignore_errors=True)
+    return True
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from activities.confined_git import ConfinedGit, null_separated, object_format
@@ -22,6 +23,8 @@ from foundation.units import format_size
 
 # New files above this size are named, but not put into the patch.
 FILE_MAX = 100 * 2**20
+# Changed files above this size are named, and left as they were.
+CHANGED_MAX = 512 * 2**20
 
 _SHORTSTAT = re.compile(r"(\d+) (file|insertion|deletion)")
 _REGULAR = {"100644", "100755"}
@@ -81,6 +84,14 @@ def write_patch(
         return comparison.write(patch, below_links=below)
 
 
+def snapshot(git: ConfinedGit, commit: str, tree: Path, unread: Callable[[str], str | None]) -> tuple[str, Changes]:
+    """The id of a tree object of the directory, which began as a checkout of ``commit``; its rules are the patch's."""
+    with TemporaryDirectory(dir=git.scratch) as own:
+        index = {**git.environment, "GIT_INDEX_FILE": f"/scratch/{Path(own).name}/index"}
+        git = replace(git, readable={**git.readable, "/tree": tree}, environment=index)
+        return _Comparison(git, commit, tree, set(), unread).write_tree()
+
+
 @dataclass(frozen=True)
 class _Row:
     """One difference between the base and the index, as ``git diff-index --raw`` has it."""
@@ -110,13 +121,7 @@ class _Comparison:
 
     def write(self, patch: Path, *, below_links: bool) -> Changes:
         changes = self._changes
-        self._run("read-tree", self._base)
-        self._add()
-        self._keep_unread()
-        self._settle_line_endings()
-        self._add_ignored()
-        added = self._names("--diff-filter=A", "--no-renames")
-        self._leave_out_large(added, self._tree)
+        added = self._compare()
         with patch.open("wb") as file:
             self._run("diff-index", *_PATCH, self._base, stdout=file)
         self._count(self._run("diff-index", "--cached", "--shortstat", "--no-renames", self._base))
@@ -124,6 +129,22 @@ class _Comparison:
         if below_links:
             self._append_links(patch)
         return changes
+
+    def write_tree(self) -> tuple[str, Changes]:
+        self._compare()
+        return os.fsdecode(self._run("write-tree")).strip(), self._changes
+
+    def _compare(self) -> list[str]:
+        """Bring the index to what the tree has. The names of what is new."""
+        self._run("read-tree", self._base)
+        self._add()
+        self._keep_unread()
+        self._keep_large()
+        self._settle_line_endings()
+        self._add_ignored()
+        added = self._names("--diff-filter=A", "--no-renames")
+        self._leave_out_large(added, self._tree)
+        return added
 
     def _add(self) -> None:
         """Take the tree into the index, its ignore files counting, line endings as they are."""
@@ -149,6 +170,16 @@ class _Comparison:
                 kept.append((row.old_mode, row.old_id, row.path))
         self._enter(kept)
 
+    def _keep_large(self) -> None:
+        """Files of the base that are too large now for git to compare them in memory stay as they were."""
+        kept = []
+        for row in self._rows("--diff-filter=MT"):
+            size = (self._tree / row.path).lstat().st_size
+            if size > CHANGED_MAX:
+                self._changes.unread[row.path] = f"{format_size(size)}, larger than {format_size(CHANGED_MAX)}"
+                kept.append((row.old_mode, row.old_id, row.path))
+        self._enter(kept)
+
     def _settle_line_endings(self) -> None:
         """Compare what differs with a checkout of the base, and take it back or convert it as the checkout was."""
         rows = [
@@ -159,35 +190,36 @@ class _Comparison:
         if not rows:
             return
         self._git.set_attributes(self._attributes)
-        try:
-            self._check_out_base([row.path for row in rows])
-        except MachineError as error:
-            self._changes.notes.append(f"Files were not compared with a checkout of the base ({error.message}).")
-            return
         unchanged, converted = [], []
-        for row in rows:
-            there = self._git.scratch / "base" / row.path
-            if not there.is_file():
-                continue
-            if _same(there, self._tree / row.path):
-                unchanged.append((row.new_mode, row.old_id, row.path))
-            elif _blob_id(there, object_format(self._base)) != row.old_id:
-                converted.append((row.old_mode, row.old_id, row.path))
+        with TemporaryDirectory(dir=self._git.scratch) as checkout:
+            try:
+                self._check_out_base([row.path for row in rows], Path(checkout))
+            except MachineError as error:
+                self._changes.notes.append(f"Files were not compared with a checkout of the base ({error.message}).")
+                return
+            for row in rows:
+                there = Path(checkout, "tree", row.path)
+                if not there.is_file():
+                    continue
+                if _same(there, self._tree / row.path):
+                    unchanged.append((row.new_mode, row.old_id, row.path))
+                elif _blob_id(there, object_format(self._base)) != row.old_id:
+                    converted.append((row.old_mode, row.old_id, row.path))
         self._enter(unchanged + converted)
         self._update_index("--add", (path for _, _, path in converted))
 
-    def _check_out_base(self, paths: list[str]) -> None:
-        """Write the base's files to ``scratch/base`` as a checkout would, its own attributes counting."""
-        (self._git.scratch / "base").mkdir()
-        environment = {"GIT_INDEX_FILE": "/scratch/base-index"}
+    def _check_out_base(self, paths: list[str], checkout: Path) -> None:
+        """Write the base's files to ``checkout/tree`` as a checkout would, its own attributes counting."""
+        (checkout / "tree").mkdir()
+        environment = {"GIT_INDEX_FILE": f"/scratch/{checkout.name}/index"}
         self._run("read-tree", self._base, environment=environment)
         listing = null_separated(self._run("ls-files", "-z", "--cached", environment=environment))
-        attributes = [path for path in listing if path.rpartition("/")[2] == ".gitattributes"]
+        attributes = {path for path in listing if path.rpartition("/")[2] == ".gitattributes"}
         # First the attributes, which count only once they are there.
-        for batch in (attributes, [path for path in paths if path not in set(attributes)]):
+        for batch in (attributes, set(paths) - attributes):
             self._git.run(
                 *("checkout-index", "--quiet", "--force", "-z", "--stdin"),
-                work_tree="/scratch/base",
+                work_tree=f"/scratch/{checkout.name}/tree",
                 environment=environment,
                 input=_lines(batch),
             )

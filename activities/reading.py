@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from activities.confined_git import ConfinedGit, null_separated
+from activities.guest_repository import worktree_paths
 from foundation.errors import MachineError
 from machines.workspace import Entry, Extraction, WorkspaceDisk
 
@@ -33,12 +34,14 @@ class BaseEntry:
 class Reading:
     """What was read. ``tracked`` are the names of the guest's index, None when it could not be read.
 
-    ``repositories`` are directories below the workspace with a git directory of their own, ignored ones left out.
+    ``repositories`` are directories below the workspace with a git directory of their own, ignored ones left out;
+    ``worktrees`` those that are further work trees of the workspace's own repository, with the names it has for them.
     """
 
     extraction: Extraction
     tracked: set[str] | None = None
     repositories: list[str] = field(default_factory=list)
+    worktrees: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -65,21 +68,21 @@ def read_tree(disk: WorkspaceDisk, tree: Path, base: dict[str, BaseEntry], git: 
     known = _directories(base)
     disk.list_entries(rank=lambda path: 0 if path in known else 1 if _of_git(path) else 2, skip=_inside_nested_git)
     entries = [entry for entry in disk.entries if not _of_git(entry.path)]
-    reading = Reading(disk.result)
+    reading = Reading(disk.result, worktrees=worktree_paths(disk))
     ignored: set[str] = set()
     if git is not None:
         reading.tracked = _index_names(disk, git, reading.notes)
         mine = reading.tracked or set()
-        ignored = _ignored(disk, git, (each for each in entries if each.path not in base and each.path not in mine))
+        ignored = _ignored(disk, git, [each for each in entries if each.path not in base and each.path not in mine])
     for entry in disk.entries:
         directory, _, name = entry.path.rpartition("/")
         if name.lower() != ".git" or entry.path == ".git":
             continue
         if name != ".git":
             disk.result.left_out[entry.path] = "a name that git keeps for itself"
-        elif directory not in ignored:
+        elif directory not in ignored and directory not in reading.worktrees:
             reading.repositories.append(directory)
-    disk.read(sorted(entries, key=_order(base, reading.tracked or set(), ignored)), tree)
+    disk.read(sorted(entries, key=_order(base, reading, ignored)), tree)
     return reading
 
 
@@ -104,19 +107,31 @@ def _directories(paths: Iterable[str]) -> set[str]:
 
 
 def _order(
-    base: dict[str, BaseEntry], tracked: Collection[str], ignored: Collection[str]
+    base: dict[str, BaseEntry], reading: Reading, ignored: Collection[str]
 ) -> Callable[[Entry], tuple[int, int]]:
     """Sort key: directories as they came, then by class; what differs from the base for certain first, newest first."""
+    tracked = reading.tracked or set()
 
     def key(entry: Entry) -> tuple[int, int]:
         if stat.S_ISDIR(entry.mode):
             return 0, 0
-        if entry.path in base or entry.path in tracked:
-            known = base.get(entry.path)
+        path = _within_worktree(entry.path, reading.worktrees)
+        if path in base or path in tracked:
+            known = base.get(path)
             return (1 if known is None or known.size != entry.size else 2), -entry.mtime
-        return (4 if entry.path in ignored else 3), -entry.mtime
+        return (4 if entry.path in ignored and path == entry.path else 3), -entry.mtime
 
     return key
+
+
+def _within_worktree(path: str, worktrees: Collection[str]) -> str:
+    """The path as the innermost work tree that holds it has it."""
+    above = path.rpartition("/")[0]
+    while above:
+        if above in worktrees:
+            return path[len(above) + 1 :]
+        above = above.rpartition("/")[0]
+    return path
 
 
 def _index_names(disk: WorkspaceDisk, git: ConfinedGit, notes: list[str]) -> set[str] | None:

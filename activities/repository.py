@@ -14,7 +14,7 @@ from activities.announcements import announce, announce_state
 from activities.failures import boundary
 from activities.git import GitFailed, Report, local_environment, run_git
 from activities.heartbeat import beating
-from activities.mirror import Mirror
+from activities.mirror import STAGED, Mirror, needed
 from activities.remote import check_allowed, look_up, nearest
 from foundation.errors import RefNotFound, RepositoryError
 from foundation.settings import Settings
@@ -27,7 +27,6 @@ from workflows.messages import StageRequest, StageResult
 from workflows.states import STATE_MESSAGES, TaskState
 from workflows.wire import Repository
 
-_RESULT = "staged.json"
 _TOLD_EVERY_SECONDS = 10.0
 
 
@@ -73,29 +72,30 @@ def stage(settings: Settings, request: StageRequest, report: Report) -> StageRes
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     tree, image = directory / "tree", directory / "workspace.raw"
-    try:
-        base, files = _check_out(settings, request.repository, tree, report)
-        report("Making the workspace disk")
-        build_workspace(tree, image, parse_size(request.disk))
-    finally:
-        shutil.rmtree(tree, ignore_errors=True)
-    staged = StageResult(
-        base_commit=base,
-        workspace_image=str(image),
-        files=files,
-        size_bytes=image.stat().st_blocks * 512,
-    )
-    # Written last: an image without it is not taken for finished.
-    draft = directory / f".{_RESULT}"
-    draft.write_text(_key(request) + "\n" + staged.model_dump_json())
-    draft.rename(directory / _RESULT)
+    with needed(settings, request.repository.url, directory):
+        try:
+            base, files = _check_out(settings, request.repository, tree, report)
+            report("Making the workspace disk")
+            build_workspace(tree, image, parse_size(request.disk))
+        finally:
+            shutil.rmtree(tree, ignore_errors=True)
+        staged = StageResult(
+            base_commit=base,
+            workspace_image=str(image),
+            files=files,
+            size_bytes=image.stat().st_blocks * 512,
+        )
+        # Written last: an image without it is not taken for finished.
+        draft = directory / f".{STAGED}"
+        draft.write_text(_key(request) + "\n" + staged.model_dump_json())
+        draft.rename(directory / STAGED)
     return staged
 
 
 def _earlier(directory: Path, request: StageRequest) -> StageResult | None:
     """The result of an earlier call with the same request, if its image is still there."""
     try:
-        key, _, result = (directory / _RESULT).read_text().partition("\n")
+        key, _, result = (directory / STAGED).read_text().partition("\n")
     except FileNotFoundError:
         return None
     staged = StageResult.model_validate_json(result)

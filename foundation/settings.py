@@ -86,6 +86,9 @@ class Settings(BaseSettings):
         True, description="Restore new machines from a memory snapshot of their shape instead of booting them"
     )
     snapshot_limit: str = Field("10G", description="Disk that snapshots may use; the longest unused go first")
+    mirror_limit: str = Field(
+        "20G", description="Disk that mirrors of repositories may use; the longest unused go first, none in use"
+    )
     warm_pool: int = Field(
         0, ge=0, description="Machines of each shape in use that a worker keeps restored and ready to be handed over"
     )
@@ -119,7 +122,7 @@ class Settings(BaseSettings):
         None, description="Scenario file (or directory of them) of the scripted model; default: the built-in ones"
     )
 
-    @field_validator("log_limit", "snapshot_limit")
+    @field_validator("log_limit", "snapshot_limit", "mirror_limit")
     @classmethod
     def _size(cls, value: str) -> str:
         parse_size(value)

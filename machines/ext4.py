@@ -204,7 +204,7 @@ class Ext4:
         ):
             raise Unreadable("its map of blocks makes no sense")
         starts = [struct.unpack_from("<I", node, 12 * number)[0] for number in range(1, entries + 1)]
-        ends = [*starts[1:], high]
+        ends = [*starts[1:], high] if starts else []
         if any(not low <= start < end <= high for start, end in zip(starts, ends, strict=True)):
             raise Unreadable("its map of blocks makes no sense")
         for number, (start, end) in enumerate(zip(starts, ends, strict=True), 1):

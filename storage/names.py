@@ -37,6 +37,11 @@ def patch_name(task_id: str) -> str:
     return f"{task_id}.patch"
 
 
+def bundle_name(task_id: str) -> str:
+    """Name of the run's git bundle."""
+    return f"{task_id}.bundle"
+
+
 def untracked_name(task_id: str) -> str:
     """Name of the run's list of untracked files."""
     return f"{task_id}-untracked.txt"

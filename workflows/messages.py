@@ -318,8 +318,8 @@ class DeliverRequest(Message):
 class CollectRequest(Message):
     """Collect artifacts from the workspace disk, whether the guest lives or not.
 
-    ``status`` becomes metadata.json; ``secrets`` are redacted from what is stored. With ``release`` the machine is torn
-    down once all is stored.
+    ``status`` and ``vm`` become metadata.json; ``secrets`` are redacted from what is stored. With ``release`` the
+    machine is torn down once all is stored.
     """
 
     task_id: str
@@ -330,6 +330,7 @@ class CollectRequest(Message):
     secrets: list[SecretReference] = []
     agent: AgentResult | None = None
     status: TaskStatus
+    vm: VmSpec | None = None
     release: bool = False
 
 

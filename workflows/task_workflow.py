@@ -410,6 +410,7 @@ class TaskWorkflow:
                 secrets=self._manifest.secrets,
                 agent=agent,
                 status=self._status,
+                vm=self._manifest.vm,
                 # The machine of a run that went well is never kept, whatever comes meanwhile.
                 release=self._status.cause is None,
             ),

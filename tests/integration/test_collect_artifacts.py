@@ -20,11 +20,11 @@ from activities.mirror import mirror_path
 from activities.repository import Repositories
 from foundation.settings import Settings
 from machines.host import MachineHost, Reservation
-from machines.workspace import Limits
+from machines.workspace import Limits, build_workspace
 from storage import artifacts as stored
 from storage.bucket import Bucket
 from storage.runlog import read_entries
-from workflows.manifest import Repository, SecretReference
+from workflows.manifest import Repository, SecretReference, VmSpec
 from workflows.messages import AgentResult, CollectRequest, CollectResult, StageRequest, TaskStatus, Transition
 from workflows.states import Cause, TaskState
 
@@ -98,6 +98,7 @@ class Run:
                 cause=Cause.AGENT_EXIT,
                 transitions=[Transition(state=TaskState.RUNNING, at=now)],
             ),
+            vm=VmSpec(cpus=2, memory="3G", disk="9G"),
             release=release,
         )
         environment = ActivityEnvironment()
@@ -167,6 +168,7 @@ def test_everything_is_collected_from_a_dead_machine(run: Run, tmp_path: Path) -
     assert (metadata["state"], metadata["cause"], metadata["exit_code"]) == ("failed", "agent_exit", 3)
     assert metadata["patterns_without_match"] == ["missing/**"]
     assert metadata["repository"]["base_commit"] == run.base
+    assert {"cpus": 2, "memory": "3G", "disk": "9G", "profile": "agentic-dev"}.items() <= metadata["vm"].items()
     assert metadata["changes"] == {"files": 2, "insertions": 2, "deletions": 1, "untracked": 1}
     assert any("mended copy" in note for note in metadata["notes"])
     events = [json.loads(entry.data) for entry in read_entries(run.bucket, run.task_id)]
@@ -282,3 +284,30 @@ def test_a_root_directory_that_is_not_read_whole_fails_the_step(run: Run, monkey
     assert failed.value.non_retryable
     assert run.read(f"{run.task_id}.patch") == b""
     assert run.metadata()["left_out"]["app.py"]
+
+
+def test_work_on_another_branch_is_in_a_bundle_that_is_named(run: Run, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", clone]
+    subprocess.run(["git", "clone", "--quiet", tmp_path / "project", clone], check=True)
+    subprocess.run([*git, "checkout", "--quiet", "-b", "side"], check=True)
+    (clone / "app.py").write_text("print(2)\n")
+    subprocess.run([*git, "commit", "--quiet", "--all", "--message", "side"], check=True)
+    subprocess.run([*git, "checkout", "--quiet", "main"], check=True)
+    run.image.unlink()
+    build_workspace(clone, run.image, 64 * 2**20)
+
+    result = run.collect()
+
+    name = f"{run.task_id}.bundle"
+    assert name in [artifact.name for artifact in result.artifacts]
+    assert run.read(f"{run.task_id}.patch") == b""
+    assert [note for note in result.notes if name in note and "branch side" in note]
+    assert run.metadata()["bundle"] == {"refs/heads/side": "branch side"}
+    (tmp_path / "work.bundle").write_bytes(run.read(name))
+    fetch = [*git[:1], "-C", tmp_path / "project", "fetch", "--quiet", tmp_path / "work.bundle", "refs/*:refs/agent/*"]
+    subprocess.run(fetch, check=True)
+    shown = subprocess.run(
+        ["git", "-C", tmp_path / "project", "show", "refs/agent/heads/side:app.py"], check=True, capture_output=True
+    )
+    assert shown.stdout == b"print(2)\n"

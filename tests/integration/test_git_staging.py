@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from activities.mirror import mirror_path, reading
+from activities.mirror import evict, mirror_path, reading
 from activities.remote import LOOK_SECONDS
 from activities.repository import stage
 from foundation.errors import (
@@ -530,3 +530,69 @@ def test_two_runs_of_one_repository_at_once(settings: Settings, server: Server, 
 
     assert {result.base_commit for result in results} == {git(project, "rev-parse", "main")}
     assert len({result.workspace_image for result in results}) == 4
+
+
+@pytest.fixture
+def sha256_project(server: Server) -> Path:
+    path = server.root / "sha256"
+    path.mkdir()
+    git(path, "init", "--quiet", "--initial-branch=main", "--object-format=sha256")
+    commit(path, "README.md", "one\n")
+    return path
+
+
+def test_a_repository_of_sha256_objects_is_staged_and_refreshed(
+    settings: Settings, server: Server, sha256_project: Path, tmp_path: Path
+) -> None:
+    first = git(sha256_project, "rev-parse", "main")
+    assert staged(settings, server.url("sha256")).base_commit == first
+    shutil.rmtree(settings.staging)
+    tip = commit(sha256_project, "README.md", "two\n")
+
+    result = staged(settings, server.url("sha256"))
+
+    assert result.base_commit == tip
+    assert len(tip) == 64
+    with work_tree(result, tmp_path / "out") as tree:
+        assert git(tree, "rev-parse", "HEAD~1") == first
+        assert git(tree, "status", "--porcelain") == ""
+    assert staged(settings, server.url("sha256"), commit=first).base_commit == first
+    assert staged(settings, server.url("sha256"), commit=first[:12]).base_commit == first
+
+
+def test_a_server_that_changed_its_object_format_is_followed(settings: Settings, server: Server, project: Path) -> None:
+    staged(settings, server.url("project"))
+    shutil.rmtree(settings.staging)
+    shutil.rmtree(project)
+    project.mkdir()
+    git(project, "init", "--quiet", "--initial-branch=main", "--object-format=sha256")
+    tip = commit(project, "README.md", "anew\n")
+
+    assert staged(settings, server.url("project")).base_commit == tip
+
+
+def test_mirrors_stay_below_their_limit_and_none_in_use_goes(settings: Settings, server: Server) -> None:
+    for name in ("old", "run", "read", "young", "new"):
+        (server.root / name).mkdir()
+        git(server.root / name, "init", "--quiet", "--initial-branch=main")
+        (server.root / name / "data").write_bytes(os.urandom(300_000))
+        commit(server.root / name, "README.md", name)
+    paths = {name: mirror_path(settings, server.url(name)) for name in ("old", "run", "read", "young", "new")}
+    for age, name in enumerate(("young", "read", "run", "old"), 1):
+        staged(settings, server.url(name))
+        if name != "run":
+            shutil.rmtree(settings.staging / MACHINE)
+        else:
+            (settings.staging / MACHINE).rename(settings.staging / "vm-of-a-run")
+        os.utime(paths[name].with_suffix(".use"), (time.time() - 1000 * age,) * 2)
+    small = settings.model_copy(update={"mirror_limit": "1M"})
+
+    with reading(settings, server.url("read")):
+        os.utime(paths["read"].with_suffix(".use"), (0, 0))
+        staged(small, server.url("new"))
+
+    assert {name for name, path in paths.items() if path.is_dir()} == {"run", "read", "new"}
+    assert not list(settings.mirrors.glob(".*"))
+
+    shutil.rmtree(settings.staging)
+    assert len(evict(settings.model_copy(update={"mirror_limit": "1K"}))) == 3

@@ -32,6 +32,8 @@ def tree(tmp_path: Path) -> Path:
     (root / "run").chmod(0o755)
     (root / "empty").mkdir()
     (root / "none").touch()
+    with (root / "hole").open("wb") as file:
+        file.truncate(10_000)
     (root / "short").symlink_to("/etc/passwd")
     (root / "long").symlink_to("../" * 60 + "etc/passwd")
     (root / "n\newline \udce4").write_text("odd name")
@@ -71,7 +73,7 @@ def test_what_went_in_comes_out(tree: Path, image: Path, tmp_path: Path) -> None
     result = extract_workspace(image, tmp_path / "out", dirty=False)
 
     assert shape(tmp_path / "out") == shape(tree)
-    assert (result.files, result.left_out, result.repaired) == (5, {}, False)
+    assert (result.files, result.left_out, result.repaired) == (6, {}, False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "tree", "workspace.raw"]
 
 
