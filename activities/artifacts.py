@@ -49,6 +49,7 @@ from workflows.states import STATE_MESSAGES, TaskState
 _LEFT_OUT_TOLD = 500
 _NOTES_ANNOUNCED = 20
 _NAMES_TOLD = 3
+_REFS_TOLD = 12
 _NAME_CHARS = 100
 # Reading the disk and comparing it; the rest of the step's time limit is for the bucket.
 _WORK_SECONDS = 0.8 * steps.COLLECT.limit.total_seconds()
@@ -221,9 +222,10 @@ class _Collection:
             self.extraction = found.extraction
             if git is not None:
                 # Further work trees are no new files of this one.
-                with set_aside(tree, found.worktrees, directory / "worktrees"):
+                places = {path: directory / f"worktree-{number}" for number, path in enumerate(found.worktrees)}
+                with set_aside(tree, places) as aside:
                     self._changes(git, base, tree, found)
-                    self._bundle(git, guest, directory / "worktrees")
+                    self._bundle(git, guest, {found.worktrees[path]: places[path] for path in aside})
         self._tell_unread()
         return True
 
@@ -248,9 +250,8 @@ class _Collection:
         guest.notes += copy_objects(disk, git.mirror, git.scratch / "guest")
         return guest
 
-    def _bundle(self, git: ConfinedGit, guest: GuestRepository, worktrees: Path) -> None:
+    def _bundle(self, git: ConfinedGit, guest: GuestRepository, trees: dict[str, Path]) -> None:
         """Store the agent's work that is not in its work tree."""
-        trees = {each.name: worktrees / each.path for each in guest.worktrees if each.path is not None}
         redactor = self.redactor if self.request.secrets else None
         try:
             bundle = write_bundle(git, self.request.base_commit, guest, trees, self.extraction.reason, redactor)
@@ -267,7 +268,7 @@ class _Collection:
             self._store(name, content)
         self.bundled = {self.redactor.redact_text(ref): what for ref, what in bundle.refs.items()}
         if bundle.beside_patch:
-            what = self._named(bundle.beside_patch)
+            what = self._named(bundle.beside_patch, _REFS_TOLD)
             self.notes.append(f"Work that is not in the patch is in {name} ({FETCH.format(name)}): {what}.")
 
     def _image(self) -> Path | None:
@@ -327,9 +328,9 @@ class _Collection:
         if self.changes and (large := list(self.changes.left_out)):
             self.notes.append(f"{len(large)} new files are too large for the patch: {self._named(large)}.")
 
-    def _named(self, paths: Sequence[str]) -> str:
+    def _named(self, paths: Sequence[str], most: int = _NAMES_TOLD) -> str:
         """The first of some paths as part of a sentence."""
-        shown = [self.redactor.redact_text(as_text(path)) for path in paths[:_NAMES_TOLD]]
+        shown = [self.redactor.redact_text(as_text(path)) for path in paths[:most]]
         names = [name if name.isprintable() else ascii(name) for name in shown]
         return ", ".join(name[:_NAME_CHARS] for name in names) + (" and more" if len(paths) > len(names) else "")
 

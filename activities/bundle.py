@@ -95,7 +95,7 @@ class _Bundling:
             return tips
         taken: list[Tip] = []
         for tip in tips:
-            if self._import([tip]):
+            if not self._git.is_late and self._import([tip]):
                 taken.append(tip)
             else:
                 self._bundle.notes.append(
@@ -160,6 +160,9 @@ class _Bundling:
             )
             return []
         if tree is None:
+            return []
+        if self._git.is_late:
+            self._bundle.notes.append(f"There was no time left for the work tree {_shown(worktree.path)}.")
             return []
         head = worktree.head if worktree.head and self._has(worktree.head) else self._base
         path = worktree.path

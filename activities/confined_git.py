@@ -36,6 +36,11 @@ class ConfinedGit:
     environment: Mapping[str, str] = field(default_factory=dict)
     memory_bytes: int = 8 * 2**30
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the time for all runs is over."""
+        return time.monotonic() > self.deadline
+
     def init(self, base: str) -> None:
         """Make the git directory, in the object format of the commit id ``base``."""
         self.run("init", "--quiet", "--template=", f"--object-format={object_format(base)}")

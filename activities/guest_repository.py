@@ -62,12 +62,14 @@ class GuestRepository:
 
 def worktree_paths(disk: WorkspaceDisk) -> dict[str, str]:
     """Directories of the listed disk that are further work trees of its repository, with the names git has for them."""
-    found = {}
+    found: dict[str, str] = {}
     for entry in disk.entries:
         directory, slash, name = entry.path.rpartition("/")
         if slash and name == ".git" and stat.S_ISREG(entry.mode):
             content = disk.content(entry, _REF_BYTES) or b""
-            if match := _GITDIR.match(content.decode(errors="surrogateescape")):
+            match = _GITDIR.match(content.decode(errors="surrogateescape"))
+            # A second directory of one name is no work tree that git knows of.
+            if match and match[1] not in found.values():
                 found[directory] = match[1]
     return found
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,8 +80,8 @@ def write_patch(
     """
     git = replace(git, readable={**git.readable, "/tree": tree})
     comparison = _Comparison(git, base, tree, tracked or set(), unread)
-    with set_aside(tree, links, git.scratch / "links") as below:
-        return comparison.write(patch, below_links=below)
+    with set_aside(tree, {path: git.scratch / "links" / path for path in links}) as below:
+        return comparison.write(patch, below_links=bool(below))
 
 
 def snapshot(git: ConfinedGit, commit: str, tree: Path, unread: Callable[[str], str | None]) -> tuple[str, Changes]:
@@ -301,25 +301,26 @@ _PATCH = (
 
 
 @contextmanager
-def set_aside(tree: Path, directories: Iterable[str], place: Path) -> Iterator[bool]:
-    """Move directories of the tree to the same paths below ``place`` while the block runs; empty ones stand for them.
+def set_aside(tree: Path, places: Mapping[str, Path]) -> Iterator[set[str]]:
+    """Move directories of the tree to their places outside of it while the block runs; empty ones stand for them.
 
-    True when there was one that is not empty.
+    Gives the paths of those that were there and not empty.
     """
-    moved = []
+    moved: dict[str, Path] = {}
     try:
-        for path in directories:
-            source, target = tree / path, place / path
+        # The innermost first: what holds another one is moved without it.
+        for path in sorted(places, key=len, reverse=True):
+            source, target = tree / path, places[path]
             if _is_directory(tree, path) and any(source.iterdir()):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.rename(target)
                 source.mkdir()
-                moved.append((source, target))
-        yield bool(moved)
+                moved[path] = target
+        yield set(moved)
     finally:
-        for source, target in reversed(moved):
-            source.rmdir()
-            target.rename(source)
+        for path, target in reversed(moved.items()):
+            (tree / path).rmdir()
+            target.rename(tree / path)
 
 
 def _is_directory(tree: Path, path: str) -> bool:

@@ -68,7 +68,9 @@ def read_tree(disk: WorkspaceDisk, tree: Path, base: dict[str, BaseEntry], git: 
     known = _directories(base)
     disk.list_entries(rank=lambda path: 0 if path in known else 1 if _of_git(path) else 2, skip=_inside_nested_git)
     entries = [entry for entry in disk.entries if not _of_git(entry.path)]
-    reading = Reading(disk.result, worktrees=worktree_paths(disk))
+    # A directory that the base has is none that git made for a work tree.
+    worktrees = {path: name for path, name in worktree_paths(disk).items() if path not in known and path not in base}
+    reading = Reading(disk.result, worktrees=worktrees)
     ignored: set[str] = set()
     if git is not None:
         reading.tracked = _index_names(disk, git, reading.notes)

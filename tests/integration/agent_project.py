@@ -72,12 +72,13 @@ class Project:
             self.reading = read_tree(disk, back, base, git)
             guest = read_repository(disk, self.base, self.reading.worktrees)
             guest.notes += copy_objects(disk, git.mirror, scratch / "guest")
-        aside, unread = scratch / "worktrees", self.reading.extraction.reason
-        with set_aside(back, self.reading.worktrees, aside):
+        unread, worktrees = self.reading.extraction.reason, self.reading.worktrees
+        places = {path: self.root / f"aside-{number}" for number, path in enumerate(worktrees)}
+        with set_aside(back, places) as aside:
             changes = write_patch(
                 git, self.base, back, self.patch, tracked=self.reading.tracked, unread=unread, links=submodules(base)
             )
-            trees = {each.name: aside / each.path for each in guest.worktrees if each.path}
+            trees = {worktrees[path]: places[path] for path in aside}
             redactor = Redactor({"TOKEN": self.secret}) if self.secret else None
             self.bundle = write_bundle(git, self.base, guest, trees, unread, redactor)
         return changes

@@ -147,6 +147,47 @@ def test_what_a_worktree_did_not_commit_is_a_commit_and_no_mass_of_new_files(pro
     assert git(clone, "show", "refs/agent/worktrees/one:app.py") == "changed there"
 
 
+def test_worktrees_within_worktrees_are_told_apart(tmp_path: Path) -> None:
+    project = cloned(Project(tmp_path))
+    outer = project.tree / "trees" / "outer"
+    git(project.tree, "worktree", "add", "--quiet", str(outer), "-b", "outer-branch")
+    git(project.tree, "worktree", "add", "--quiet", str(outer / "in" / "inner"), "-b", "inner-branch")
+    (outer / "o.txt").write_text("outer\n")
+    (outer / "in" / "inner" / "i.txt").write_text("inner\n")
+
+    changes = project.changes()
+
+    assert (changes.files, changes.untracked) == (0, [])
+    clone = project.fetched()
+    assert git(clone, "diff", "--name-status", "main", "refs/agent/worktrees/outer") == "A\to.txt"
+    assert git(clone, "diff", "--name-status", "main", "refs/agent/worktrees/inner") == "A\ti.txt"
+    assert (project.root / "back" / "trees" / "outer" / "in" / "inner" / "i.txt").read_text() == "inner\n"
+
+
+def test_directories_that_only_claim_to_be_worktrees_lose_nothing(tmp_path: Path) -> None:
+    project = cloned(Project(tmp_path))
+    (project.tree / "src").mkdir()
+    project.base = commit(project.tree, "src/calc.py")
+    git(project.tree, "push", "--quiet", "origin", "main")
+    git(project.tree, "worktree", "add", "--quiet", "--detach", str(project.tree / "one"))
+    for name in ("src", "two", "three"):
+        (project.tree / name).mkdir(exist_ok=True)
+        claimed = "one" if name == "two" else name
+        (project.tree / name / ".git").write_text(f"gitdir: /workspace/.git/worktrees/{claimed}\n")
+        (project.tree / name / "new.txt").write_text(f"{name}\n")
+    (project.tree / "one" / "new.txt").write_text("one\n")
+
+    changes = project.changes()
+
+    contained = set(changes.untracked)
+    clone = project.fetched()
+    for ref in git(clone, "for-each-ref", "--format=%(refname)", "refs/agent").split():
+        directory = ref.rpartition("/")[2]
+        contained |= {f"{directory}/{name}" for name in git(clone, "ls-tree", "-r", "--name-only", ref).splitlines()}
+    assert {"src/new.txt", "one/new.txt", "two/new.txt", "three/new.txt"} <= contained
+    assert changes.deletions == 0
+
+
 def test_a_worktree_outside_of_the_workspace_is_named(project: Project, tmp_path: Path) -> None:
     git(project.tree, "worktree", "add", "--quiet", str(tmp_path / "elsewhere"), "-b", "other")
     commit(tmp_path / "elsewhere", "there.txt")
