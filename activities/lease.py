@@ -10,6 +10,7 @@ from temporalio.exceptions import ApplicationError
 from activities.announcements import announce, announce_teardown
 from activities.failures import boundary
 from activities.heartbeat import beating
+from activities.preservation import say_preserved
 from foundation.settings import Settings
 from foundation.units import parse_duration, parse_size
 from machines.host import MachineHost, Reservation
@@ -84,6 +85,7 @@ class Leases:
             if request.preserve and self._host.is_alive(request.machine_id):
                 until = datetime.now(UTC) + timedelta(seconds=parse_duration(self._settings.preserve_for))
                 self._host.preserve(request.machine_id, until)
+                say_preserved(self._settings.host_name, self._host, self._bucket)
                 command = self._host.ssh_command(request.machine_id)
                 announce(
                     self._bucket,

@@ -94,6 +94,12 @@ class Core:
                 continue
         return await self._start(new_task_id(), manifest)
 
+    async def check(self, manifest: Manifest) -> None:
+        """Raise what ``submit`` would raise for the manifest, and start nothing."""
+        await self._admission.check(manifest)
+        if manifest.metadata.id is not None and await self._describe(manifest.metadata.id) is not None:
+            raise await self._duplicate(manifest.metadata.id)
+
     async def status(self, task_id: str, *, definition: bool = False, patient: bool = False) -> TaskView:
         """The run as it stands; with ``definition`` its manifest is always there.
 

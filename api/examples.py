@@ -20,6 +20,13 @@ SUBMITTED = {
     },
     "warnings": [],
 }
+CHECKED = {
+    "valid": True,
+    "accepted": False,
+    "task_id": "",
+    "message": "The manifest is valid; nothing was started",
+    "warnings": [],
+}
 SUMMARY = {
     "id": "task-001",
     "name": "Fix auth bug",

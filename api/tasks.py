@@ -13,11 +13,14 @@ from pydantic import BaseModel, Field, ValidationError
 from api import errors, examples, listing, logs, views
 from api.core import Core
 from api.downloads import ArtifactResponse, headers_of
+from api.preservation import as_kept_now
 from api.ranges import parse_range
 from api.rates import limited
+from api.retrying import retry
 from api.submission import Submissions
 from foundation.errors import (
     ArtifactNotFound,
+    Conflict,
     DuplicateTaskId,
     InsufficientResources,
     InvalidManifest,
@@ -121,13 +124,23 @@ CoreOf = Annotated[Core, Depends(_core)]
         RateLimitExceeded,
         InsufficientResources,
     )
-    | examples.answer(examples.SUBMITTED, 202, "The run was accepted"),
+    | examples.answer(examples.SUBMITTED, 202, "The run was accepted")
+    | examples.answer(examples.CHECKED, 200, "With dry_run: the manifest would be accepted"),
     dependencies=[Depends(errors.refuse_with(accepted=False, task_id="")), limited("submit")],
 )
-async def submit(request: Request, core: CoreOf) -> views.SubmitReply:
+async def submit(
+    request: Request,
+    response: Response,
+    core: CoreOf,
+    dry_run: Annotated[bool, Query(description="Only check the manifest: 200 when it would be accepted")] = False,
+) -> views.SubmitReply | views.CheckReply:
     """Start a run of a manifest. Its id is ``metadata.id``, or made by the server when there is none."""
     submissions: Submissions = request.app.state.submissions
     submission = await submissions.read(request.headers.get("content-type", ""), await request.body())
+    if dry_run:
+        await core.check(submission.manifest)
+        response.status_code = 200
+        return views.checked(submission.warnings)
     status = await core.submit(submission.manifest)
     request.app.state.metrics.submitted.inc()
     return views.submitted(status, submission.warnings)
@@ -171,9 +184,10 @@ async def list_tasks(
     | examples.answer(examples.DETAIL, description="The run"),
     dependencies=[limited("get")],
 )
-async def get_task(task_id: str, core: CoreOf) -> views.TaskDetail:
+async def get_task(task_id: str, request: Request, core: CoreOf) -> views.TaskDetail:
     """One run as it stands, with its live progress and its manifest without secrets."""
-    return views.detail(await core.status(task_id, definition=True))
+    view = await core.status(task_id, definition=True)
+    return views.detail(await as_kept_now(view, request.app.state.bucket))
 
 
 @router.delete(
@@ -199,6 +213,23 @@ async def cancel_task(
         message="Cancellation requested; the task is cancelled once its agent has stopped and its artifacts are stored",
         cancelled_at=datetime.now(UTC),
     )
+
+
+@router.post(
+    "/{task_id}/retry",
+    status_code=202,
+    summary="Submit a task's manifest again",
+    responses=errors.responses(
+        TaskNotFound, Conflict, InvalidManifest, PayloadTooLarge, RateLimitExceeded, InsufficientResources
+    )
+    | examples.answer(examples.SUBMITTED, 202, "The new run was accepted"),
+    dependencies=[Depends(errors.refuse_with(accepted=False, task_id="")), limited("submit")],
+)
+async def retry_task(task_id: str, request: Request, core: CoreOf) -> views.SubmitReply:
+    """Start a run of the same manifest under an id of its own; its label ``retry-of`` names the run it repeats."""
+    status = await retry(core, task_id)
+    request.app.state.metrics.submitted.inc()
+    return views.submitted(status, [])
 
 
 @router.post(

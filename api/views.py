@@ -43,6 +43,16 @@ class SubmitReply(BaseModel):
     warnings: list[Unheeded] = Field(default=[], description="What the manifest says in vain")
 
 
+class CheckReply(BaseModel):
+    """A manifest was looked at: it would be accepted, and nothing was started."""
+
+    valid: bool = True
+    accepted: bool = False
+    task_id: str = ""
+    message: str = "The manifest is valid; nothing was started"
+    warnings: list[Unheeded] = Field(default=[], description="What the manifest says in vain")
+
+
 class TaskSummary(BaseModel):
     """A run in a list; every key is always there."""
 
@@ -69,8 +79,8 @@ class TaskDetail(TaskSummary):
     host: str | None
     base_commit: str | None
     result: str | None = Field(description="The agent's closing words")
-    ssh_command: str | None = Field(description="How to enter a preserved machine")
-    preserved_until: datetime | None = Field(description="When a preserved machine is torn down")
+    ssh_command: str | None = Field(description="How to enter a preserved machine, on its host; null once it is gone")
+    preserved_until: datetime | None = Field(description="When a preserved machine will be torn down")
     usage: TokenUsage | None
     transitions: list[Transition]
     undelivered_messages: list[str]
@@ -135,6 +145,11 @@ def submitted(status: TaskStatus, warnings: list[dict[str, str]]) -> SubmitReply
     links = Links(self=here, logs=f"{here}/logs", artifacts=f"{here}/artifacts")
     told = [Unheeded.model_validate(warning) for warning in warnings]
     return SubmitReply(task_id=status.id, created_at=status.created_at, links=links, warnings=told)
+
+
+def checked(warnings: list[dict[str, str]]) -> CheckReply:
+    """The reply to a manifest that was only looked at."""
+    return CheckReply(warnings=[Unheeded.model_validate(warning) for warning in warnings])
 
 
 def summary(status: TaskStatus) -> TaskSummary:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import complete_context
+from cli import completion
+from cli.options import OutputFormat, format_of, print_data, writes_data
 
 if TYPE_CHECKING:
     from foundation.settings import Settings
@@ -24,31 +23,24 @@ _DERIVED = {
 }
 
 
-class Format(StrEnum):
-    """How a command prints its answer."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
 app = typer.Typer(help="Show all settings and where they come from; name servers.", invoke_without_command=True)
 
 ContextArgument = Annotated[
     str,
-    typer.Argument(metavar="NAME", show_default=False, help="Name of the context.", autocompletion=complete_context),
+    typer.Argument(metavar="NAME", show_default=False, help="Name of the context.", autocompletion=completion.contexts),
 ]
-Output = Annotated[Format, typer.Option("--format", help="How to print: text or json.")]
 
 
 @app.callback()
-def config(ctx: typer.Context, output: Output = Format.TEXT) -> None:
+@writes_data
+def config(ctx: typer.Context) -> None:
     """Show all settings, their values and where these come from; or keep the names of servers.
 
     Each setting is set by an environment variable of the name shown. A context is a server with a name, and a token if
     it wants one; commands that are told of no other server talk to that of the current context.
     """
     if ctx.invoked_subcommand is None:
-        _show_settings(output)
+        _show_settings(format_of(ctx, OutputFormat.TEXT))
 
 
 @app.command("set-context")
@@ -83,29 +75,34 @@ def use_context(name: ContextArgument) -> None:
 
 
 @app.command("get-contexts")
-def get_contexts(output: Output = Format.TEXT) -> None:
+@writes_data
+def get_contexts(ctx: typer.Context) -> None:
     """List the contexts; a star marks the current one."""
     from cli.contexts import load_contexts
 
     contexts = load_contexts()
     known = sorted(contexts.by_name.items())
-    if output is Format.JSON:
-        rows = [
-            {"name": name, "server": each.server, "token": each.token is not None, "current": name == contexts.current}
-            for name, each in known
-        ]
-        typer.echo(json.dumps(rows, indent=2))
+    facts = [
+        {"name": name, "server": each.server, "token": each.token is not None, "current": name == contexts.current}
+        for name, each in known
+    ]
+    written = format_of(ctx, OutputFormat.TABLE)
+    if print_data(facts, written):
         return
-    if not known:
-        typer.echo("No contexts; make one with: sandbox config set-context NAME --server URL", err=True)
-        return
-    from cli.task_view import print_table
+    from cli.terminal import print_rows, print_table, talk
 
-    shown = [
+    rows = [
         ("*" if name == contexts.current else "", name, each.server, "set" if each.token else "-")
         for name, each in known
     ]
-    print_table(("", "NAME", "SERVER", "TOKEN"), shown, flexible="SERVER")
+    if written is OutputFormat.NAME:
+        print_rows([name] for name, _ in known)
+    elif written is OutputFormat.TEXT:
+        print_rows(rows)
+    elif known:
+        print_table(("", "NAME", "SERVER", "TOKEN"), rows)
+    else:
+        talk().print("No contexts; make one with: sandbox config set-context NAME --server URL")
 
 
 @app.command("delete-context")
@@ -122,24 +119,29 @@ def delete_context(name: ContextArgument) -> None:
     typer.echo(f"Context '{name}' is forgotten.", err=True)
 
 
-def _show_settings(output: Format) -> None:
+def _show_settings(written: OutputFormat) -> None:
+    from cli.terminal import output, print_rows, print_table
     from foundation.settings import Settings
 
     rows = setting_rows(Settings())
-    if output is Format.JSON:
-        typer.echo(json.dumps(rows, indent=2))
+    if print_data(rows, written):
         return
-    from rich.console import Console
+    if written is OutputFormat.NAME:
+        print_rows([row["name"]] for row in rows)
+        return
+    if written in {OutputFormat.TABLE, OutputFormat.WIDE}:
+        print_table(("NAME", "VALUE", "SOURCE"), [(row["name"], row["shown"], row["source"]) for row in rows])
+        return
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = output()
     for row in rows:
         is_set = row["source"] != "default"
         line = Text(f"{row['name']:<33}", style="bold" if is_set else "")
         line.append(row["shown"], style="green" if is_set else "")
         line.append(f"  ({'set by ' if is_set else ''}{row['source']})", style="dim")
-        console.print(line, soft_wrap=True)
-        console.print(Text(f"    {row['description']}", style="dim"), soft_wrap=True)
+        console.print(line)
+        console.print(Text(f"    {row['description']}", style="dim"))
 
 
 def setting_rows(settings: Settings) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from foundation.errors import InvalidParameter, NotFound
+from foundation.errors import NotFound, UsageError
 
 DEFAULT_SERVER = "http://localhost:8122"
 VARIABLES = ("TASKYARD_SERVER", "AGENTIC_SERVER")
@@ -50,7 +50,7 @@ def contexts_file() -> Path:
 
 
 def load_contexts() -> Contexts:
-    """The contexts of this user. Raises InvalidParameter for a file that is not one of contexts."""
+    """The contexts of this user. Raises UsageError for a file that is not one of contexts."""
     path = contexts_file()
     try:
         data = tomllib.loads(path.read_text())
@@ -61,7 +61,7 @@ def load_contexts() -> Contexts:
     except FileNotFoundError:
         return Contexts()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidParameter(f"{path} cannot be read as contexts ({error}); mend it or remove it.") from error
+        raise UsageError(f"{path} cannot be read as contexts ({error}); mend it or remove it.") from error
     current = data.get("current_context")
     return Contexts(found, str(current) if current is not None else None)
 
@@ -86,20 +86,20 @@ def save_contexts(contexts: Contexts) -> None:
 
 
 def checked(name: str, server: str, token: str | None) -> Context:
-    """A context as it may be kept. Raises InvalidParameter."""
+    """A context as it may be kept. Raises UsageError."""
     if not _NAME.fullmatch(name):
-        raise InvalidParameter(f"'{name}' is no name for a context; use letters, digits, '.', '_' and '-'.")
+        raise UsageError(f"'{name}' is no name for a context; use letters, digits, '.', '_' and '-'.")
     if not _URL.fullmatch(server):
-        raise InvalidParameter(f"'{server}' is not the URL of a server; write one such as {DEFAULT_SERVER}.")
+        raise UsageError(f"'{server}' is not the URL of a server; write one such as {DEFAULT_SERVER}.")
     if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
-        raise InvalidParameter("The token is empty or has characters that no token has.")
+        raise UsageError("The token is empty or has characters that no token has.")
     return Context(server.rstrip("/"), token)
 
 
 def choose(server: str | None, context: str | None) -> Context:
     """The server to talk to: the one named, else a context named, the environment, the current context, the default.
 
-    A token goes to the server of its own context and to no other. Raises NotFound, InvalidParameter.
+    A token goes to the server of its own context and to no other. Raises NotFound, UsageError.
     """
     contexts = load_contexts()
     if not server and context:

@@ -6,8 +6,9 @@ from typing import Any
 
 import typer
 
-from cli.options import AsJson, ContextName, Format, OutputFormat, Server, format_of, open_client, remember
+from cli.options import OutputFormat, asks_server, format_of, open_client, print_data, writes_data
 from foundation.errors import TaskyardError
+from foundation.urls import without_credentials
 
 app = typer.Typer(no_args_is_help=True, help="Ask a server whether it is well.")
 
@@ -16,28 +17,26 @@ _CHECKS = ("/healthz", _WATCHDOG, "/readyz", "/healthz/deep")
 
 
 @app.callback()
-def health(
-    ctx: typer.Context,
-    server: Server = None,
-    context: ContextName = None,
-    output_format: Format = None,
-    as_json: AsJson = False,
-) -> None:
+@asks_server
+@writes_data
+def health(ctx: typer.Context) -> None:
     """Ask a server whether it is well."""
-    remember(ctx, server, context, OutputFormat.JSON if as_json else output_format)
 
 
 @app.command()
-def status(ctx: typer.Context, server: Server = None, output_format: Format = None) -> None:
+@asks_server
+@writes_data
+def status(ctx: typer.Context) -> None:
     """Make all checks: is the process alive, can it take tasks, how many workers and tasks there are.
 
     The exit code is 1 when one of them fails.
     """
-    from cli.task_view import print_json, print_rows, print_table
+    from cli.task_view import one_line
+    from cli.terminal import print_rows, print_table
 
     answers: dict[str, dict[str, Any]] = {}
     failed = set()
-    with open_client(ctx, server) as client:
+    with open_client(ctx) as client:
         # A server that is not there at all is told of once.
         answers[_CHECKS[0]] = client.health(_CHECKS[0])
         for path in _CHECKS[1:]:
@@ -46,29 +45,53 @@ def status(ctx: typer.Context, server: Server = None, output_format: Format = No
             except TaskyardError as error:
                 answers[path] = {"error": error.code, "message": error.message}
                 failed.add(path)
-    rows = [(path, "failed" if path in failed else "ok", _written(answer)) for path, answer in answers.items()]
-    match format_of(ctx, output_format, OutputFormat.TABLE):
-        case OutputFormat.JSON:
-            print_json(answers)
-        case OutputFormat.TEXT:
-            print_rows(rows)
-        case OutputFormat.TABLE:
-            print_table(("CHECK", "RESULT", "ANSWER"), rows, flexible="ANSWER", fold=True)
+    rows = [(path, "failed" if path in failed else "ok", one_line(_written(each))) for path, each in answers.items()]
+    written = format_of(ctx, OutputFormat.TABLE)
+    if written is OutputFormat.NAME:
+        print_rows([path] for path in answers)
+    elif written is OutputFormat.TEXT:
+        print_rows(rows)
+    elif not print_data(answers, written):
+        print_table(("CHECK", "RESULT", "ANSWER"), rows)
     if failed:
         raise typer.Exit(1)
 
 
 @app.command()
-def watchdog(ctx: typer.Context, server: Server = None, output_format: Format = None) -> None:
+@asks_server
+@writes_data
+def watchdog(ctx: typer.Context) -> None:
     """Ask only whether the HTTP service answers: quick, for what restarts it."""
-    from cli.task_view import print_json
+    from cli.terminal import clean
 
-    with open_client(ctx, server) as client:
+    with open_client(ctx) as client:
         answer = client.health(_WATCHDOG)
-    if format_of(ctx, output_format, OutputFormat.TEXT) is OutputFormat.JSON:
-        print_json(answer)
-    else:
-        typer.echo(answer["http"])
+    if not print_data(answer, format_of(ctx, OutputFormat.TEXT)):
+        typer.echo(clean(str(answer.get("http", "it answers, and not as Taskyard does"))))
+
+
+@asks_server
+@writes_data
+def version(ctx: typer.Context) -> None:
+    """Print the versions of this program and, when it answers, of the server.
+
+    The exit code is 0 either way.
+    """
+    from importlib.metadata import version as installed
+
+    from cli.task_view import print_fields
+
+    facts: dict[str, Any] = {"client": installed("taskyard"), "server": None, "address": None}
+    try:
+        with open_client(ctx) as client:
+            facts["address"] = without_credentials(client.server)
+            told = client.health().get("version")
+            facts["server"] = None if told is None else str(told)
+            absent = "it tells no version"
+    except TaskyardError as error:
+        absent = error.message
+    if not print_data(facts, format_of(ctx, OutputFormat.TEXT)):
+        print_fields([("sandbox", facts["client"]), ("server", facts["server"] or f"unknown: {absent}")])
 
 
 def _written(answer: dict[str, Any]) -> str:

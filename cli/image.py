@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,16 +11,20 @@ from typing import Annotated
 
 import typer
 
-from cli.config import Format
+from cli import completion
+from cli.options import OutputFormat, format_of, print_data, writes_data
 
 app = typer.Typer(help="Build and list guest images.", no_args_is_help=True)
-
-_WIDTH = 200
 
 
 @app.command("build")
 def build(
-    profile: Annotated[str, typer.Option(help="Image profile: agentic-dev or basic.")] = "agentic-dev",
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="Image profile: agentic-dev or basic.", autocompletion=completion.words("agentic-dev", "basic")
+        ),
+    ] = "agentic-dev",
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build again although the image is there.")] = False,
 ) -> None:
     """Build the guest image of a profile, unless the image of the same inputs is there already."""
@@ -35,10 +38,11 @@ def build(
 
 
 @app.command("list")
-def list_images(
-    output: Annotated[Format, typer.Option("--format", help="How to print: text or json.")] = Format.TEXT,
-) -> None:
+@writes_data
+def list_images(ctx: typer.Context) -> None:
     """List the images on this host with their snapshots, newest first; a star marks those that new machines use."""
+    from cli.task_view import when
+    from cli.terminal import print_rows, print_table, talk
     from foundation.settings import Settings
     from foundation.units import format_seconds, format_size
     from machines.image import current_digests
@@ -48,51 +52,45 @@ def list_images(
     images = find_all(Settings())
     current = current_digests()
     snapshots = list_snapshots(Settings())
-    if output is Format.JSON:
-        rows = [
-            {
-                "profile": image.profile,
-                "digest": image.digest,
-                "current": image.digest in current,
-                "size_bytes": image.size_bytes,
-                "built_at": image.built_at.isoformat(),
-                "build_seconds": image.build_seconds,
-                "directory": str(image.directory),
-                "versions": image.versions,
-                "snapshots": [
-                    {
-                        "key": snapshot.key,
-                        "cpus": snapshot.cpus,
-                        "memory_bytes": snapshot.memory_bytes,
-                        "acceleration": snapshot.acceleration,
-                        "size_bytes": snapshot.bytes,
-                        "made_at": snapshot.made_at.isoformat(),
-                        "used_at": snapshot.used_at.isoformat(),
-                    }
-                    for snapshot in snapshots
-                    if snapshot.image_digest == image.digest
-                ],
-            }
-            for image in images
-        ]
-        typer.echo(json.dumps(rows, indent=2))
+    facts = [
+        {
+            "profile": image.profile,
+            "digest": image.digest,
+            "current": image.digest in current,
+            "size_bytes": image.size_bytes,
+            "built_at": image.built_at.isoformat(),
+            "build_seconds": image.build_seconds,
+            "directory": str(image.directory),
+            "versions": image.versions,
+            "snapshots": [
+                {
+                    "key": snapshot.key,
+                    "cpus": snapshot.cpus,
+                    "memory_bytes": snapshot.memory_bytes,
+                    "acceleration": snapshot.acceleration,
+                    "size_bytes": snapshot.bytes,
+                    "made_at": snapshot.made_at.isoformat(),
+                    "used_at": snapshot.used_at.isoformat(),
+                }
+                for snapshot in snapshots
+                if snapshot.image_digest == image.digest
+            ],
+        }
+        for image in images
+    ]
+    written = format_of(ctx, OutputFormat.TABLE)
+    if print_data(facts, written):
         return
-    if not images:
-        typer.echo("No images on this host; build one with: sandbox image build")
+    if written is OutputFormat.NAME:
+        print_rows([image.digest] for image in images)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        "PROFILE", "DIGEST", "", "SIZE", "BUILT", "TOOK", "CLAUDE CODE", "SNAPSHOTS", box=None, pad_edge=False
-    )
-    for image in images:
-        table.add_row(
+    rows = [
+        (
             image.profile,
             image.digest[:12],
             "*" if image.digest in current else "",
             format_size(image.size_bytes),
-            image.built_at.astimezone().strftime("%Y-%m-%d %H:%M"),
+            when(image.built_at),
             format_seconds(image.build_seconds),
             image.versions.get("claude-code", ""),
             ", ".join(
@@ -102,12 +100,24 @@ def list_images(
             )
             or "none",
         )
-    Console(highlight=False, width=_WIDTH).print(table)
+        for image in images
+    ]
+    if written is OutputFormat.TEXT:
+        print_rows(rows)
+    elif images:
+        print_table(("PROFILE", "DIGEST", "", "SIZE", "BUILT", "TOOK", "CLAUDE CODE", "SNAPSHOTS"), rows)
+    else:
+        talk().print("No images on this host; build one with: sandbox image build")
 
 
 @app.command("remove")
 def remove(
-    digests: Annotated[list[str], typer.Argument(metavar="DIGEST...", help="Digests, or how they begin.")],
+    digests: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DIGEST...", help="Digests, or how they begin.", autocompletion=completion.image_digests
+        ),
+    ],
 ) -> None:
     """Remove images. Machines that run on one go on; a new machine of its profile needs a build first."""
     from foundation.settings import Settings

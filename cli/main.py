@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+import sys
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from cli.options import AsJson, ContextName, Format, OutputFormat, Server, remember
+from cli import terminal
+from cli.options import asks_server, given, writes_data
+
+_USAGE = 2
+_INTERRUPTED = 130
 
 # Name: where it is, and its line in the help. A module is imported when its command runs, so that each starts quickly.
 _COMMANDS = {
@@ -22,6 +29,7 @@ _COMMANDS = {
     "health": ("cli.health:app", "Ask a server whether it is well"),
     "doctor": ("cli.doctor:doctor", "Say what is missing or slow on this host, and how to mend it"),
     "config": ("cli.config:app", "Show all settings and where they come from; name servers"),
+    "version": ("cli.health:version", "Print the versions of this program and of the server"),
     "bench": ("cli.bench:bench", "Measure Taskyard beside the same work done by hand"),
     "server": ("cli.processes:server", "Serve the REST API"),
     "worker": ("cli.processes:worker", "Run the worker of this VM host"),
@@ -34,7 +42,17 @@ def run() -> None:
     # The file system tools lie there, and Debian puts them into nobody's path but root's.
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     os.environ["PATH"] = os.pathsep.join(path + [extra for extra in ("/usr/sbin", "/sbin") if extra not in path])
-    app()
+    terminal.prepare()
+    code: Any = 1
+    try:
+        app()
+    except SystemExit as leaving:
+        code = leaving.code
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    # From here on nothing is left to be broken off.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code if terminal.finish() else code or 1)
 
 
 class LazyCommand(TyperCommand):
@@ -67,23 +85,50 @@ class _Sandbox(TyperGroup):
         for name, (target, summary) in _COMMANDS.items():
             self.add_command(LazyCommand(name, target, summary))
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command that the arguments name."""
-        from foundation.errors import InvalidParameter, TaskyardError
-
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command that the arguments name, and exit with the code of what came of it."""
+        terminal.be_quiet(False)
         try:
-            return super().invoke(ctx)
-        except TaskyardError as error:
-            failure = error
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        except ValueError as error:
-            sentence = _settings_fault(error)
-            if sentence is None:
-                raise
-            failure = InvalidParameter(sentence)
-        typer.echo(f"Error: {failure.message}", err=True)
-        raise typer.Exit(failure.exit_code)
+            code = super().main(*args, **(extra | {"standalone_mode": False}))
+        except Exception as error:  # noqa: BLE001 -- the last place where one can become a sentence
+            sentence, code = _told(error)
+            if sentence:
+                terminal.complain(sentence)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """An error as a sentence, none where all has been said, and as an exit code."""
+    from foundation.errors import TaskyardError
+
+    if isinstance(error, TaskyardError):
+        return error.message, error.exit_code
+    if isinstance(error, typer.Abort):
+        # Ctrl-C at a question, or nobody there to answer it.
+        return "Aborted.", _INTERRUPTED if isinstance(error.__context__, KeyboardInterrupt) else 1
+    misused = _misused(error)
+    if misused is not None:
+        return misused, _USAGE
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{error.strerror or error}.", 1
+    if sys.flags.dev_mode:
+        raise error
+    return f"Taskyard did not expect this: {type(error).__name__}: {error}. PYTHONDEVMODE=1 shows where it happened.", 1
+
+
+def _misused(error: Exception) -> str | None:
+    """A sentence on a command line, or settings, that were not understood; None when the error is about another thing.
+
+    The sentence is empty for a group that was named alone: its help has been printed.
+    """
+    show, context = getattr(error, "format_message", None), getattr(error, "ctx", None)
+    if not callable(show):
+        return _settings_fault(error)
+    sentence = str(show())
+    if sentence and context is not None:
+        sys.stderr.write(f"{terminal.clean(context.get_usage())}\n")
+    return sentence
 
 
 app = typer.Typer(
@@ -102,12 +147,10 @@ def _print_version(value: bool) -> None:
 
 
 @app.callback()
+@asks_server
+@writes_data
 def sandbox(
     ctx: typer.Context,
-    server: Server = None,
-    context: ContextName = None,
-    output_format: Format = None,
-    as_json: AsJson = False,
     watch: Annotated[
         str | None, typer.Option("--watch", metavar="DURATION", help="Show lists anew this often, such as 2s.")
     ] = None,
@@ -118,18 +161,18 @@ def sandbox(
     """Run coding-agent tasks to the end, each in a throw-away virtual machine, as durable workflows.
 
     Exit codes: 0 done; 1 failed, refused, or the run waited for did not complete; 2 not found, or the command line was
-    not understood; 3 conflict; 4 not authorised; 5 timed out or not reachable; 130 interrupted.
+    not understood; 3 conflict; 4 not authorised; 5 timed out or not reachable; 130 interrupted; 141 nobody reads on.
     """
-    remember(ctx, server, context, OutputFormat.JSON if as_json else output_format, watch)
+    ctx.obj = replace(given(ctx), watch=watch)
 
 
-def _settings_fault(error: ValueError) -> str | None:
+def _settings_fault(error: Exception) -> str | None:
     """A sentence on settings that were refused; None when the error is about something else."""
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
     if isinstance(error, SettingsError):
-        return f"A setting in the environment is not readable: {error}."
+        return f"A setting in the environment is not readable: {str(error).rstrip('.')}."
     if not isinstance(error, ValidationError) or error.title != "Settings":
         return None
     faults = []

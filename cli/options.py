@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from cli import completion
 
 if TYPE_CHECKING:
     from client import TaskClient
@@ -14,21 +19,22 @@ if TYPE_CHECKING:
 _SERVER_HELP = (
     "Server to talk to; default: TASKYARD_SERVER, AGENTIC_SERVER, the current context, http://localhost:8122."
 )
-_COMPLETION_SECONDS = 2.0
-_COMPLETED_IDS = 100
 
 
 class OutputFormat(StrEnum):
     """How results are written."""
 
-    TEXT = "text"
-    JSON = "json"
     TABLE = "table"
+    WIDE = "wide"
+    TEXT = "text"
+    NAME = "name"
+    JSON = "json"
+    YAML = "yaml"
 
 
 @dataclass(frozen=True)
 class Given:
-    """What stands before the command's name; the command's own options win."""
+    """What was given so far; what a command is given itself wins over what stands before its name."""
 
     server: str | None = None
     context: str | None = None
@@ -36,74 +42,102 @@ class Given:
     watch: str | None = None
 
 
-def complete_context(incomplete: str) -> list[str]:
-    """Names of contexts that begin so."""
-    from cli.contexts import load_contexts
-
-    return [name for name in sorted(load_contexts().by_name) if name.startswith(incomplete)]
-
-
-def _complete_id(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Ids of runs with their names; none when the server does not answer at once."""
-    from cli.contexts import choose
-    from cli.render import clean
-    from client import TaskClient
-    from foundation.errors import TaskyardError
-
-    try:
-        target = choose(ctx.params.get("server"), None)
-        with TaskClient(target.server, target.token, timeout_seconds=_COMPLETION_SECONDS) as client:
-            tasks = client.find(limit=_COMPLETED_IDS).tasks
-    except TaskyardError:
-        return []
-    return [(task.id, f"{task.state}: {clean(task.name)}") for task in tasks if task.id.startswith(incomplete)]
-
-
 Server = Annotated[str | None, typer.Option("--server", metavar="URL", help=_SERVER_HELP, show_default=False)]
 ContextName = Annotated[
     str | None,
-    typer.Option("--context", metavar="NAME", help="Context to use.", autocompletion=complete_context),
+    typer.Option("--context", metavar="NAME", help="Context to use.", autocompletion=completion.contexts),
 ]
-Format = Annotated[OutputFormat | None, typer.Option("--format", help="How to write the result.", show_default=False)]
+Format = Annotated[
+    OutputFormat | None, typer.Option("--format", "--output", "-o", help="How to write the result.", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="The same as --format json.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Write data and errors only.")]
 TaskId = Annotated[
-    str, typer.Argument(metavar="ID", show_default=False, autocompletion=_complete_id, help="Id of the run.")
+    str, typer.Argument(metavar="ID", show_default=False, autocompletion=completion.task_ids, help="Id of the run.")
+]
+TaskIds = Annotated[
+    list[str],
+    typer.Argument(metavar="ID...", show_default=False, autocompletion=completion.task_ids, help="Ids of the runs."),
 ]
 
+_SERVER_OPTIONS = {"server": Server, "context": ContextName, "quiet": Quiet}
+_FORMAT_OPTIONS = {"output_format": Format, "as_json": AsJson}
+_SHARED: dict[str, Any] = _SERVER_OPTIONS | _FORMAT_OPTIONS
+_DEFAULTS = {"quiet": False, "as_json": False}
 
-def remember(
-    ctx: typer.Context,
-    server: str | None,
-    context: str | None,
-    output_format: OutputFormat | None,
-    watch: str | None = None,
-) -> None:
-    """Keep what was given before the command's name, for the command and what stands between."""
+
+def asks_server(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command, or what stands before its name, the options that say which server is asked."""
+    return _with(command, _SERVER_OPTIONS)
+
+
+def writes_data(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command, or what stands before its name, the options that say how its result is written."""
+    return _with(command, _FORMAT_OPTIONS)
+
+
+def _with(command: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """The command with more options, which it finds in its context, and not among its arguments."""
+    signature = inspect.signature(command, eval_str=True)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS.get(name), annotation=annotation)
+        for name, annotation in options.items()
+    ]
+
+    @functools.wraps(command)
+    def taking(ctx: typer.Context, **arguments: Any) -> Any:
+        shared = {name: arguments.pop(name) for name in options}
+        _remember(ctx, **shared)
+        return command(ctx, **arguments)
+
+    taking.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])  # type: ignore[attr-defined]
+    taking.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()} | options
+    return taking
+
+
+def _remember(ctx: typer.Context, **shared: Any) -> None:
     before = given(ctx)
+    written = OutputFormat.JSON if shared.get("as_json") else shared.get("output_format")
     ctx.obj = replace(
         before,
-        server=server or before.server,
-        context=context or before.context,
-        format=output_format or before.format,
-        watch=watch or before.watch,
+        server=shared.get("server") or before.server,
+        context=shared.get("context") or before.context,
+        format=written or before.format,
     )
+    if shared.get("quiet"):
+        from cli.terminal import be_quiet
+
+        be_quiet(True)
 
 
 def given(ctx: typer.Context) -> Given:
-    """What was given before the command's name."""
+    """What was given to the command and before its name."""
     return ctx.obj if isinstance(ctx.obj, Given) else Given()
 
 
-def format_of(ctx: typer.Context, own: OutputFormat | None, default: OutputFormat) -> OutputFormat:
+def format_of(ctx: typer.Context, default: OutputFormat) -> OutputFormat:
     """How to write: as the command was told, else as was said before it, else the command's own way."""
-    return own or given(ctx).format or default
+    return given(ctx).format or default
 
 
-def open_client(ctx: typer.Context, server: str | None) -> TaskClient:
+def print_data(data: Any, written: OutputFormat) -> bool:
+    """Write data that is asked for as data. False when it is wanted in words, and nothing was written."""
+    from cli.terminal import print_json, print_yaml
+
+    if written is OutputFormat.JSON:
+        print_json(data)
+    elif written is OutputFormat.YAML:
+        print_yaml(data)
+    else:
+        return False
+    return True
+
+
+def open_client(ctx: typer.Context) -> TaskClient:
     """A client of the server that was chosen."""
     from cli.contexts import choose
     from client import TaskClient
 
     before = given(ctx)
-    target = choose(server or before.server, before.context)
+    target = choose(before.server, before.context)
     return TaskClient(target.server, target.token)

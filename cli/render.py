@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
+from cli.terminal import clean
 from foundation.units import format_seconds, format_size
 
 if TYPE_CHECKING:
     from client import LogLine
-
-# The guest writes what it likes; nothing of it may steer the reader's terminal.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 _RESULT_LINES = 6
 _TEXT_LINES = 400
@@ -111,7 +108,10 @@ class LogRenderer:
             parts.append(f"{usage.get('input_tokens', 0)} tokens in, {usage.get('output_tokens', 0)} out")
         if isinstance(message.get("total_cost_usd"), int | float) and self._model_is_real:
             parts.append(f"${message['total_cost_usd']:.4f}")
-        word = str(message.get("subtype", "error")) if failed else "Claude Code is done"
+        kind = str(message.get("subtype", "error"))
+        # A request that the provider refused ends with an error of the kind "success".
+        named = "Claude Code ended with an error" if kind == "success" else kind
+        word = named if failed else "Claude Code is done"
         style = "bold red" if failed else "bold"
         self._print(Text.assemble((clean(word), style), ": ", clean(", ".join(parts))), mark="■")
         if failed and message.get("result"):
@@ -140,15 +140,11 @@ class LogRenderer:
             self._console.print(at + lead + line, soft_wrap=True, highlight=False, emoji=False)
 
 
-def clean(text: str) -> str:
-    """Text without control characters, so that it cannot steer a terminal; tabs and newlines stay."""
-    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
-
-
 def progress_line(output_bytes: int, tool_calls: int, current_tool: str | None) -> str:
     """Live figures of the agent in a few words."""
     words = [f"{tool_calls} tool call{'' if tool_calls == 1 else 's'}", f"{format_size(output_bytes)} of output"]
-    return ", ".join(([f"now {current_tool}"] if current_tool else []) + words)
+    tool = " ".join(clean(current_tool or "").split())
+    return ", ".join(([f"now {tool}"] if tool else []) + words)
 
 
 def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import task_reading
+from cli import completion, task_reading
 from cli.options import (
-    AsJson,
-    ContextName,
-    Format,
     OutputFormat,
-    Server,
     TaskId,
+    TaskIds,
+    asks_server,
     format_of,
     given,
     open_client,
-    remember,
+    print_data,
+    writes_data,
 )
 from cli.task_reading import Timeout, detachable, exit_by_outcome
-from foundation.errors import InvalidManifest, InvalidParameter
+from foundation.errors import InvalidManifest, TaskyardError, UsageError
 
 if TYPE_CHECKING:
     from client import Task, TaskClient
@@ -32,100 +32,149 @@ _HELP = "Submit, follow and end task runs, fetch their artifacts."
 app = typer.Typer(no_args_is_help=True, help=_HELP)
 
 _LIST_SECONDS = "2s"
+_MANIFEST_BYTES = 16 * 2**20
+
+ManifestFile = Annotated[
+    Path | None, typer.Argument(metavar="FILE", help="Manifest, YAML or JSON; '-' reads stdin.", show_default=False)
+]
+ManifestOption = Annotated[Path | None, typer.Option("--file", "-f", metavar="FILE", help="The same.")]
 
 
 @app.callback()
-def task(
-    ctx: typer.Context,
-    server: Server = None,
-    context: ContextName = None,
-    output_format: Format = None,
-    as_json: AsJson = False,
-) -> None:
+@asks_server
+@writes_data
+def task(ctx: typer.Context) -> None:
     """Submit, follow and end task runs, fetch their artifacts."""
-    remember(ctx, server, context, OutputFormat.JSON if as_json else output_format)
 
 
 @app.command()
+@asks_server
+@writes_data
 def submit(  # noqa: PLR0917 -- options, all given by name
     ctx: typer.Context,
-    file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="Manifest, YAML or JSON; '-' reads stdin.", show_default=False)
-    ] = None,
-    file_option: Annotated[Path | None, typer.Option("--file", "-f", metavar="FILE", help="The same.")] = None,
+    file: ManifestFile = None,
+    file_option: ManifestOption = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show the log until the run ends.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show the states until the run ends.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait, silently, until the run ends.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="With --follow: the lines as they are stored.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the manifest, as validate does.")] = False,
     timeout: Timeout = None,
-    server: Server = None,
-    output_format: Format = None,
 ) -> None:
     """Submit a manifest; its run's id is printed.
 
     With --follow, --watch or --wait the exit code is 0 only when the run completes.
-    """
-    from cli.task_view import print_json, print_task, talk
 
-    text = _read_manifest(file, file_option)
+    Example: sandbox task submit task.yaml --follow
+    """
+    from cli.task_view import print_task
+    from cli.terminal import talk
+
+    text = _read_manifest(file, file_option, "submit")
+    if dry_run and (follow or watch or wait):
+        raise UsageError("--dry-run starts nothing that could be waited for.")
     seconds = _seconds(timeout, "--follow, --watch or --wait", waiting=follow or watch or wait)
-    as_json = format_of(ctx, output_format, OutputFormat.TEXT) is OutputFormat.JSON
-    with open_client(ctx, server) as client:
+    if dry_run:
+        _validate(ctx, text)
+        return
+    written = format_of(ctx, OutputFormat.TEXT)
+    as_data = written in {OutputFormat.JSON, OutputFormat.YAML}
+    with open_client(ctx) as client:
         try:
-            reply = client.submit_raw(text)
-        except InvalidManifest as error:
-            raise _listed(error) from error
+            reply = _accepted(client.submit_raw, text)
+        except KeyboardInterrupt:
+            talk().print("\nInterrupted before the server answered; 'sandbox task list' shows whether it took the run.")
+            raise
         task_id = str(reply["task_id"])
-        for warning in reply.get("warnings", ()):
-            talk().print(f"Warning: {warning['field']} {warning['message']}.", style="yellow")
+        _warn(reply)
         if not (follow or watch or wait):
-            _told(reply, task_id, as_json=as_json)
+            _print_reply(ctx, reply, task_id)
             talk().print(f"Follow it with: sandbox task logs {task_id} --follow")
             return
         talk().print(f"Submitted {task_id}")
         if follow:
-            exit_by_outcome(task_reading.follow_log(client, task_id, seconds, as_json=as_json, raw=raw))
+            exit_by_outcome(task_reading.follow_log(client, task_id, seconds, written=written, raw=raw))
         with detachable(task_id, "status", "--watch"):
-            if watch and not as_json:
+            if watch and not as_data:
                 ended = _watched(client, task_id, seconds)
             else:
                 ended = client.wait(task_id, timeout_seconds=seconds)
-        if as_json:
-            print_json(client.raw(task_id))
-        elif wait and not watch:
-            print_task(ended)
+            if as_data:
+                print_data(client.raw(task_id), written)
+            elif wait and not watch:
+                print_task(ended)
         exit_by_outcome(ended)
 
 
+@app.command()
+@asks_server
+@writes_data
+def validate(ctx: typer.Context, file: ManifestFile = None, file_option: ManifestOption = None) -> None:
+    """Have the server check a manifest as if it were submitted, and start nothing.
+
+    The exit code is 0 when it would be accepted. Example: sandbox task validate task.yaml
+    """
+    _validate(ctx, _read_manifest(file, file_option, "validate"))
+
+
+@app.command()
+@asks_server
+@writes_data
+def retry(ctx: typer.Context, task_ids: TaskIds) -> None:
+    """Submit the manifests of runs again, each under a new id, which is printed.
+
+    The label retry-of names the run that is repeated. Example: sandbox task retry 1ssrg4b-k3f9q
+    """
+    from cli.terminal import talk
+
+    def again(client: TaskClient, task_id: str) -> Any:
+        reply = _accepted(client.retry, task_id)
+        talk().print(f"Follow it with: sandbox task logs {reply['task_id']} --follow")
+        return reply
+
+    _each(ctx, task_ids, again, lambda reply: str(reply["task_id"]))
+
+
 @app.command("list")
-def list_tasks(  # noqa: PLR0917 -- options, all given by name
+@asks_server
+@writes_data
+def list_tasks(
     ctx: typer.Context,
-    state: Annotated[str | None, typer.Option("--state", help="Comma-separated states.")] = None,
+    state: Annotated[
+        str | None, typer.Option("--state", help="Comma-separated states.", autocompletion=completion.states)
+    ] = None,
     label: Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="May be repeated.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Most rows to show; default: 100.")] = None,
     offset: Annotated[int | None, typer.Option("--offset", help="Rows to skip.")] = None,
     sort: Annotated[
-        str | None, typer.Option("--sort", help="created_at, started_at, state_changed_at or name.")
+        str | None,
+        typer.Option(
+            "--sort",
+            help="created_at, started_at, state_changed_at or name.",
+            autocompletion=completion.words("created_at", "started_at", "state_changed_at", "name"),
+        ),
     ] = None,
-    order: Annotated[str | None, typer.Option("--order", help="asc or desc.")] = None,
+    order: Annotated[
+        str | None, typer.Option("--order", help="asc or desc.", autocompletion=completion.words("asc", "desc"))
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show the list anew every 2 s, until Ctrl-C.")] = False,
-    server: Server = None,
-    output_format: Format = None,
 ) -> None:
     """List runs, newest first.
 
     A table that fits the terminal; --format text writes a line for each run, its fields divided by tabs: id, state,
     time of creation, name.
+
+    Example: sandbox task list --state running,completing --label team=platform
     """
     from cli.task_view import print_found
     from cli.watch import repeat
 
     wanted = {"state": state, "limit": limit, "offset": offset, "sort": sort, "order": order}
     labels = dict(_label(text) for text in label or [])
-    written = format_of(ctx, output_format, OutputFormat.TABLE)
+    written = format_of(ctx, OutputFormat.TABLE)
     every = given(ctx).watch or (_LIST_SECONDS if watch else None)
     seconds = None if every is None else task_reading.pause_seconds(every)
-    with open_client(ctx, server) as client:
+    with open_client(ctx) as client:
 
         def show() -> None:
             print_found(client.find_raw(wanted, labels), written)
@@ -137,87 +186,130 @@ def list_tasks(  # noqa: PLR0917 -- options, all given by name
 
 
 @app.command()
+@asks_server
+@writes_data
 def status(
     ctx: typer.Context,
-    task_id: TaskId,
+    task_ids: TaskIds,
     watch: Annotated[bool, typer.Option("--watch", help="Show the states until the run ends.")] = False,
     timeout: Timeout = None,
-    server: Server = None,
-    output_format: Format = None,
 ) -> None:
-    """Show one run. With --watch, until it ends; the exit code is then 0 only when it completes."""
-    from cli.task_view import print_json, print_task, print_tasks
+    """Show runs. With --watch one, until it ends; the exit code is then 0 only when it completes.
+
+    Example: sandbox task status 1ssrg4b-k3f9q --watch
+    """
+    from cli.task_view import print_task, print_tasks
+    from client import Task
 
     seconds = _seconds(timeout, "--watch", waiting=watch)
-    written = format_of(ctx, output_format, OutputFormat.TEXT)
-    with open_client(ctx, server) as client:
+    written = format_of(ctx, OutputFormat.TEXT)
+    with open_client(ctx) as client:
         if watch:
+            if len(task_ids) != 1:
+                raise UsageError("--watch takes one run; 'sandbox task wait' takes several.")
+            task_id = task_ids[0]
             with detachable(task_id, "status", "--watch"):
-                if written is OutputFormat.JSON:
+                if written in {OutputFormat.JSON, OutputFormat.YAML}:
                     ended = client.wait(task_id, timeout_seconds=seconds)
-                    print_json(client.raw(task_id))
+                    print_data(client.raw(task_id), written)
                 else:
                     ended = _watched(client, task_id, seconds)
             exit_by_outcome(ended)
-        elif written is OutputFormat.JSON:
-            print_json(client.raw(task_id))
-        elif written is OutputFormat.TABLE:
-            print_tasks([client.get(task_id)])
-        else:
-            print_task(client.get(task_id))
+        found = [client.raw(task_id) for task_id in task_ids]
+    if print_data(found[0] if len(found) == 1 else found, written):
+        return
+    runs = [Task.model_validate(each) for each in found]
+    if written is not OutputFormat.TEXT:
+        print_tasks(runs, written)
+        return
+    for place, each in enumerate(runs):
+        if place:
+            typer.echo()
+        print_task(each)
 
 
 app.command("get", help="The same as status.")(status)
 
 
+@app.command("wait")
+@asks_server
+@writes_data
+def wait_for(ctx: typer.Context, task_ids: TaskIds, timeout: Timeout = None) -> None:
+    """Wait until all of the runs have ended; each is told when it has, by its id and state.
+
+    The exit code is 0 when all of them completed, else 1; 5 when the time is over.
+
+    Example: sandbox task wait ID1 ID2 --timeout 30m
+    """
+    from cli.watch import wait_for_all
+
+    seconds = None if timeout is None else task_reading.pause_seconds(timeout)
+    with open_client(ctx) as client:
+        done = wait_for_all(client, task_ids, seconds, format_of(ctx, OutputFormat.TEXT))
+    raise typer.Exit(0 if done else 1)
+
+
 @app.command()
+@asks_server
+@writes_data
 def cancel(
     ctx: typer.Context,
-    task_id: TaskId,
+    task_ids: TaskIds,
     reason: Annotated[str | None, typer.Option("--reason", help="Why; kept with the run.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Kill the agent without its 30 s of grace.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    server: Server = None,
-    output_format: Format = None,
 ) -> None:
-    """End a run: its agent is stopped, its artifacts are collected, its machine is torn down.
+    """End runs: their agents are stopped, their artifacts are collected, their machines are torn down.
 
     At a terminal it asks first; in a script it does not.
+
+    Example: sandbox task cancel 1ssrg4b-k3f9q --reason "wrong branch"
     """
-    with open_client(ctx, server) as client:
+
+    def end(client: TaskClient, task_id: str) -> Any:
         if not yes and sys.stdin.isatty() and sys.stderr.isatty():
             asked = client.get(task_id)
             if not asked.terminal:
                 typer.confirm(f"Cancel task {task_id}, which is {asked.state}?", abort=True, err=True)
-        reply = client.cancel(task_id, reason, force=force)
-    as_json = format_of(ctx, output_format, OutputFormat.TEXT) is OutputFormat.JSON
-    _told(reply, str(reply["message"]), as_json=as_json)
+        return client.cancel(task_id, reason, force=force)
+
+    _each(ctx, task_ids, end, lambda reply: str(reply.get("message") or "Cancellation requested"))
 
 
 @app.command()
+@asks_server
+@writes_data
 def message(
     ctx: typer.Context,
     task_id: TaskId,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The message; '-' reads stdin.", show_default=False)],
     message_id: Annotated[str | None, typer.Option("--id", help="Sending the same id again changes nothing.")] = None,
-    server: Server = None,
 ) -> None:
-    """Send the running agent a further message."""
-    from cli.task_view import talk
+    """Send the running agent a further message.
 
-    with open_client(ctx, server) as client:
-        client.message(task_id, sys.stdin.read() if text == "-" else text, message_id)
-    talk().print("Sent.")
+    Example: sandbox task message 1ssrg4b-k3f9q "Please update the changelog too."
+    """
+    from cli.terminal import talk
+
+    with open_client(ctx) as client:
+        reply = client.message(task_id, sys.stdin.read() if text == "-" else text, message_id)
+    if not print_data(reply, format_of(ctx, OutputFormat.TEXT)):
+        talk().print("Sent.")
 
 
 @app.command()
-def close(ctx: typer.Context, task_id: TaskId, server: Server = None) -> None:
-    """Let a session with 'headless: false' end after its last answer."""
-    from cli.task_view import talk
+@asks_server
+@writes_data
+def close(ctx: typer.Context, task_ids: TaskIds) -> None:
+    """Let sessions with 'headless: false' end after their last answers."""
+    from cli.terminal import talk
 
-    with open_client(ctx, server) as client:
-        client.close_session(task_id)
-    talk().print("The session ends after its last answer.")
+    def end(client: TaskClient, task_id: str) -> Any:
+        reply = client.close_session(task_id)
+        talk().print(f"The session of {task_id} ends after its last answer.")
+        return reply
+
+    _each(ctx, task_ids, end, lambda _reply: None)
 
 
 app.command()(task_reading.logs)
@@ -225,35 +317,95 @@ app.command()(task_reading.artifacts)
 app.command()(task_reading.download)
 
 
-def _told(data: object, text: str, *, as_json: bool) -> None:
-    from cli.task_view import print_json
+def _each(
+    ctx: typer.Context,
+    task_ids: list[str],
+    act: Callable[[TaskClient, str], Any],
+    in_words: Callable[[Any], str | None],
+) -> None:
+    """Do the same to each run. One that is refused keeps none of the others from it, and sets the exit code."""
+    from cli.terminal import complain
 
-    if as_json:
-        print_json(data)
-    else:
+    written = format_of(ctx, OutputFormat.TEXT)
+    replies: list[Any] = []
+    refused: list[TaskyardError] = []
+    with open_client(ctx) as client:
+        for task_id in task_ids:
+            try:
+                reply = act(client, task_id)
+            except TaskyardError as error:
+                if len(task_ids) == 1:
+                    raise
+                complain(error.message)
+                refused.append(error)
+                continue
+            replies.append(reply)
+            if written in {OutputFormat.JSON, OutputFormat.YAML}:
+                continue
+            words = str(reply["task_id"]) if written is OutputFormat.NAME else in_words(reply)
+            if words is not None:
+                typer.echo(words)
+    print_data(replies[0] if len(task_ids) == 1 else replies, written)
+    if refused:
+        raise typer.Exit(refused[0].exit_code)
+
+
+def _print_reply(ctx: typer.Context, reply: Any, text: str) -> None:
+    if not print_data(reply, format_of(ctx, OutputFormat.TEXT)):
         typer.echo(text)
 
 
-def _read_manifest(file: Path | None, option: Path | None) -> str:
+def _validate(ctx: typer.Context, text: str) -> None:
+    with open_client(ctx) as client:
+        reply = _accepted(client.validate, text)
+    _warn(reply)
+    _print_reply(ctx, reply, "The manifest is valid.")
+
+
+def _warn(reply: Any) -> None:
+    from cli.terminal import talk
+
+    for warning in reply.get("warnings") or ():
+        talk().print(f"Warning: {warning.get('field')} {warning.get('message')}.", style="yellow")
+
+
+def _accepted(send: Callable[[str], Any], text: str) -> Any:
+    """The reply; a refusal has each of its faults on a line of its own."""
+    try:
+        return send(text)
+    except InvalidManifest as error:
+        raise _listed(error) from error
+
+
+def _read_manifest(file: Path | None, option: Path | None, command: str) -> str:
     if file is not None and option is not None:
-        raise InvalidParameter("Name the manifest once: as FILE or with --file.")
+        raise UsageError("Name the manifest once, with --file or without.")
     chosen = file or option
     if chosen is None:
-        raise InvalidParameter("Name the manifest: sandbox task submit FILE.")
-    if str(chosen) == "-":
-        return sys.stdin.read()
+        raise UsageError(f"Name the manifest: sandbox task {command} FILE.")
+    named = "stdin" if str(chosen) == "-" else f"'{chosen}'"
     try:
-        return chosen.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InvalidParameter(f"The manifest '{chosen}' cannot be read: {reason}.") from error
+        if named == "stdin":
+            data = sys.stdin.buffer.read(_MANIFEST_BYTES + 1)
+        else:
+            with chosen.open("rb") as opened:
+                data = opened.read(_MANIFEST_BYTES + 1)
+        if len(data) > _MANIFEST_BYTES:
+            raise UsageError(f"The manifest {named} cannot be read: it is larger than any manifest may be.")
+        text = data.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"The manifest {named} cannot be read: {reason}.") from error
+    if not text.strip():
+        raise UsageError(f"The manifest {named} is empty.")
+    return text
 
 
 def _listed(error: InvalidManifest) -> InvalidManifest:
     """The same refusal with each fault on a line of its own."""
     from client import faults
 
-    lines = [f"{fault['field']}: {fault['message']}".removeprefix(": ") for fault in faults(error)]
+    lines = [f"{fault.get('field', '')}: {fault.get('message', '')}".removeprefix(": ") for fault in faults(error)]
     text = "\n  ".join(["The manifest was refused.", *(lines or [error.message])])
     return InvalidManifest(text, **error.details)
 
@@ -261,7 +413,7 @@ def _listed(error: InvalidManifest) -> InvalidManifest:
 def _label(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise InvalidParameter(f"'{text}' is not a label; write --label KEY=VALUE.")
+        raise UsageError(f"'{text}' is not a label; write --label KEY=VALUE.")
     return key, value
 
 
@@ -269,7 +421,7 @@ def _seconds(timeout: str | None, options: str, *, waiting: bool) -> float | Non
     if timeout is None:
         return None
     if not waiting:
-        raise InvalidParameter(f"--timeout goes with {options}.")
+        raise UsageError(f"--timeout goes with {options}.")
     return task_reading.pause_seconds(timeout)
 
 

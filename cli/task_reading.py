@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from cli.options import Format, OutputFormat, Server, TaskId, format_of, open_client
-from foundation.errors import InvalidParameter
+from cli import completion
+from cli.options import OutputFormat, TaskId, asks_server, format_of, open_client, print_data, writes_data
+from foundation.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 _PAUSE = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+# What clocks and timers take; nobody waits for so long.
+_LONGEST_SECONDS = 10 * 365 * 86400.0
 _TIMEOUT_HELP = "Give up waiting after this long, with exit code 5; the run goes on."
 
 Timeout = Annotated[str | None, typer.Option("--timeout", metavar="DURATION", help=_TIMEOUT_HELP)]
@@ -42,6 +45,8 @@ class LogStream(StrEnum):
     EVENTS = "events"
 
 
+@asks_server
+@writes_data
 def logs(  # noqa: PLR0917 -- options, all given by name
     ctx: typer.Context,
     task_id: TaskId,
@@ -54,67 +59,79 @@ def logs(  # noqa: PLR0917 -- options, all given by name
     raw: Annotated[bool, typer.Option("--raw", help="The lines as they are stored.")] = False,
     timestamps: Annotated[bool, typer.Option("--timestamps", help="Each line with its time.")] = False,
     timeout: Timeout = None,
-    server: Server = None,
-    output_format: Format = None,
 ) -> None:
     """Show a run's log: what Claude says and does, made readable.
 
     With --follow the exit code is 0 only when the run completes. Ctrl-C leaves the run alone.
+
+    Example: sandbox task logs 1ssrg4b-k3f9q --since 10m --follow
     """
     if timeout is not None and not follow:
-        raise InvalidParameter("--timeout goes with --follow.")
+        raise UsageError("--timeout goes with --follow.")
     seconds = None if timeout is None else pause_seconds(timeout)
-    as_json = format_of(ctx, output_format, OutputFormat.TEXT) is OutputFormat.JSON
-    with open_client(ctx, server) as client:
+    written = format_of(ctx, OutputFormat.TEXT)
+    with open_client(ctx) as client:
 
         def show() -> None:
             lines = client.logs(task_id, follow=follow, tail=tail, stream=stream, since=_since(since))
-            _show(lines, as_json=as_json, raw=raw, waiting=follow, timestamps=timestamps)
+            _show(lines, written=written, raw=raw, waiting=follow, timestamps=timestamps)
 
         if follow:
             exit_by_outcome(_followed(client, task_id, show, seconds))
         show()
 
 
+@asks_server
+@writes_data
 def artifacts(
     ctx: typer.Context,
     words: Annotated[
         list[str],
-        typer.Argument(metavar="[list] ID", show_default=False, help="Id of the run; the word 'list' may precede it."),
+        typer.Argument(
+            metavar="[list] ID",
+            show_default=False,
+            help="Id of the run; the word 'list' may precede it.",
+            autocompletion=completion.task_ids,
+        ),
     ],
-    server: Server = None,
-    output_format: Format = None,
 ) -> None:
     """List what a run has left.
 
     --format text writes a line for each artifact, its fields divided by tabs: name, bytes, type, SHA-256.
     """
-    from cli.task_view import print_artifact_rows, print_artifacts, print_json, talk
+    from cli.task_view import print_artifacts
+    from cli.terminal import talk
+    from client.replies import ArtifactPage
 
     match words:
         case [task_id] | ["list", task_id]:
             pass
         case _:
-            raise InvalidParameter("Name one run: sandbox task artifacts ID.")
-    written = format_of(ctx, output_format, OutputFormat.TABLE)
-    with open_client(ctx, server) as client:
-        if written is OutputFormat.JSON:
-            print_json(client.raw(task_id, "/artifacts"))
-            return
-        found = client.artifacts(task_id)
-    if not found:
-        talk().print("No artifacts yet; they are collected when the agent has ended.")
-    elif written is OutputFormat.TEXT:
-        print_artifact_rows(found)
+            raise UsageError("Name one run: sandbox task artifacts ID.")
+    written = format_of(ctx, OutputFormat.TABLE)
+    with open_client(ctx) as client:
+        reply = client.artifacts_raw(task_id)
+    if print_data(reply, written):
+        return
+    found = ArtifactPage.model_validate(reply).artifacts
+    if found:
+        print_artifacts(found, written)
     else:
-        print_artifacts(found)
+        talk().print("No artifacts yet; they are collected when the agent has ended.")
 
 
+@asks_server
 def download(
     ctx: typer.Context,
     task_id: TaskId,
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", show_default=False, help="Name of the artifact, or its path.")
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            show_default=False,
+            help="Name of the artifact, or its path.",
+            autocompletion=completion.artifact_names,
+        ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All artifacts of the run.")] = False,
     target: Annotated[
@@ -122,15 +139,14 @@ def download(
         typer.Option("--output", "-o", metavar="PATH", help="File or directory to write to; '-' is stdout."),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check the SHA-256 of what arrived.")] = True,
-    server: Server = None,
 ) -> None:
     """Download an artifact, or all of them; the path written is printed."""
     if (name is None) is not everything:
-        raise InvalidParameter("Name one artifact, or give --all.")
+        raise UsageError("Name one artifact, or give --all.")
     to_stdout = str(target) == "-"
     if to_stdout and everything:
-        raise InvalidParameter("Only one artifact can go to stdout; name it.")
-    with open_client(ctx, server) as client:
+        raise UsageError("Only one artifact can go to stdout; name it.")
+    with open_client(ctx) as client:
         found = client.artifacts(task_id)
         wanted = found if everything else [_named(client, task_id, found, str(name))]
         if to_stdout:
@@ -152,8 +168,7 @@ def fetch(
     """Download artifacts, each told by its path when it is there. The guest's names never leave the directory."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-    from cli.render import clean
-    from cli.task_view import talk
+    from cli.terminal import clean, talk
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
     with Progress(*columns, console=talk(), transient=True) as bars:
@@ -165,11 +180,11 @@ def fetch(
             yield path
 
 
-def follow_log(client: TaskClient, task_id: str, seconds: float | None, *, as_json: bool, raw: bool) -> Task:
+def follow_log(client: TaskClient, task_id: str, seconds: float | None, *, written: OutputFormat, raw: bool) -> Task:
     """Show the log until the run ends, and give the ended run. Raises TimedOut after so many seconds."""
 
     def show() -> None:
-        _show(client.logs(task_id, follow=True), as_json=as_json, raw=raw, waiting=True)
+        _show(client.logs(task_id, follow=True), written=written, raw=raw, waiting=True)
 
     return _followed(client, task_id, show, seconds)
 
@@ -180,7 +195,7 @@ def detachable(task_id: str, command: str, option: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        from cli.task_view import talk
+        from cli.terminal import talk
 
         talk().print(f"\nDetached; the run goes on. Come back with: sandbox task {command} {task_id} {option}")
         raise typer.Exit(_INTERRUPTED) from None
@@ -188,7 +203,8 @@ def detachable(task_id: str, command: str, option: str) -> Iterator[None]:
 
 def exit_by_outcome(ended: Task) -> NoReturn:
     """Exit with 0 for a run that completed, else with 1 and the reason on stderr."""
-    from cli.task_view import print_outcome, talk
+    from cli.task_view import print_outcome
+    from cli.terminal import talk
 
     if ended.state == "completed":
         raise typer.Exit(0)
@@ -197,11 +213,11 @@ def exit_by_outcome(ended: Task) -> NoReturn:
 
 
 def pause_seconds(text: str) -> float:
-    """Seconds of a length of time: a number and one of ms, s, m, h, d; seconds without. Raises InvalidParameter."""
+    """Seconds of a length of time: a number and one of ms, s, m, h, d; seconds without. Raises UsageError."""
     match = _PAUSE.fullmatch(text.strip())
     seconds = float(match[1]) * _UNIT_SECONDS[match[2] or "s"] if match else 0.0
-    if seconds <= 0:
-        raise InvalidParameter(f"'{text}' is not a length of time; write one such as 500ms, 2s, 30m or 1h.")
+    if not 0 < seconds <= _LONGEST_SECONDS:
+        raise UsageError(f"'{text}' is not a length of time; write one such as 500ms, 2s, 30m or 1h.")
     return seconds
 
 
@@ -212,11 +228,13 @@ def _since(text: str | None) -> str | None:
     return (datetime.now(UTC) - timedelta(seconds=pause_seconds(text))).isoformat()
 
 
-def _show(lines: Iterator[LogLine], *, as_json: bool, raw: bool, waiting: bool, timestamps: bool = False) -> None:
-    from cli.task_view import show_json, show_log, show_raw
+def _show(
+    lines: Iterator[LogLine], *, written: OutputFormat, raw: bool, waiting: bool, timestamps: bool = False
+) -> None:
+    from cli.task_view import show_data, show_log, show_raw
 
-    if as_json:
-        show_json(lines)
+    if written in {OutputFormat.JSON, OutputFormat.YAML}:
+        show_data(lines, written)
     elif raw:
         show_raw(lines, timestamps=timestamps)
     else:

@@ -1,120 +1,141 @@
-"""Runs on the terminal: tables that fit, one run in full, and its log."""
+"""Runs on the terminal: lists of them, one run in full, and its log."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
-from cli.options import OutputFormat
-from cli.render import STATE_COLOURS, LogRenderer, clean, progress_line
+from cli.options import OutputFormat, print_data
+from cli.render import STATE_COLOURS, LogRenderer, progress_line
+from cli.terminal import clean, output, print_rows, print_table, spinner_name, talk
 from foundation.units import format_seconds, format_size
 
 if TYPE_CHECKING:
     from client import Artifact, LogLine, Task
 
-# The least of a name that still tells something.
-_LEAST_CHARS = 8
 _GAP = 2
-# Wide enough that nothing is cut where no terminal sets a width: what reads a pipe wants whole ids.
-_PIPE_WIDTH = 10_000
-
-
-def output() -> Console:
-    """Where data goes."""
-    return Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
-
-
-def talk() -> Console:
-    """Where everything goes that is not data."""
-    return Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
-
-
-def print_json(data: Any) -> None:
-    """The server's own JSON, unchanged but for its layout."""
-    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+# Below this a paragraph is not folded: it would be a column of single words.
+_LEAST_WIDTH = 30
 
 
 def print_found(found: Any, written: OutputFormat) -> None:
     """A page of runs as it was asked to be written; how many more there are is told on stderr."""
     from client import TaskPage
 
-    if written is OutputFormat.JSON:
-        print_json(found)
+    if print_data(found, written):
         return
     page = TaskPage.model_validate(found)
-    if written is OutputFormat.TABLE:
-        print_tasks(page.tasks)
-    else:
-        print_rows([task.id, task.state, _utc(task.created_at), task.name] for task in page.tasks)
-    if page.total_count > len(page.tasks):
+    print_tasks(page.tasks, written)
+    if not page.total_count:
+        talk().print("No runs; submit one with: sandbox task submit FILE")
+    elif not page.tasks:
+        talk().print(f"No runs from number {page.offset + 1} on; there are {page.total_count}.")
+    elif page.total_count > len(page.tasks):
         talk().print(f"{len(page.tasks)} of {page.total_count} runs; --limit and --offset show others.")
 
 
-def print_tasks(tasks: Sequence[Task]) -> None:
-    """Runs as a table: long names are shortened."""
-    rows = [(task.id, clean(task.name), state_text(task.state), _when(task.created_at), _took(task)) for task in tasks]
-    print_table(("ID", "NAME", "STATE", "CREATED", "TOOK"), rows, droppable=("TOOK", "CREATED"))
+def print_tasks(tasks: Sequence[Task], written: OutputFormat = OutputFormat.TABLE) -> None:
+    """Runs as a table that shortens their names, as a table that does not, as lines for programs, or their ids."""
+    if written is OutputFormat.NAME:
+        print_rows([task.id] for task in tasks)
+    elif written is OutputFormat.TEXT:
+        print_rows([task.id, task.state, _utc(task.created_at), task.name] for task in tasks)
+    elif written is OutputFormat.WIDE:
+        heads = ("ID", "NAME", "STATE", "CREATED", "STARTED", "TOOK", "CAUSE", "MACHINE", "LABELS")
+        print_table(heads, [_wide_row(task) for task in tasks], wide=True)
+    else:
+        rows = [
+            (task.id, one_line(task.name), state_text(task.state), when(task.created_at), _took(task)) for task in tasks
+        ]
+        print_table(("ID", "NAME", "STATE", "CREATED", "TOOK"), rows, flexible="NAME", droppable=("TOOK", "CREATED"))
 
 
-def print_artifacts(artifacts: Sequence[Artifact]) -> None:
-    """Artifacts as a table, with their whole checksums where these fit."""
+def _wide_row(task: Task) -> tuple[str | Text, ...]:
+    started = when(task.started_at) if task.started_at else "-"
+    return (
+        *(task.id, one_line(task.name), state_text(task.state), when(task.created_at), started, _took(task)),
+        *(one_line(task.cause or "-"), one_line(task.vm_name or "-"), one_line(_labels(task)) or "-"),
+    )
+
+
+def print_artifacts(artifacts: Sequence[Artifact], written: OutputFormat = OutputFormat.TABLE) -> None:
+    """Artifacts as a table, with their whole checksums where these fit; as lines for programs; or their names."""
+    if written is OutputFormat.NAME:
+        print_rows([artifact.name] for artifact in artifacts)
+        return
+    if written is OutputFormat.TEXT:
+        print_rows(
+            [artifact.name, str(artifact.size_bytes), artifact.content_type, artifact.checksum.removeprefix("sha256:")]
+            for artifact in artifacts
+        )
+        return
     rows = [
         (
-            clean(artifact.name),
+            one_line(artifact.name),
             format_size(artifact.size_bytes),
-            clean(artifact.content_type),
-            artifact.checksum.removeprefix("sha256:"),
+            one_line(artifact.content_type),
+            one_line(artifact.checksum.removeprefix("sha256:")),
         )
         for artifact in artifacts
     ]
-    print_table(("NAME", "SIZE", "TYPE", "SHA256"), rows, fold=True, droppable=("SHA256", "TYPE"))
-
-
-def print_artifact_rows(artifacts: Sequence[Artifact]) -> None:
-    """Artifacts as lines for programs."""
-    print_rows(
-        [artifact.name, str(artifact.size_bytes), artifact.content_type, artifact.checksum.removeprefix("sha256:")]
-        for artifact in artifacts
-    )
+    wide = written is OutputFormat.WIDE
+    print_table(("NAME", "SIZE", "TYPE", "SHA256"), rows, droppable=("SHA256", "TYPE"), wide=wide)
 
 
 def print_task(task: Task) -> None:
     """One run in full, as a block of names and values."""
-    rows: list[tuple[str, str | Text | None]] = [
-        ("ID", task.id),
-        ("Name", task.name),
-        ("State", Text.assemble(state_text(task.state), f"  {clean(task.state_message or '')}")),
-        ("Labels", ", ".join(f"{key}={value}" for key, value in sorted(task.labels.items()))),
-        ("Created", _when(task.created_at)),
-        ("Started", _when(task.started_at) if task.started_at else None),
-        ("Took", _took(task)),
-        ("Machine", " on ".join(part for part in (task.vm_name, task.host) if part)),
-        ("Progress", None if task.terminal else progress_of(task)),
-        ("Exit code", None if task.exit_code is None else str(task.exit_code)),
-        ("Cause", task.cause),
-        ("Error", task.error),
-        ("Result", task.result),
-        ("Tokens", _tokens(task)),
-        *(("Note", note) for note in task.notes),
-        ("Enter", task.ssh_command),
-    ]
-    shown = Table.grid(padding=(0, 2))
-    for name, value in rows:
-        if value:
-            shown.add_row(Text(name, "dim"), value if isinstance(value, Text) else Text(clean(value)))
-    console = output()
-    (console if console.is_terminal else _wide()).print(shown, soft_wrap=False)
+    print_fields(
+        [
+            ("ID", task.id),
+            ("Name", task.name),
+            ("State", Text.assemble(state_text(task.state), f"  {clean(task.state_message or '')}")),
+            ("Labels", _labels(task)),
+            ("Created", when(task.created_at)),
+            ("Started", when(task.started_at) if task.started_at else None),
+            ("Took", _took(task)),
+            ("Machine", " on ".join(part for part in (task.vm_name, task.host) if part)),
+            ("Progress", None if task.terminal else progress_of(task)),
+            ("Exit code", None if task.exit_code is None else str(task.exit_code)),
+            ("Cause", task.cause),
+            ("Error", task.error),
+            ("Result", task.result),
+            ("Tokens", _tokens(task)),
+            *(("Note", note) for note in task.notes),
+            *(("Undelivered", message) for message in task.undelivered_messages),
+            ("Kept until", _until(task.preserved_until)),
+        ],
+        [("Enter", task.ssh_command)],
+    )
     if not task.live:
         talk().print("No worker answers: this is the last recorded state.", style="yellow")
+
+
+def print_fields(rows: Sequence[tuple[str, str | Text | None]], to_copy: Sequence[tuple[str, str | None]] = ()) -> None:
+    """Names and values, those without a value left out.
+
+    On a terminal long values are folded between words, and no word is ever broken: it may be a path or an address.
+    What is there ``to_copy`` is not folded at all.
+    """
+    console = output()
+    width = max([len(name) for name, value in (*rows, *to_copy) if value], default=0) + _GAP
+    room = console.width - width
+    for name, value in (*rows, *to_copy):
+        if not value:
+            continue
+        text = value if isinstance(value, Text) else Text(clean(value).expandtabs())
+        folded = console.is_terminal and room >= _LEAST_WIDTH and (name, value) not in to_copy
+        lines = text.wrap(console, room, overflow="ignore") if folded else text.split("\n", allow_blank=True)
+        for place, piece in enumerate(lines):
+            piece.rstrip()
+            console.print(Text(f"{name if place == 0 else '':<{width}}", "dim") + piece)
 
 
 def states_of(task: Task) -> Iterator[tuple[str, float | None]]:
@@ -132,6 +153,11 @@ def print_outcome(console: Console, task: Task) -> None:
     console.print(text)
     if task.ssh_command:
         console.print(f"The machine is kept for you. Enter it with:\n  {clean(task.ssh_command)}")
+    if task.preserved_until:
+        console.print(
+            f"It ends {when(task.preserved_until)}. On its host, 'sandbox machine extend {task.id} 24h' keeps it "
+            f"longer, and 'sandbox machine release {task.id}' ends it."
+        )
 
 
 def show_log(lines: Iterator[LogLine], *, waiting: bool, timestamps: bool = False) -> None:
@@ -157,10 +183,14 @@ def show_raw(lines: Iterator[LogLine], *, timestamps: bool) -> None:
         target.flush()
 
 
-def show_json(lines: Iterator[LogLine]) -> None:
-    """Log lines as JSON, one a line."""
+def show_data(lines: Iterator[LogLine], written: OutputFormat) -> None:
+    """Log lines as data: a line of JSON for each, or the items of a list in YAML."""
     for line in lines:
-        sys.stdout.write(line.model_dump_json(exclude_none=True) + "\n")
+        entry = line.model_dump(mode="json", exclude_none=True)
+        if written is OutputFormat.YAML:
+            print_data([entry], written)
+        else:
+            sys.stdout.write(json.dumps(entry, ensure_ascii=True) + "\n")
         sys.stdout.flush()
 
 
@@ -181,62 +211,13 @@ def _spinner(console: Console) -> Iterator[_Spinner | None]:
     if not console.is_terminal:
         yield None
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(spinner_name(console)),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         yield _Spinner(progress)
-
-
-def print_table(
-    heads: Sequence[str],
-    rows: Sequence[Sequence[str | Text]],
-    *,
-    flexible: str = "NAME",
-    fold: bool = False,
-    droppable: Sequence[str] = (),
-) -> None:
-    """Print a table that fits. What reads a pipe gets everything.
-
-    On a terminal the flexible column takes the room that the others leave, and is shortened or folded to it. When that
-    is too little, the columns that may be dropped are: the first named first.
-    """
-    console = output()
-    if not console.is_terminal:
-        console = _wide()
-    widths = {
-        head: max([len(head), *(Text(cell).cell_len if isinstance(cell, str) else cell.cell_len for cell in column)])
-        for head, column in zip(heads, zip(*rows, strict=True) if rows else [()] * len(heads), strict=True)
-    }
-
-    def room(kept: Sequence[str]) -> int:
-        return console.width - sum(widths[head] + _GAP for head in kept if head != flexible)
-
-    kept = list(heads)
-    for head in droppable:
-        if room(kept) >= (widths[flexible] if fold else min(widths[flexible], _LEAST_CHARS)):
-            break
-        kept.remove(head)
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-    for head in kept:
-        table.add_column(
-            head,
-            justify="right" if head == "SIZE" else "left",
-            no_wrap=not fold,
-            overflow="fold" if fold else "ellipsis",
-            max_width=max(room(kept), 1) if head == flexible else None,
-        )
-    for row in rows:
-        table.add_row(*(cell for head, cell in zip(heads, row, strict=True) if head in kept))
-    console.print(table, soft_wrap=False)
-
-
-def _wide() -> Console:
-    return Console(width=_PIPE_WIDTH, markup=False, highlight=False, emoji=False)
-
-
-def print_rows(rows: Iterable[Sequence[str]]) -> None:
-    """Rows for programs: a line each, fields divided by tabs."""
-    for row in rows:
-        sys.stdout.write("\t".join(" ".join(clean(field).split()) for field in row) + "\n")
 
 
 def state_text(state: str) -> Text:
@@ -244,12 +225,32 @@ def state_text(state: str) -> Text:
     return Text(clean(state), STATE_COLOURS.get(state, "blue"))
 
 
-def _when(at: datetime) -> str:
-    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def one_line(text: str) -> str:
+    """Text in one line, as a cell of a table has it."""
+    return " ".join(clean(text).split())
+
+
+def _labels(task: Task) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(task.labels.items()))
+
+
+def when(at: datetime) -> str:
+    """A time in the zone of this host, which it names."""
+    try:
+        return at.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+    except (OverflowError, ValueError):
+        return at.isoformat()  # at an end of the calendar
+
+
+def _until(at: datetime | None) -> str | None:
+    if at is None:
+        return None
+    left = (at - datetime.now(UTC)).total_seconds()
+    return f"{when(at)} ({'in ' + format_seconds(left) if left > 0 else 'over'})"
 
 
 def _utc(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _age(since: datetime) -> float:

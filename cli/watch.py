@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -13,8 +14,9 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from cli.render import clean
-from cli.task_view import output, print_outcome, progress_of, state_text, states_of
+from cli.options import OutputFormat, print_data
+from cli.task_view import print_outcome, progress_of, state_text, states_of
+from cli.terminal import clean, output, print_rows, spinner_name, talk
 from client import PATIENCE_SECONDS
 from client.refusals import still_going
 from foundation.units import format_seconds
@@ -50,16 +52,49 @@ def watch(client: TaskClient, task_id: str, timeout_seconds: float | None = None
     return task
 
 
+def wait_for_all(client: TaskClient, task_ids: Sequence[str], seconds: float | None, written: OutputFormat) -> bool:
+    """Wait until all runs have ended, and write each when it has; whether all completed. Raises TimedOut.
+
+    Asked for as data, all are written at the end, in the order in which they were named.
+    """
+    deadline = None if seconds is None else time.monotonic() + seconds
+    going = list(dict.fromkeys(task_ids))
+    ended: dict[str, Task] = {}
+    as_data = written in {OutputFormat.JSON, OutputFormat.YAML}
+    try:
+        while going:
+            for task_id in list(going):
+                task = client.get(task_id, patience_seconds=PATIENCE_SECONDS)
+                if not task.terminal:
+                    last = task
+                    continue
+                ended[task_id] = task
+                going.remove(task_id)
+                if not as_data:
+                    print_rows([[task.id] if written is OutputFormat.NAME else [task.id, task.state]])
+                    sys.stdout.flush()
+            if not going:
+                break
+            if deadline is not None and time.monotonic() + _LOOK_SECONDS > deadline:
+                raise still_going(last)
+            time.sleep(_LOOK_SECONDS)
+    except KeyboardInterrupt:
+        talk().print(f"\nThe runs go on. Wait again with: sandbox task wait {' '.join(going)}")
+        raise
+    if as_data:
+        found = [client.raw(task_id) for task_id in dict.fromkeys(task_ids)]
+        print_data(found[0] if len(found) == 1 else found, written)
+    return all(task.state == "completed" for task in ended.values())
+
+
 def repeat(show: Callable[[], None], seconds: float) -> None:
     """Show something anew every so many seconds, in the same place of a terminal, until Ctrl-C."""
     console = Console()
-    try:
-        while True:
-            console.clear()
-            show()
-            time.sleep(seconds)
-    except KeyboardInterrupt:
-        return
+    while True:
+        console.clear()
+        show()
+        sys.stdout.flush()
+        time.sleep(seconds)
 
 
 class _States:
@@ -72,21 +107,22 @@ class _States:
         self._console = console
         self._done = 0
         self._told = ""
-        self._spinner = Spinner("dots")
+        self._spinner = Spinner(spinner_name(console))
 
     def show(self, task: Task) -> None:
         """Write the states that have ended since the last look, and what goes on now."""
         for state, seconds in list(states_of(task))[self._done :]:
             if seconds is None:
                 break
-            self._console.print(Text.assemble(("✓ ", "green"), f"{state:<{_WIDTH}}", (format_seconds(seconds), "dim")))
+            passed = f"{clean(state):<{_WIDTH}}"
+            self._console.print(Text.assemble(("✓ ", "green"), passed, (format_seconds(seconds), "dim")))
             self._done += 1
         if task.terminal:
             return
         text = progress_of(task) or clean(task.state_message or "")
         if self.live is not None:
             self.live.update(self._going_on(task, text))
-        elif (line := f"· {task.state:<{_WIDTH}}{text}".rstrip()) != self._told:
+        elif (line := f"· {clean(task.state):<{_WIDTH}}{text}".rstrip()) != self._told:
             self._console.print(line)
             self._told = line
 

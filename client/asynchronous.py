@@ -14,10 +14,11 @@ import httpx
 
 from client import calls
 from client.calls import CONNECT_RETRIES, DEFAULT_SERVER, PATIENCE_SECONDS, RECONNECT_SECONDS, TIMEOUT_SECONDS, Call
-from client.reading import Download, LogReading, Progress, size_of
-from client.refusals import reachable, refusal, still_going
-from client.replies import Artifact, LogLine, Task, TaskPage
+from client.reading import Answer, Download, LogReading, Progress, size_of
+from client.refusals import reachable, refusal, still_going, understood
+from client.replies import Artifact, ArtifactPage, LogLine, Task, TaskPage
 from foundation.errors import ServiceUnavailable
+from foundation.urls import without_credentials
 
 
 class AsyncTaskClient:
@@ -27,18 +28,29 @@ class AsyncTaskClient:
         self, server: str = DEFAULT_SERVER, token: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS
     ) -> None:
         self.server = server.rstrip("/")
+        self._shown = without_credentials(self.server)
+        self._seconds = timeout_seconds
         transport = httpx.AsyncHTTPTransport(retries=CONNECT_RETRIES)
-        self._http = httpx.AsyncClient(
-            base_url=self.server,
-            timeout=calls.timeout(timeout_seconds),
-            headers=calls.headers(token),
-            transport=transport,
-        )
+        with reachable(self._shown):
+            self._http = httpx.AsyncClient(
+                base_url=self.server,
+                timeout=calls.timeout(timeout_seconds),
+                headers=calls.headers(token),
+                transport=transport,
+            )
 
     async def submit(self, manifest: str | Mapping[str, Any]) -> str:
         """Submit a manifest, as YAML or JSON text or as data; the run's id."""
         task_id: str = (await self._send(calls.submit(manifest)))["task_id"]
         return task_id
+
+    async def validate(self, manifest: str | Mapping[str, Any]) -> Any:
+        """Have a manifest looked at as if it were submitted, and start nothing; the server's reply."""
+        return await self._send(calls.submit(manifest, dry_run=True))
+
+    async def retry(self, task_id: str) -> Any:
+        """Submit the manifest of a run again, under an id of its own; the server's reply."""
+        return await self._send(calls.retry(task_id))
 
     async def find(
         self,
@@ -78,18 +90,17 @@ class AsyncTaskClient:
         """Ask a run to end; the server's reply."""
         return await self._send(calls.cancel(task_id, reason, force=force))
 
-    async def message(self, task_id: str, text: str, message_id: str | None = None) -> None:
-        """Send the agent a further message. With an id, sending it again changes nothing."""
-        await self._send(calls.message(task_id, text, message_id))
+    async def message(self, task_id: str, text: str, message_id: str | None = None) -> Any:
+        """Send the agent a further message; the server's reply. With an id, sending it again changes nothing."""
+        return await self._send(calls.message(task_id, text, message_id))
 
-    async def close_session(self, task_id: str) -> None:
-        """Let a ``headless: false`` session end after its last answer."""
-        await self._send(calls.close_session(task_id))
+    async def close_session(self, task_id: str) -> Any:
+        """Let a ``headless: false`` session end after its last answer; the server's reply."""
+        return await self._send(calls.close_session(task_id))
 
     async def artifacts(self, task_id: str) -> list[Artifact]:
         """What a run has left so far."""
-        listed = await self._send(calls.get(task_id, "/artifacts"))
-        return [Artifact.model_validate(item) for item in listed["artifacts"]]
+        return ArtifactPage.model_validate(await self._send(calls.artifacts(task_id))).artifacts
 
     async def download(
         self,
@@ -122,9 +133,10 @@ class AsyncTaskClient:
         while True:
             try:
                 async with self._open(reading.call()) as response:
-                    async for piece in response.aiter_bytes():
-                        for line in reading.take(piece):
-                            yield line
+                    with understood(self._shown):
+                        async for piece in response.aiter_bytes():
+                            for line in reading.take(piece):
+                                yield line
                 reading.ended()
             except ServiceUnavailable as error:
                 reading.broken(error)
@@ -150,13 +162,21 @@ class AsyncTaskClient:
 
     async def _send(self, call: Call) -> Any:
         async with self._open(call) as response:
-            await response.aread()
-            return response.json()
+            answer = await self._answer(response)
+        with understood(self._shown):
+            return answer.checked(call.reply)
+
+    async def _answer(self, response: httpx.Response) -> Answer:
+        answer = Answer(self._seconds)
+        async for piece in response.aiter_bytes():
+            answer.take(piece)
+        return answer
 
     @asynccontextmanager
     async def _open(self, call: Call) -> AsyncIterator[httpx.Response]:
-        with reachable(self.server):
+        with reachable(self._shown):
             async with self._http.stream(call.method, call.path, **call.options) as response:
                 if not response.is_success:
-                    raise refusal(self.server, response.status_code, await response.aread())
+                    body = (await self._answer(response)).body
+                    raise refusal(self._shown, response.status_code, response.headers, body)
                 yield response

@@ -13,10 +13,11 @@ import httpx
 
 from client import calls
 from client.calls import CONNECT_RETRIES, DEFAULT_SERVER, PATIENCE_SECONDS, RECONNECT_SECONDS, TIMEOUT_SECONDS, Call
-from client.reading import Download, LogReading, Progress, size_of
-from client.refusals import reachable, refusal, still_going
-from client.replies import Artifact, LogLine, Task, TaskPage
+from client.reading import Answer, Download, LogReading, Progress, size_of
+from client.refusals import reachable, refusal, still_going, understood
+from client.replies import Artifact, ArtifactPage, LogLine, Task, TaskPage
 from foundation.errors import ServiceUnavailable
+from foundation.urls import without_credentials
 
 
 class TaskClient:
@@ -30,13 +31,16 @@ class TaskClient:
         self, server: str = DEFAULT_SERVER, token: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS
     ) -> None:
         self.server = server.rstrip("/")
+        self._shown = without_credentials(self.server)
+        self._seconds = timeout_seconds
         transport = httpx.HTTPTransport(retries=CONNECT_RETRIES)
-        self._http = httpx.Client(
-            base_url=self.server,
-            timeout=calls.timeout(timeout_seconds),
-            headers=calls.headers(token),
-            transport=transport,
-        )
+        with reachable(self._shown):
+            self._http = httpx.Client(
+                base_url=self.server,
+                timeout=calls.timeout(timeout_seconds),
+                headers=calls.headers(token),
+                transport=transport,
+            )
 
     def submit(self, manifest: str | Mapping[str, Any]) -> str:
         """Submit a manifest, as YAML or JSON text or as data; the run's id.
@@ -49,6 +53,17 @@ class TaskClient:
     def submit_raw(self, manifest: str | Mapping[str, Any]) -> Any:
         """The same with the server's own reply."""
         return self._send(calls.submit(manifest))
+
+    def validate(self, manifest: str | Mapping[str, Any]) -> Any:
+        """Have a manifest looked at as if it were submitted, and start nothing; the server's reply.
+
+        Raises what ``submit`` raises.
+        """
+        return self._send(calls.submit(manifest, dry_run=True))
+
+    def retry(self, task_id: str) -> Any:
+        """Submit the manifest of a run again, under an id of its own; the server's reply."""
+        return self._send(calls.retry(task_id))
 
     def find(
         self,
@@ -79,9 +94,9 @@ class TaskClient:
                     raise
                 time.sleep(RECONNECT_SECONDS)
 
-    def raw(self, task_id: str, part: str = "") -> Any:
-        """The server's own JSON of a run, or of a part of it such as ``/artifacts``."""
-        return self._send(calls.get(task_id, part))
+    def raw(self, task_id: str) -> Any:
+        """The server's own JSON of a run."""
+        return self._send(calls.get(task_id))
 
     def wait(self, task_id: str, poll_seconds: float = 1.0, timeout_seconds: float | None = None) -> Task:
         """The run once it has ended. Raises TimedOut when it has not in time; the run goes on."""
@@ -96,17 +111,21 @@ class TaskClient:
         """Ask a run to end; the server's reply. Raises TaskAlreadyTerminal."""
         return self._send(calls.cancel(task_id, reason, force=force))
 
-    def message(self, task_id: str, text: str, message_id: str | None = None) -> None:
-        """Send the agent a further message. With an id, sending it again changes nothing."""
-        self._send(calls.message(task_id, text, message_id))
+    def message(self, task_id: str, text: str, message_id: str | None = None) -> Any:
+        """Send the agent a further message; the server's reply. With an id, sending it again changes nothing."""
+        return self._send(calls.message(task_id, text, message_id))
 
-    def close_session(self, task_id: str) -> None:
-        """Let a ``headless: false`` session end after its last answer."""
-        self._send(calls.close_session(task_id))
+    def close_session(self, task_id: str) -> Any:
+        """Let a ``headless: false`` session end after its last answer; the server's reply."""
+        return self._send(calls.close_session(task_id))
 
     def artifacts(self, task_id: str) -> list[Artifact]:
         """What a run has left so far."""
-        return [Artifact.model_validate(item) for item in self.raw(task_id, "/artifacts")["artifacts"]]
+        return ArtifactPage.model_validate(self.artifacts_raw(task_id)).artifacts
+
+    def artifacts_raw(self, task_id: str) -> Any:
+        """The same as the server's own JSON."""
+        return self._send(calls.artifacts(task_id))
 
     def download(
         self,
@@ -147,7 +166,7 @@ class TaskClient:
         reading = LogReading(task_id, follow=follow, stream=stream, tail=tail, since=since, after_id=after_id)
         while True:
             try:
-                with self._open(reading.call()) as response:
+                with self._open(reading.call()) as response, understood(self._shown):
                     for piece in response.iter_bytes():
                         yield from reading.take(piece)
                 reading.ended()
@@ -177,13 +196,21 @@ class TaskClient:
         self.close()
 
     def _send(self, call: Call) -> Any:
+        """The answer's JSON, in the form that the call expects."""
         with self._open(call) as response:
-            response.read()
-            return response.json()
+            answer = self._answer(response)
+        with understood(self._shown):
+            return answer.checked(call.reply)
+
+    def _answer(self, response: httpx.Response) -> Answer:
+        answer = Answer(self._seconds)
+        for piece in response.iter_bytes():
+            answer.take(piece)
+        return answer
 
     @contextmanager
     def _open(self, call: Call) -> Iterator[httpx.Response]:
-        with reachable(self.server), self._http.stream(call.method, call.path, **call.options) as response:
+        with reachable(self._shown), self._http.stream(call.method, call.path, **call.options) as response:
             if not response.is_success:
-                raise refusal(self.server, response.status_code, response.read())
+                raise refusal(self._shown, response.status_code, response.headers, self._answer(response).body)
             yield response

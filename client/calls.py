@@ -8,6 +8,9 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+from pydantic import BaseModel
+
+from client.replies import Accepted, ArtifactPage, Checked, Facts, Submitted, Task, TaskPage
 
 DEFAULT_SERVER = "http://localhost:8122"
 
@@ -25,11 +28,12 @@ _BASE = "/api/v1/tasks"
 
 @dataclass(frozen=True)
 class Call:
-    """One request; ``options`` are those of httpx."""
+    """One request; ``options`` are those of httpx. ``reply`` is the form that an answer in JSON must have."""
 
     method: str
     path: str
     options: dict[str, Any] = field(default_factory=dict)
+    reply: type[BaseModel] = Facts
 
 
 def timeout(seconds: float) -> httpx.Timeout:
@@ -42,40 +46,53 @@ def headers(token: str | None) -> dict[str, str]:
     return {"User-Agent": "taskyard"} | ({"Authorization": f"Bearer {token}"} if token else {})
 
 
-def submit(manifest: str | Mapping[str, Any]) -> Call:
-    """Submit a manifest, as YAML or JSON text or as data."""
+def submit(manifest: str | Mapping[str, Any], *, dry_run: bool = False) -> Call:
+    """Submit a manifest, as YAML or JSON text or as data; with ``dry_run`` only have it looked at."""
+    options: dict[str, Any] = {"params": {"dry_run": True}} if dry_run else {}
     if isinstance(manifest, str):
         # The server tells YAML and JSON apart when no type says which it is.
-        return Call("POST", _BASE, {"content": manifest.encode(), "headers": {"Content-Type": "text/plain"}})
-    return Call("POST", _BASE, {"json": dict(manifest)})
+        options |= {"content": manifest.encode(), "headers": {"Content-Type": "text/plain"}}
+    else:
+        options |= {"json": dict(manifest)}
+    return Call("POST", _BASE, options, Checked if dry_run else Submitted)
+
+
+def retry(task_id: str) -> Call:
+    """Submit the manifest of a run again."""
+    return Call("POST", f"{task_url(task_id)}/retry", reply=Submitted)
 
 
 def find(parameters: Mapping[str, str | int | None], labels: Mapping[str, str]) -> Call:
     """List runs; parameters that are None are left out."""
     params = {key: value for key, value in parameters.items() if value is not None}
-    return Call("GET", _BASE, {"params": params | {f"label.{key}": value for key, value in labels.items()}})
+    return Call("GET", _BASE, {"params": params | {f"label.{key}": value for key, value in labels.items()}}, TaskPage)
 
 
-def get(task_id: str, part: str = "") -> Call:
-    """One run, or a part of it such as ``/artifacts``."""
-    return Call("GET", task_url(task_id) + part)
+def get(task_id: str) -> Call:
+    """One run."""
+    return Call("GET", task_url(task_id), reply=Task)
+
+
+def artifacts(task_id: str) -> Call:
+    """What a run has left so far."""
+    return Call("GET", f"{task_url(task_id)}/artifacts", reply=ArtifactPage)
 
 
 def cancel(task_id: str, reason: str | None, *, force: bool) -> Call:
     """Ask a run to end."""
     body: dict[str, Any] = {"force": force} | ({"reason": reason} if reason else {})
-    return Call("DELETE", task_url(task_id), {"json": body})
+    return Call("DELETE", task_url(task_id), {"json": body}, Accepted)
 
 
 def message(task_id: str, text: str, message_id: str | None) -> Call:
     """Send the agent a further message."""
     body = {"text": text} | ({"id": message_id} if message_id else {})
-    return Call("POST", f"{task_url(task_id)}/messages", {"json": body})
+    return Call("POST", f"{task_url(task_id)}/messages", {"json": body}, Accepted)
 
 
 def close_session(task_id: str) -> Call:
     """Let a ``headless: false`` session end."""
-    return Call("POST", f"{task_url(task_id)}/close")
+    return Call("POST", f"{task_url(task_id)}/close", reply=Accepted)
 
 
 def download(task_id: str, name: str) -> Call:

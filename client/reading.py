@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +11,45 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+from pydantic import BaseModel
 
 from client.calls import FOLLOW_TIMEOUT, PATIENCE_SECONDS, Call, task_url
 from client.replies import LogLine
 from foundation.errors import ServiceUnavailable, TaskyardError
 
 Progress = Callable[[int, int], None]
+
+# No answer of the API but a log and an artifact is near this, and no line of a log.
+_ANSWER_BYTES = 64 * 2**20
+_LINE_BYTES = 64 * 2**20
+_LINE_SECONDS = 120.0
+
+
+class Answer:
+    """A short answer on its way in: bounded in bytes and in the time until its end."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def take(self, piece: bytes) -> None:
+        """A piece of the bytes. Raises ServiceUnavailable beyond either bound."""
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size > _ANSWER_BYTES or time.monotonic() > self._end:
+            raise ServiceUnavailable("The server sends an answer that has no end; try again, or name another server.")
+
+    @property
+    def body(self) -> bytes:
+        """All of it."""
+        return b"".join(self._pieces)
+
+    def checked(self, reply: type[BaseModel]) -> Any:
+        """The JSON of the answer. Raises ValueError (or RecursionError) when it has not the form of the reply."""
+        data = json.loads(self.body)
+        reply.model_validate(data)
+        return data
 
 
 class LogReading:
@@ -30,11 +64,13 @@ class LogReading:
             self._params["since"] = since
         self._after_id = after_id
         self._broken_since: float | None = None
-        self._begun = b""
+        self._begun: list[bytes] = []
+        self._begun_bytes = 0
+        self._begun_at = time.monotonic()
 
     def call(self) -> Call:
         """The request that goes on after the last line taken."""
-        self._begun = b""
+        self._begin([])
         headers = {"Accept": "application/x-ndjson"}
         if self._after_id:
             headers["Last-Event-ID"] = str(self._after_id)
@@ -48,8 +84,17 @@ class LogReading:
 
         Only newlines end a line; what else does so in Unicode may stand in a line of the log.
         """
-        *lines, self._begun = (self._begun + piece).split(b"\n")
-        for text in lines:
+        head, newline, rest = piece.partition(b"\n")
+        self._begun.append(head)
+        self._begun_bytes += len(head)
+        if not newline:
+            if self._begun_bytes > _LINE_BYTES or time.monotonic() - self._begun_at > _LINE_SECONDS:
+                raise ServiceUnavailable("The server sends a line of the log that has no end.")
+            return
+        first = b"".join(self._begun)
+        *lines, begun = rest.split(b"\n")
+        self._begin([begun])
+        for text in (first, *lines):
             if not text.strip():
                 continue
             line = LogLine.model_validate_json(text)
@@ -63,6 +108,11 @@ class LogReading:
             elif line.type == "completed":
                 self.over = True
             yield line
+
+    def _begin(self, begun: list[bytes]) -> None:
+        self._begun = begun
+        self._begun_bytes = sum(map(len, begun))
+        self._begun_at = time.monotonic()
 
     def ended(self) -> None:
         """The answer has ended; a log that is not followed is then over."""
@@ -117,4 +167,5 @@ class Download:
 
 def size_of(headers: httpx.Headers) -> int:
     """Bytes that the answer will have; 0 when it does not say."""
-    return int(headers.get("Content-Length", 0))
+    said = headers.get("Content-Length", "")
+    return int(said) if said.isdecimal() else 0

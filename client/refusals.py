@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 
@@ -14,6 +14,7 @@ from client.replies import Task
 from foundation.errors import (
     Conflict,
     Forbidden,
+    ForeignServer,
     InvalidManifest,
     NotFound,
     ServiceUnavailable,
@@ -21,6 +22,9 @@ from foundation.errors import (
     TimedOut,
     Unauthorized,
 )
+from foundation.urls import without_credentials
+
+_CURE = "Name the right one with --server or TASKYARD_SERVER."
 
 # For answers that are not the server's own: something stands before it.
 _BY_STATUS: dict[int, type[TaskyardError]] = {
@@ -34,16 +38,36 @@ _BY_STATUS: dict[int, type[TaskyardError]] = {
 }
 
 
-def refusal(server: str, status: int, body: bytes) -> TaskyardError:
+def refusal(server: str, status: int, headers: Mapping[str, str], body: bytes) -> TaskyardError:
     """The error of an answer that is none of success: by its code, else by its status."""
-    by_status = _BY_STATUS.get(status, TaskyardError)
+    by_status = _BY_STATUS.get(status, ForeignServer)
     try:
         told = json.loads(body)
         code, message = str(told["error"]), str(told["message"])
-    except (ValueError, KeyError, TypeError):
-        return by_status(f"The server at {server} answered with status {status}.")
-    details = told.get("details")
-    return _errors_by_code().get(code, by_status)(message, **(details if isinstance(details, dict) else {}))
+        details = told.get("details")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST and "location" in headers:
+            where = without_credentials(headers["location"])
+            return by_status(f"The server at {server} is elsewhere: it names {where}. Use that server's own address.")
+        return by_status(
+            f"The server at {server} answered with status {status}, and not as Taskyard does: it is another server, or "
+            f"one that stands before it. {_CURE}"
+        )
+    known = _errors_by_code().get(code, _BY_STATUS.get(status, TaskyardError))
+    # What another version tells of an error may have the names of its parameters.
+    facts = {str(key): value for key, value in details.items()} if isinstance(details, dict) else {}
+    for name in ("self", "message"):
+        facts.pop(name, None)
+    return known(message, **facts)
+
+
+@contextmanager
+def understood(server: str) -> Iterator[None]:
+    """Raise ForeignServer for an answer of success that has another form than Taskyard's."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ForeignServer(f"What answers at {server} is not Taskyard, or another version of it. {_CURE}") from error
 
 
 @contextmanager
@@ -51,9 +75,9 @@ def reachable(server: str) -> Iterator[None]:
     """Raise ServiceUnavailable for a server that does not answer, and a sentence for what is no URL at all."""
     try:
         yield
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:
         raise TaskyardError(f"'{server}' is not the URL of a server; write one such as {DEFAULT_SERVER}.") from error
-    except httpx.TransportError as error:
+    except (httpx.RequestError, httpx.StreamError) as error:
         raise ServiceUnavailable(
             f"The server at {server} does not answer ({type(error).__name__}); start it with 'sandbox up', "
             "or name another with --server or TASKYARD_SERVER."

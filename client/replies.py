@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, RootModel
 
 TERMINAL = frozenset({"completed", "failed", "failed_preserved", "cancelled"})
 
@@ -75,6 +75,25 @@ class TaskPage(_Reply):
     has_more: bool
 
 
+class Submitted(_Reply):
+    """A run was accepted."""
+
+    task_id: str
+
+
+class Accepted(_Reply):
+    """A cancellation, a message or a close was handed to the run."""
+
+    task_id: str
+    message: str = ""
+
+
+class Checked(_Reply):
+    """A manifest was looked at, and nothing was started."""
+
+    valid: bool
+
+
 class Artifact(_Reply):
     """One stored artifact; ``checksum`` is ``sha256:`` and hex digits."""
 
@@ -84,6 +103,16 @@ class Artifact(_Reply):
     content_type: str
     checksum: str
     created_at: datetime
+
+
+class ArtifactPage(_Reply):
+    """What a run has left so far."""
+
+    artifacts: list[Artifact]
+
+
+class Facts(RootModel[dict[str, Any]]):
+    """What a server tells of itself; the names of the facts depend on the path."""
 
 
 class LogLine(_Reply):

@@ -4,6 +4,7 @@
     ├── InvalidManifest                  400  1   invalid_manifest
     ├── InvalidParameter                 400  1   invalid_parameter
     ├── InvalidBody                      422  1   invalid_body
+    ├── UsageError                       400  2   usage_error
     ├── UnsupportedMediaType             415  1   unsupported_media_type
     ├── PayloadTooLarge                  413  1   payload_too_large
     ├── RangeNotSatisfiable              416  1   range_not_satisfiable
@@ -37,6 +38,7 @@
     │   ├── EngineUnavailable                     engine_unavailable
     │   └── BucketUnavailable                     bucket_unavailable
     ├── TimedOut                         504  5   timed_out
+    ├── ForeignServer                    502  1   foreign_server
     └── HostNotReady                     503  1   host_not_ready
 
 Exit codes follow the published client: 1 anything else, 2 not found, 3 conflict, 4 not authorised, 5 timed out or
@@ -100,6 +102,14 @@ class InvalidBody(TaskyardError):
         """The refusal of all these faults, of which there is at least one."""
         told = shown(faults)
         return cls(sentence(told), errors=told)
+
+
+class UsageError(TaskyardError):
+    """The command line, or a file or setting that it reads, is not one that the command can work with."""
+
+    code = "usage_error"
+    http_status = 400
+    exit_code = 2
 
 
 class UnsupportedMediaType(TaskyardError):
@@ -325,6 +335,13 @@ class TimedOut(TaskyardError):
     code = "timed_out"
     http_status = 504
     exit_code = 5
+
+
+class ForeignServer(TaskyardError):
+    """What answers under the server's address does not answer as Taskyard does."""
+
+    code = "foreign_server"
+    http_status = 502
 
 
 class HostNotReady(TaskyardError):

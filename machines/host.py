@@ -9,13 +9,13 @@ import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
 
 from foundation.child_environment import child_environment
-from foundation.errors import GuestUnreachable, MachineError, MachineLost, MachineNotFound, TaskyardError
+from foundation.errors import Conflict, GuestUnreachable, MachineError, MachineLost, MachineNotFound, TaskyardError
 from foundation.settings import Settings
 from machines import pool, qemu
 from machines.acceleration import usable_acceleration
@@ -229,6 +229,19 @@ class MachineHost:
             record = self._living_record(machine_id)
             state = "paused_from" if record.state == "paused" else "state"
             self._store.write(record.model_copy(update={state: "preserved", "deadline": until}))
+
+    def extend(self, machine_id: str, by: timedelta) -> datetime:
+        """Keep a preserved machine for longer; its new deadline. A deadline that has passed counts from now.
+
+        Raises MachineNotFound, MachineLost, Conflict for a machine that is not preserved.
+        """
+        with self._store.lock(machine_id):
+            record = self._living_record(machine_id)
+            if not record.preserved:
+                raise Conflict(f"Machine {machine_id} is not a preserved one: it ends with its run")
+            until = max(record.deadline, datetime.now(UTC)) + by
+            self._store.write(record.model_copy(update={"deadline": until}))
+            return until
 
     def keep_pool(self, report: Callable[[str], None], stopped: Callable[[], bool] = lambda: False) -> None:
         """Bring the warm pool to its size: members too many are destroyed, and those that lack are made, one by one.

@@ -79,6 +79,11 @@ class MachineRecord(BaseModel):
     snapshot: str | None = None
     boot_seconds: float | None = None
 
+    @property
+    def preserved(self) -> bool:
+        """Whether it is kept for people to look into; its run has ended."""
+        return "preserved" in {self.state, self.paused_from}
+
 
 class RecordStore:
     """The records below ``Settings.machines``, one directory for each machine, and their locks."""

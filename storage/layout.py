@@ -1,6 +1,7 @@
 """The names of all objects in the bucket: everything of a task run lies below ``tasks/<task id>/``.
 
     hosts/<name>.json                    what a VM host said last of its room; beside the runs, not below one
+    preserved/<name>.json                which machines of failed runs a VM host keeps; beside the runs too
     record.json                          final record of the run
     log/segments/<first id>              one flush of the run log
     log/segments/sealed.json             the log is closed; lists its sealed parts
@@ -41,6 +42,11 @@ def hosts_prefix() -> str:
 def host_key(name: str) -> str:
     """Key of what one host says."""
     return f"{hosts_prefix()}{quote(name, safe='')}.json"
+
+
+def preserved_key(host: str) -> str:
+    """Key of which machines of failed runs one host keeps."""
+    return f"preserved/{quote(host, safe='')}.json"
 
 
 def task_prefix(task_id: str) -> str:

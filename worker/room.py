@@ -1,4 +1,4 @@
-"""Tells the servers, through the bucket, how much room this host has."""
+"""Tells the servers, through the bucket, how much room this host has and which machines of failed runs it keeps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import structlog
 
+from activities.preservation import say_preserved
 from foundation.errors import TaskyardError
 from machines.host import MachineHost
 from storage.bucket import Bucket
@@ -32,9 +33,12 @@ async def telling_room(name: str, host: MachineHost, bucket: Bucket) -> AsyncIte
 
 
 async def _tell_forever(name: str, host: MachineHost, bucket: Bucket) -> None:
+    kept = 1  # what a worker before this one has said is not known
     while True:
         try:
             await asyncio.to_thread(_tell, name, host, bucket)
+            if kept or any(record.preserved for record in await asyncio.to_thread(host.records)):
+                kept = await asyncio.to_thread(say_preserved, name, host, bucket)
         except (TaskyardError, OSError) as error:
             log.warning("this host's room could not be told", error=str(error))
         await asyncio.sleep(SAY_SECONDS)

@@ -33,9 +33,12 @@ async def sweep(host: MachineHost, client: Client) -> list[str]:
     """
     taken: list[str] = []
     for record in await asyncio.to_thread(host.records):
-        kept = record.state == "preserved" or record.paused_from == "preserved"
         # A member of the pool has no owner, nor has one that was given away: the host's own sweep knows about those.
-        if record.owner_workflow and not kept and await _owner_is_over(client, record.owner_workflow, record.owner_run):
+        if (
+            record.owner_workflow
+            and not record.preserved
+            and await _owner_is_over(client, record.owner_workflow, record.owner_run)
+        ):
             await asyncio.to_thread(host.destroy, record.id)
             taken.append(f"{record.id}: its run {record.owner_workflow} has ended")
     taken += await asyncio.to_thread(host.sweep)

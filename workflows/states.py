@@ -36,7 +36,7 @@ STATE_MESSAGES: dict[TaskState, str] = {
     TaskState.COMPLETING: "Collecting artifacts",
     TaskState.COMPLETED: "Task completed successfully",
     TaskState.FAILED: "Task failed",
-    TaskState.FAILED_PRESERVED: "Task failed, VM preserved for debugging",
+    TaskState.FAILED_PRESERVED: "Task failed; its VM was preserved for debugging",
     TaskState.CANCELLED: "Task cancelled",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from temporalio import activity
@@ -129,7 +129,8 @@ class FakeSteps:
     @activity.defn(name=steps.RELEASE.name)
     async def release(self, request: ReleaseRequest) -> ReleaseResult:
         command = "ssh agent@machine" if request.preserve else None
-        result = ReleaseResult(ssh_command=command, preserved_until=datetime.now(UTC) if command else None)
+        until = datetime.now(UTC) + timedelta(hours=24) if command else None
+        result = ReleaseResult(ssh_command=command, preserved_until=until)
         return await self._take("release", request, result)
 
     @activity.defn(name=steps.FINISH.name)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from cli.contexts import Context, choose, contexts_file, load_contexts
 from cli.main import app
-from foundation.errors import InvalidParameter, NotFound
+from foundation.errors import NotFound, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -66,9 +66,9 @@ def test_contexts_are_listed_without_their_tokens_and_can_be_forgotten() -> None
 @pytest.mark.parametrize(
     ("arguments", "words", "code"),
     [
-        (["set-context", "a b", "--server", "http://x"], "no name for a context", 1),
-        (["set-context", "a", "--server", "x:8122"], "not the URL", 1),
-        (["set-context", "a", "--server", "http://x", "--token", "\n"], "The token", 1),
+        (["set-context", "a b", "--server", "http://x"], "no name for a context", 2),
+        (["set-context", "a", "--server", "x:8122"], "not the URL", 2),
+        (["set-context", "a", "--server", "http://x", "--token", "\n"], "The token", 2),
         (["use-context", "never"], "there are: none yet", 2),
         (["delete-context", "never"], "No context 'never'", 2),
     ],
@@ -82,7 +82,7 @@ def test_what_cannot_be_a_context_is_refused(arguments: list[str], words: str, c
 def test_files_that_hold_no_contexts_are_named() -> None:
     contexts_file().parent.mkdir()
     contexts_file().write_text("contexts = 3")
-    with pytest.raises(InvalidParameter, match="mend it or remove it"):
+    with pytest.raises(UsageError, match="mend it or remove it"):
         choose(None, None)
     contexts_file().write_text('current_context = "gone"')
     with pytest.raises(NotFound, match="No context 'gone'"):

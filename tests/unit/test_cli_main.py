@@ -83,7 +83,7 @@ def test_a_bad_setting_is_named_without_a_traceback(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TASKYARD_API_PORT", "eighty")
     monkeypatch.setenv("TASKYARD_LOG_FORMAT", "xml")
     shown = CliRunner().invoke(app, ["config"])
-    assert shown.exit_code == 1
+    assert shown.exit_code == 2
     assert "TASKYARD_API_PORT: input should be a valid integer" in shown.stderr
     assert "TASKYARD_LOG_FORMAT: input should be 'text' or 'json'" in shown.stderr
 

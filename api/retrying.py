@@ -1,0 +1,25 @@
+"""Submitting the manifest of a run again: under an id of its own, with a label that names the run it repeats."""
+
+from __future__ import annotations
+
+from api.core import Core
+from api.submission import accept
+from foundation.documents import Document
+from foundation.errors import Conflict
+from workflows.messages import TaskStatus
+
+# Names the run whose manifest was submitted again.
+RETRY_LABEL = "retry-of"
+
+
+async def retry(core: Core, task_id: str) -> TaskStatus:
+    """Start a run of the same manifest and give its first status.
+
+    Raises TaskNotFound, Conflict when the manifest is not kept any more, and whatever submitting it today raises.
+    """
+    manifest = (await core.status(task_id, definition=True)).status.manifest
+    if manifest is None:
+        raise Conflict(f"The manifest of task '{task_id}' is not kept any more; submit it again from its file.")
+    data = manifest.model_dump(mode="json", exclude_none=True)
+    data["metadata"] |= {"id": None, "labels": manifest.metadata.labels | {RETRY_LABEL: task_id}}
+    return await core.submit(accept(Document(data)).manifest)

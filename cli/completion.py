@@ -1,0 +1,138 @@
+"""What the shell offers while a command is typed: quick, and silent about whatever is not there to be asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from client import TaskClient
+
+# Whoever presses the tab key waits no longer than this.
+_SECONDS = 1.0
+_IDS = 100
+
+Offer = list[tuple[str, str]]
+
+
+def contexts(incomplete: str) -> Offer:
+    """Names of contexts, with their servers."""
+
+    def find() -> Offer:
+        from cli.contexts import load_contexts
+
+        return [(name, context.server) for name, context in sorted(load_contexts().by_name.items())]
+
+    return _begun(_soon(find), incomplete)
+
+
+def task_ids(ctx: typer.Context, incomplete: str) -> Offer:
+    """Ids of runs, newest first, with their names."""
+
+    def find() -> Offer:
+        with _client(ctx) as client:
+            return [(task.id, f"{task.state}: {task.name}") for task in client.find(limit=_IDS).tasks]
+
+    return _begun(_soon(find), incomplete)
+
+
+def artifact_names(ctx: typer.Context, incomplete: str) -> Offer:
+    """Names of the artifacts of the run that was named before."""
+    task_id = ctx.params.get("task_id")
+
+    def find() -> Offer:
+        with _client(ctx) as client:
+            return [(artifact.name, artifact.content_type) for artifact in client.artifacts(str(task_id))]
+
+    return _begun(_soon(find), incomplete) if task_id else []
+
+
+def machine_ids(incomplete: str) -> Offer:
+    """Ids of this host's machines, and of the runs that they belong to."""
+
+    def find() -> Offer:
+        from activities.preservation import OWNER_PREFIX
+        from foundation.settings import Settings
+        from machines.host import MachineHost
+
+        records = MachineHost(Settings()).records()
+        runs = [(record.owner_workflow.removeprefix(OWNER_PREFIX), record.id) for record in records]
+        return [(record.id, record.state) for record in records] + [pair for pair in runs if pair[0]]
+
+    return _begun(_soon(find), incomplete)
+
+
+def image_digests(incomplete: str) -> Offer:
+    """Digests of this host's images."""
+
+    def find() -> Offer:
+        from foundation.settings import Settings
+        from machines.image import list_images
+
+        return [(image.digest[:12], image.profile) for image in list_images(Settings())]
+
+    return _begun(_soon(find), incomplete)
+
+
+def states(incomplete: str) -> Offer:
+    """Another state of a comma-separated list."""
+    words = (
+        "pending", "staging", "provisioning", "ready", "running", "completing", "completed", "failed",
+        "failed_preserved", "cancelled",
+    )  # fmt: skip
+    before, comma, _ = incomplete.rpartition(",")
+    return _begun([(f"{before}{comma}{word}", "") for word in words], incomplete)
+
+
+def words(*known: str) -> Callable[[str], Offer]:
+    """Offers these words."""
+
+    def offer(incomplete: str) -> Offer:
+        return _begun([(word, "") for word in known], incomplete)
+
+    return offer
+
+
+def _client(ctx: typer.Context) -> TaskClient:
+    """A client of the server that the words typed so far choose."""
+    from cli.contexts import choose
+    from client import TaskClient
+
+    named: dict[str, Any] = {}
+    level: Any = ctx
+    while level is not None:
+        for name in ("server", "context"):
+            named.setdefault(name, None)
+            named[name] = named[name] or level.params.get(name)
+        level = level.parent
+    target = choose(named["server"], named["context"])
+    return TaskClient(target.server, target.token, timeout_seconds=_SECONDS)
+
+
+def _soon(find: Callable[[], Offer]) -> Offer:
+    """What can be found in time; nothing when it takes longer or fails, for whatever reason."""
+    found: Offer = []
+
+    def look() -> None:
+        try:
+            found.extend(find())
+        except Exception:  # noqa: BLE001 -- whoever types a command is not told why it cannot be completed
+            return
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(_SECONDS)
+    return list(found)
+
+
+def _begun(offer: Offer, incomplete: str) -> Offer:
+    from cli.terminal import clean
+
+    return [
+        (word, " ".join(clean(about).split()))
+        for word, about in offer
+        if word.startswith(incomplete) and clean(word) == word and "\n" not in word
+    ]
