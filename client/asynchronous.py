@@ -134,10 +134,11 @@ class AsyncTaskClient:
             try:
                 async with self._open(reading.call()) as response:
                     with understood(self._shown):
+                        reading.opened(response.headers)
                         async for piece in response.aiter_bytes():
                             for line in reading.take(piece):
                                 yield line
-                reading.ended()
+                        reading.ended()
             except ServiceUnavailable as error:
                 reading.broken(error)
             if reading.over:

@@ -167,9 +167,10 @@ class TaskClient:
         while True:
             try:
                 with self._open(reading.call()) as response, understood(self._shown):
+                    reading.opened(response.headers)
                     for piece in response.iter_bytes():
                         yield from reading.take(piece)
-                reading.ended()
+                    reading.ended()
             except ServiceUnavailable as error:
                 reading.broken(error)
             if reading.over:

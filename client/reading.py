@@ -23,6 +23,7 @@ Progress = Callable[[int, int], None]
 _ANSWER_BYTES = 64 * 2**20
 _LINE_BYTES = 64 * 2**20
 _LINE_SECONDS = 120.0
+_LOG_TYPE = "application/x-ndjson"
 
 
 class Answer:
@@ -71,13 +72,19 @@ class LogReading:
     def call(self) -> Call:
         """The request that goes on after the last line taken."""
         self._begin([])
-        headers = {"Accept": "application/x-ndjson"}
+        headers = {"Accept": _LOG_TYPE}
         if self._after_id:
             headers["Last-Event-ID"] = str(self._after_id)
         options: dict[str, Any] = {"params": dict(self._params), "headers": headers}
         if self._follow:
             options["timeout"] = FOLLOW_TIMEOUT
         return Call("GET", self._url, options)
+
+    @staticmethod
+    def opened(headers: httpx.Headers) -> None:
+        """The answer begins. Raises ValueError when it is no log."""
+        if not headers.get("Content-Type", "").startswith(_LOG_TYPE):
+            raise ValueError("not the type of a log")
 
     def take(self, piece: bytes) -> Iterator[LogLine]:
         """The lines that a piece of the answer completes. Raises ServiceUnavailable when the answer tells of one.
@@ -115,7 +122,9 @@ class LogReading:
         self._begun_at = time.monotonic()
 
     def ended(self) -> None:
-        """The answer has ended; a log that is not followed is then over."""
+        """The answer has ended; a log that is not followed is then over. ValueError when a line is unfinished."""
+        if any(piece.strip() for piece in self._begun):
+            raise ValueError("the last line has no end")
         if not self._follow:
             self.over = True
 

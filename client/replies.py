@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, RootModel
+from pydantic import BaseModel, ConfigDict, RootModel, model_validator
 
 TERMINAL = frozenset({"completed", "failed", "failed_preserved", "cancelled"})
 
@@ -112,7 +112,13 @@ class ArtifactPage(_Reply):
 
 
 class Facts(RootModel[dict[str, Any]]):
-    """What a server tells of itself; the names of the facts depend on the path."""
+    """What a server tells of itself; which of the facts depends on the path."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if not self.root.keys() & {"status", "http", "alive", "ready"}:
+            raise ValueError("none of the facts that a server of this kind tells")
+        return self
 
 
 class LogLine(_Reply):

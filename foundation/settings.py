@@ -17,7 +17,7 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from foundation.errors import HostNotReady
-from foundation.units import parse_size
+from foundation.units import parse_duration, parse_size
 
 # A unix socket's address holds 108 bytes; the longest name below the socket directory takes 40 of them.
 _SOCKET_DIR_MAX = 66
@@ -122,7 +122,13 @@ class Settings(BaseSettings):
         None, description="Scenario file (or directory of them) of the scripted model; default: the built-in ones"
     )
 
-    @field_validator("log_limit", "snapshot_limit", "mirror_limit")
+    @field_validator("preserve_for")
+    @classmethod
+    def _duration(cls, value: str) -> str:
+        parse_duration(value)
+        return value
+
+    @field_validator("log_limit", "snapshot_limit", "mirror_limit", "memory_reserve")
     @classmethod
     def _size(cls, value: str) -> str:
         parse_size(value)
