@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from client import TaskClient
+    from client import Task, TaskClient
 
 # Whoever presses the tab key waits no longer than this for a server.
 _SECONDS = 1.2
@@ -31,26 +31,18 @@ def contexts(incomplete: str) -> Offer:
 
 def task_ids(ctx: typer.Context, incomplete: str) -> Offer:
     """Ids of runs, newest first, with their names."""
-    import client as _  # before the clock runs
-
-    def find() -> Offer:
-        with _client(ctx) as client:
-            return [(task.id, f"{task.state}: {task.name}") for task in client.find(limit=_IDS).tasks]
-
-    return _begun(_soon(find), incomplete)
+    return _begun(
+        _asked(ctx, lambda client: [(task.id, f"{task.state}: {task.name}") for task in _tasks(client)]), incomplete
+    )
 
 
 def artifact_names(ctx: typer.Context, incomplete: str) -> Offer:
     """Names of the artifacts of the run that was named before."""
-    import client as _  # before the clock runs
-
-    task_id = ctx.params.get("task_id")
-
-    def find() -> Offer:
-        with _client(ctx) as client:
-            return [(artifact.name, artifact.content_type) for artifact in client.artifacts(str(task_id))]
-
-    return _begun(_soon(find), incomplete) if task_id else []
+    task_id = str(ctx.params.get("task_id"))
+    return _begun(
+        _asked(ctx, lambda client: [(found.name, found.content_type) for found in client.artifacts(task_id)]),
+        incomplete,
+    )
 
 
 def machine_ids(incomplete: str) -> Offer:
@@ -99,20 +91,27 @@ def words(*known: str) -> Callable[[str], Offer]:
     return offer
 
 
-def _client(ctx: typer.Context) -> TaskClient:
-    """A client of the server that the words typed so far choose."""
-    from cli.contexts import choose
-    from client import TaskClient
-
-    named: dict[str, Any] = {}
+def _asked(ctx: typer.Context, ask: Callable[[TaskClient], Offer]) -> Offer:
+    """What the server that the words typed so far choose has to say."""
+    named: dict[str, Any] = {"server": None, "context": None}
     level: Any = ctx
     while level is not None:
-        for name in ("server", "context"):
-            named.setdefault(name, None)
-            named[name] = named[name] or level.params.get(name)
+        named = {name: value or level.params.get(name) for name, value in named.items()}
         level = level.parent
-    target = choose(named["server"], named["context"])
-    return TaskClient(target.server, target.token, timeout_seconds=_SECONDS)
+    try:
+        # What takes its time whether or not a server is there is done before the clock runs.
+        from cli.contexts import choose
+        from client import TaskClient
+
+        target = choose(named["server"], named["context"])
+        client = TaskClient(target.server, target.token, timeout_seconds=_SECONDS)
+    except Exception:  # noqa: BLE001 -- as below
+        return []
+    return _soon(lambda: ask(client))
+
+
+def _tasks(client: TaskClient) -> list[Task]:
+    return client.find(limit=_IDS).tasks
 
 
 def _soon(find: Callable[[], Offer]) -> Offer:
