@@ -131,7 +131,7 @@ def _soon(find: Callable[[], Offer]) -> Offer:
 
 
 def _begun(offer: Offer, incomplete: str) -> Offer:
-    from cli.terminal import clean
+    from cli.streams import clean
 
     return [
         (word, " ".join(clean(about).split()))

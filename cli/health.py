@@ -62,7 +62,7 @@ def status(ctx: typer.Context) -> None:
 @writes_data
 def watchdog(ctx: typer.Context) -> None:
     """Ask only whether the HTTP service answers: quick, for what restarts it."""
-    from cli.terminal import clean
+    from cli.streams import clean
 
     with open_client(ctx) as client:
         answer = client.health(_WATCHDOG)

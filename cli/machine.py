@@ -161,7 +161,8 @@ def destroy(
 @app.command("log")
 def log(machine_id: MachineId) -> None:
     """Print a machine's serial console: what its kernel and its start-up said."""
-    from cli.terminal import clean, talk
+    from cli.streams import clean
+    from cli.terminal import talk
 
     host = _host()
     path = host.console(_found(host, machine_id).id)

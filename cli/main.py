@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from cli import terminal
+from cli import streams
 from cli.options import asks_server, given, writes_data
 
 _USAGE = 2
@@ -42,7 +42,7 @@ def run() -> None:
     # The file system tools lie there, and Debian puts them into nobody's path but root's.
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     os.environ["PATH"] = os.pathsep.join(path + [extra for extra in ("/usr/sbin", "/sbin") if extra not in path])
-    terminal.prepare()
+    streams.prepare()
     code: Any = 1
     try:
         app()
@@ -52,7 +52,7 @@ def run() -> None:
         code = _INTERRUPTED
     # From here on nothing is left to be broken off.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(code if terminal.finish() else code or 1)
+    sys.exit(code if streams.finish() else code or 1)
 
 
 class LazyCommand(TyperCommand):
@@ -87,13 +87,13 @@ class _Sandbox(TyperGroup):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command that the arguments name, and exit with the code of what came of it."""
-        terminal.be_quiet(False)
+        streams.be_quiet(False)
         try:
             code = super().main(*args, **(extra | {"standalone_mode": False}))
         except Exception as error:  # noqa: BLE001 -- the last place where one can become a sentence
             sentence, code = _told(error)
             if sentence:
-                terminal.complain(sentence)
+                streams.complain(sentence)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -127,7 +127,7 @@ def _misused(error: Exception) -> str | None:
         return _settings_fault(error)
     sentence = str(show())
     if sentence and context is not None:
-        sys.stderr.write(f"{terminal.clean(context.get_usage())}\n")
+        sys.stderr.write(f"{streams.clean(context.get_usage())}\n")
     return sentence
 
 

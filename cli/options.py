@@ -105,7 +105,7 @@ def _remember(ctx: typer.Context, **shared: Any) -> None:
         format=written or before.format,
     )
     if shared.get("quiet"):
-        from cli.terminal import be_quiet
+        from cli.streams import be_quiet
 
         be_quiet(True)
 

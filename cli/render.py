@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from cli.terminal import clean
+from cli.streams import clean
 from foundation.units import format_seconds, format_size
 
 if TYPE_CHECKING:

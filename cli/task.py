@@ -324,7 +324,7 @@ def _each(
     in_words: Callable[[Any], str | None],
 ) -> None:
     """Do the same to each run. One that is refused keeps none of the others from it, and sets the exit code."""
-    from cli.terminal import complain
+    from cli.streams import complain
 
     written = format_of(ctx, OutputFormat.TEXT)
     replies: list[Any] = []

@@ -168,7 +168,8 @@ def fetch(
     """Download artifacts, each told by its path when it is there. The guest's names never leave the directory."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-    from cli.terminal import clean, talk
+    from cli.streams import clean
+    from cli.terminal import talk
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
     with Progress(*columns, console=talk(), transient=True) as bars:

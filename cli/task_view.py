@@ -15,7 +15,8 @@ from rich.text import Text
 
 from cli.options import OutputFormat, print_data
 from cli.render import STATE_COLOURS, LogRenderer, progress_line
-from cli.terminal import clean, output, print_rows, print_table, spinner_name, talk
+from cli.streams import clean
+from cli.terminal import output, print_rows, print_table, spinner_name, talk
 from foundation.units import format_seconds, format_size
 
 if TYPE_CHECKING:

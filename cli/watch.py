@@ -15,8 +15,9 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from cli.options import OutputFormat, print_data
+from cli.streams import clean
 from cli.task_view import print_outcome, progress_of, state_text, states_of
-from cli.terminal import clean, output, print_rows, spinner_name, talk
+from cli.terminal import output, print_rows, spinner_name, talk
 from client import PATIENCE_SECONDS
 from client.refusals import still_going
 from foundation.units import format_seconds
