@@ -9,6 +9,7 @@ from typing import Any
 
 from temporalio import activity
 
+from foundation.urls import without_credentials
 from storage.bucket import Bucket
 from storage.redaction import Redactor
 from storage.runlog import LogEntry, append_event, entries_since, read_entries
@@ -25,7 +26,8 @@ def announce(
     bucket: Bucket, task_id: str, kind: str, message: str, *, redactor: Redactor | None = None, **facts: Any
 ) -> None:
     """One event ``{type, message, ...}``. A later attempt of a step does not say again what an earlier one said."""
-    event = {"type": kind, "message": message, **facts}
+    # What users say stays as they said it; everything else may name URLs that a host's own git has rewritten.
+    event = {"type": kind, "message": message if kind == USER_MESSAGE else without_credentials(message), **facts}
     if redactor is not None:
         event = redactor.redact_json(event)
     if not _was_said(bucket, task_id, event):

@@ -51,7 +51,9 @@ class GitFailed(Exception):
         """The line that says most: the last one that git marks as fatal or an error, else the last."""
         lines = [line for line in self.words.splitlines() if line.strip() and not line.startswith(_SAYS_NOTHING)]
         marked = [line for line in lines if line.startswith(("fatal:", "error:", "remote: fatal:"))]
-        return (marked or lines or [str(self)])[-1].removeprefix("fatal: ").removeprefix("error: ")
+        words = (marked or lines or [str(self)])[-1].removeprefix("fatal: ").removeprefix("error: ")
+        # The host's git configuration may have put its own into the URL.
+        return without_credentials(words)
 
 
 class GitStopped(Exception):

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
+from unittest.mock import Mock
 
 import pytest
+from temporalio.testing import ActivityEnvironment
 
-from activities.secrets import MAX_BYTES, environment_block, resolve_all
+from activities.secrets import MAX_BYTES, RunSecrets, Secrets, environment_block, resolve_all
 from foundation.errors import SecretUnavailable
 from foundation.settings import Settings
+from machines.host import MachineHost
+from machines.paths import volatile_file
+from storage.bucket import Bucket
+from storage.runlog import read_entries
+from tests.memory_bucket import TASK, MemoryBucket
 from workflows.manifest import SecretReference
+from workflows.messages import SecretsRequest
 
 VALUE = "hush-4711"
 
@@ -138,3 +149,58 @@ def test_unusable_files(settings: Settings, tmp_path: Path) -> None:
 def test_the_block_that_the_guest_reads() -> None:
     assert environment_block({"A": "1\n2", "B": "ä=b"}) == "A=1\n2\0B=ä=b\0".encode()
     assert environment_block({}) == b""
+
+
+# --- resolved once for a run
+
+
+MACHINE = "vm-00112233445566aa"
+REFERENCES = [SecretReference(name="TOKEN", source="env", key="DEPLOY_TOKEN")]
+
+
+@pytest.fixture
+def machine(settings: Settings) -> Iterator[str]:
+    yield MACHINE
+    MachineHost(settings).destroy(MACHINE)
+    assert not volatile_file(settings, MACHINE).exists()
+
+
+@pytest.mark.parametrize("becomes", [None, "", "another-value", "x" * (MAX_BYTES + 1)])
+def test_a_run_keeps_the_value_that_its_guest_got(
+    settings: Settings, machine: str, monkeypatch: pytest.MonkeyPatch, becomes: str | None
+) -> None:
+    monkeypatch.setenv("DEPLOY_TOKEN", VALUE)
+    assert RunSecrets(settings).resolve(machine, REFERENCES) == {"TOKEN": VALUE}
+    if becomes is None:
+        monkeypatch.delenv("DEPLOY_TOKEN")
+    else:
+        monkeypatch.setenv("DEPLOY_TOKEN", becomes)
+
+    # Another attempt, step or process of the same host.
+    later = RunSecrets(settings)
+    assert later.resolve(machine, REFERENCES) == later.known(machine, REFERENCES) == {"TOKEN": VALUE}
+    assert later.redactor(machine).redact_text(f"it is {VALUE}") == "it is [redacted:TOKEN]"
+
+
+def test_the_values_of_a_run_are_for_its_user_alone_and_below_no_home(settings, machine, monkeypatch) -> None:
+    monkeypatch.setenv("DEPLOY_TOKEN", VALUE)
+    RunSecrets(settings).resolve(machine, REFERENCES)
+    held = volatile_file(settings, machine)
+    assert held.stat().st_mode & 0o777 == 0o600
+    assert not held.is_relative_to(settings.home)
+    held.unlink()
+    # Nobody's link leads elsewhere.
+    held.symlink_to(settings.home / "secrets.json")
+    (settings.home / "secrets.json").write_text('{"TOKEN": "forged"}')
+    assert RunSecrets(settings).known(machine, REFERENCES) == {"TOKEN": VALUE}
+
+
+def test_a_value_too_short_to_be_redacted_is_told(settings, machine, monkeypatch) -> None:
+    monkeypatch.setenv("DEPLOY_TOKEN", "abc")
+    bucket = MemoryBucket()
+    host = Mock()
+    step = Secrets(settings, host, cast("Bucket", bucket)).inject_secrets
+    request = SecretsRequest(machine_id=machine, task_id=TASK, secrets=REFERENCES)
+    result = ActivityEnvironment().run(step, request)
+    assert ["TOKEN" in note and "abc" not in note for note in result.notes] == [True]
+    assert [json.loads(entry.data)["message"] for entry in read_entries(bucket, TASK)] == result.notes
