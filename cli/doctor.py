@@ -122,12 +122,13 @@ def _acceleration(settings: Settings) -> Iterator[Finding]:
 def _memory(settings: Settings) -> Iterator[Finding]:
     import psutil
 
-    from foundation.units import format_size, parse_size
+    from foundation.units import format_size
+    from machines.ledger import host_capacity
 
     memory = psutil.virtual_memory()
-    usable = memory.total - parse_size(settings.memory_reserve)
+    usable = host_capacity(settings).guest_memory_bytes
     text = (
-        f"{format_size(memory.total)}, of which machines may use {format_size(usable)}; "
+        f"{format_size(memory.total)}, of which one machine may have {format_size(usable)}; "
         f"{format_size(memory.available)} is free now; {os.cpu_count()} CPUs"
     )
     if min(usable, memory.available) < _LEAST_MEMORY:
@@ -233,5 +234,26 @@ def _model(settings: Settings) -> Iterator[Finding]:
             "scripted: runs play a scenario file, no real model answers",
             "set ANTHROPIC_API_KEY in the environment of 'sandbox up' or 'sandbox worker'",
         )
+        return
+    from foundation.errors import HostNotReady
+    from foundation.urls import without_credentials
+
+    shown = without_credentials(settings.anthropic_base_url)
+    try:
+        through = _model_proxy(settings)
+    except HostNotReady as error:
+        yield Finding("model", "fail", error.message)
     else:
-        yield Finding("model", "ok", f"a key is set; requests go to {settings.anthropic_base_url}")
+        by = f" through the proxy {without_credentials(through)}" if through else ""
+        yield Finding("model", "ok", f"a key is set; requests go to {shown}{by}")
+
+
+def _model_proxy(settings: Settings) -> str | None:
+    """Makes the client that the worker makes. Raises HostNotReady as that does."""
+    import asyncio
+
+    from foundation.proxies import proxy_for
+    from worker.gateway import model_client
+
+    asyncio.run(model_client(settings).aclose())
+    return proxy_for(settings.anthropic_base_url)

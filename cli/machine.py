@@ -47,7 +47,12 @@ def list_machines(ctx: typer.Context) -> None:
     records = host.records()
     alive = {record.id: host.is_alive(record.id) for record in records}
     written = format_of(ctx, OutputFormat.TABLE)
-    if print_data([{**record.model_dump(mode="json"), "alive": alive[record.id]} for record in records], written):
+    stopped = {record.id: alive[record.id] and host.is_stopped_by_disk(record.id) for record in records}
+    data = [
+        {**record.model_dump(mode="json"), "alive": alive[record.id], "stopped_by_full_disk": stopped[record.id]}
+        for record in records
+    ]
+    if print_data(data, written):
         return
     if written is OutputFormat.NAME:
         print_rows([record.id] for record in records)
@@ -56,7 +61,7 @@ def list_machines(ctx: typer.Context) -> None:
         (
             record.id,
             record.state,
-            f"pid {record.pid}" if alive[record.id] else _without_process(record),
+            _process(record, alive=alive[record.id], stopped=stopped[record.id]),
             str(record.cpus),
             format_size(record.memory_bytes),
             _span(datetime.now(UTC) - record.created_at),
@@ -230,8 +235,10 @@ def _host() -> MachineHost:
     return MachineHost(_settings())
 
 
-def _without_process(record: MachineRecord) -> str:
-    return "none yet" if record.state == "reserved" else "ended"
+def _process(record: MachineRecord, *, alive: bool, stopped: bool) -> str:
+    if not alive:
+        return "none yet" if record.state == "reserved" else "ended"
+    return f"pid {record.pid}, stopped: the host's disk is full" if stopped else f"pid {record.pid}"
 
 
 def _span(span: timedelta) -> str:

@@ -30,6 +30,7 @@ Acceleration = Literal["kvm", "tcg"]
 QEMU = "qemu-system-x86_64"
 KVM_DEVICE = Path("/dev/kvm")
 PROBE_LIMIT_SECONDS = 10.0
+_MEMORY = "acceleration.json"
 # Firmware and boot sector take about 0.15 s emulated and less with KVM; a KVM slower than this is no help.
 _SLOWER_THAN_EMULATION = 3.0
 _ALLOWANCE_SECONDS = 0.5
@@ -50,7 +51,7 @@ def usable_acceleration(settings: Settings, report: Callable[[str], None]) -> Ac
     version = qemu_version()
     if settings.acceleration == "tcg":
         return "tcg"
-    memory = settings.home / "acceleration.json"
+    memory = settings.home / _MEMORY
     key = f"{_boot_id()} {version} {os.access(KVM_DEVICE, os.R_OK | os.W_OK)}"
     with _probing:
         kernel = _newest_kernel(settings)
@@ -62,6 +63,17 @@ def usable_acceleration(settings: Settings, report: Callable[[str], None]) -> Ac
     if settings.acceleration == "kvm" and answer != "kvm":
         raise HostNotReady("TASKYARD_ACCELERATION is kvm, but no guest starts with KVM here; set it to auto or tcg")
     return answer
+
+
+def expected_acceleration(settings: Settings) -> Acceleration:
+    """What machines will run with, as far as it is known without starting a guest: emulated, if it is not."""
+    if settings.acceleration != "auto":
+        return settings.acceleration
+    try:
+        answer = json.loads((settings.home / _MEMORY).read_text()).get("answer")
+    except (OSError, ValueError, AttributeError):
+        return "tcg"
+    return "kvm" if answer == "kvm" else "tcg"
 
 
 @cache

@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from machines.acceleration import QEMU
+from machines.handover import handover_command
 from machines.identity import PORT_NAME
 from machines.image import Image
 from machines.paths import MachinePaths
+from machines.unprivileged import machine_user
+
+# What an emulating QEMU keeps of translated code, at most; the ledger counts it. QEMU's own choice is an eighth of the
+# host's memory, up to 1 GiB, for each machine.
+TRANSLATION_BYTES = 512 * 2**20
 
 GUEST_ADDRESS = "10.0.2.15"
 GATEWAY_ADDRESS = "10.0.2.100"
@@ -44,7 +50,8 @@ BOOT = Start()
 
 def qemu_arguments(paths: MachinePaths, shape: Shape, start: Start = BOOT) -> list[str]:
     """QEMU's whole command line. Sockets are named relative to the socket directory, which QEMU runs in."""
-    cpu, accel = ("host", "kvm") if shape.acceleration == "kvm" else ("max", "tcg,thread=multi")
+    emulated = f"tcg,thread=multi,tb-size={TRANSLATION_BYTES // 2**20}"
+    cpu, accel = ("host", "kvm") if shape.acceleration == "kvm" else ("max", emulated)
     size = f"{shape.memory_bytes // 2**20}M"
     # The root disk of a running machine never outlives a crash of the host: its flushes need not reach the platter.
     root = {
@@ -54,20 +61,23 @@ def qemu_arguments(paths: MachinePaths, shape: Shape, start: Start = BOOT) -> li
         "cache": {"no-flush": True},
         "file": {"driver": "file", "filename": str(paths.overlay)},
     }
-    # QEMU starts socat in the socket directory, so no path needs quoting. What socat says of a gateway that is not
-    # there would go into the guest's connection as if it were an answer.
-    gateway = f"guestfwd=tcp:{GATEWAY_ADDRESS}:80-cmd:socat -lf/dev/null - UNIX-CONNECT:gateway.sock"
+    # A connection is handed to the worker by a program that ends with that: a guest keeps none of them running.
+    gateway = _quoted(f"guestfwd=tcp:{GATEWAY_ADDRESS}:80-cmd:{handover_command(paths.machine_id)}")
+    user = None if start.template else machine_user(paths.machine_id)
     network = f"user,id=network,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22,{gateway}"
     return [
         QEMU,
         *("-name", paths.machine_id, "-pidfile", str(paths.pid_file)),
         *("-nodefaults", "-no-user-config", "-display", "none"),
-        # guestfwd starts a socat in a session of its own for each connection to the gateway: so spawning must stay
-        # allowed, and with it setsid, which is filtered as elevating. Nothing gains a privilege by that: a process
-        # under this filter runs with no_new_privs, and so do its children.
+        # guestfwd starts a program in a session of its own for each connection to the gateway: so spawning must stay
+        # allowed (a guestfwd to a socket takes one connection at a time), and with it setsid, which is filtered as
+        # elevating, as is the change to another user. Nothing gains a privilege by that: QEMU is started with
+        # no_new_privs and without capabilities that would outlive the change of user.
         *("-sandbox", "on,obsolete=deny,spawn=allow,elevateprivileges=allow,resourcecontrol=deny"),
         *("-object", _memory(size, start), "-machine", "q35,vmport=off,i8042=off,memory-backend=memory"),
         *("-accel", accel, "-cpu", cpu, "-smp", str(shape.cpus), "-m", size),
+        # From when all is open that QEMU is given as a path; a template's guest runs nobody's code.
+        *(("-runas", f"{user}:{user}") if user is not None else ()),
         # A guest that reboots would wait for an identity that nobody sends: its reboot is its end.
         "-no-reboot",
         *("-kernel", str(shape.image.kernel), "-initrd", str(shape.image.initrd), "-append", shape.image.command_line),
@@ -93,10 +103,10 @@ def _memory(size: str, start: Start) -> str:
     return f"memory-backend-file,id=memory,size={size},mem-path={_option(start.memory)},share={share}"
 
 
-def workspace_disk(paths: MachinePaths) -> tuple[dict[str, object], dict[str, object]]:
-    """The workspace disk, for ``blockdev-add`` and ``device_add`` or for the command line."""
+def workspace_disk(place: str) -> tuple[dict[str, object], dict[str, object]]:
+    """The workspace disk at a path that QEMU may open, for ``blockdev-add`` and ``device_add`` or the command line."""
     # Through the host's page cache, which every reader on the host shares: what the guest has synced is there.
-    file = {"driver": "file", "filename": str(paths.workspace)}
+    file = {"driver": "file", "filename": place}
     node: dict[str, object] = {"driver": "raw", "node-name": "workspace", "discard": "unmap", "file": file}
     device: dict[str, object] = {
         "driver": "virtio-blk-pci",
@@ -110,9 +120,13 @@ def workspace_disk(paths: MachinePaths) -> tuple[dict[str, object], dict[str, ob
 def _workspace(paths: MachinePaths, start: Start) -> tuple[str, ...]:
     if not start.workspace:
         return ()
-    node, device = workspace_disk(paths)
+    node, device = workspace_disk(str(paths.workspace))
     return "-blockdev", json.dumps(node), "-device", json.dumps(device)
 
 
 def _option(path: Path) -> str:
-    return str(path).replace(",", ",,")
+    return _quoted(str(path))
+
+
+def _quoted(value: str) -> str:
+    return value.replace(",", ",,")

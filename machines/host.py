@@ -20,6 +20,7 @@ from foundation.settings import Settings
 from machines import pool, qemu
 from machines.acceleration import usable_acceleration
 from machines.boot import Boot
+from machines.disk_watch import DiskLook, is_stopped_by_disk, look_after_disks
 from machines.hardware import Shape
 from machines.identity import CLIENT_KEY, KNOWN_HOSTS
 from machines.image import Image, image_of
@@ -170,14 +171,19 @@ class MachineHost:
         Members of the warm pool give way to any machine, and a paused machine has given up its room.
         """
         capacity = host_capacity(self._settings)
-        records = [each for each in self._store.read_all() if each.holds_room and each.pooled_by is None]
-        free = Capacity(
-            cpus=max(0, capacity.cpus - sum(record.cpus for record in records)),
-            memory_bytes=max(0, capacity.memory_bytes - sum(record.memory_bytes for record in records)),
-            disk_total_bytes=capacity.disk_total_bytes,
-            disk_free_bytes=capacity.disk_free_bytes,
-        )
+        free = capacity.without(each for each in self._store.read_all() if each.pooled_by is None)
         return capacity, free
+
+    def look_after_disks(self, *, thoroughly: bool = True) -> DiskLook:
+        """Let machines go on that QEMU stopped because the host's disk was full, once it has room; bound consoles.
+
+        Unless ``thoroughly``, the machines are asked only while the disk is nearly full.
+        """
+        return look_after_disks(self._settings, self._store, thoroughly=thoroughly)
+
+    def is_stopped_by_disk(self, machine_id: str) -> bool:
+        """True while QEMU holds the machine because the host's disk is full; False for one that is gone."""
+        return is_stopped_by_disk(self._paths(machine_id))
 
     def is_alive(self, machine_id: str) -> bool:
         """True while the machine's own QEMU process runs, whether its guest answers or not."""

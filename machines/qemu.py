@@ -20,16 +20,19 @@ from foundation.child_environment import child_environment
 from foundation.errors import HostNotReady, MachineError
 from machines import qmp
 from machines.acceleration import QEMU
+from machines.handover import PERL
 from machines.hardware import GUEST_ADDRESS, workspace_disk
 from machines.image import Image
 from machines.paths import OVERLAY, PID_FILE, PROCESS_NAME, MachinePaths
 from machines.qmp import Monitor
 from machines.records import MACHINE_ID
+from machines.unprivileged import limit_processes, without_privileges
 
 _FORWARDED = re.compile(rf"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+{re.escape(GUEST_ADDRESS)}\s+22\b")
 _QUIT_SECONDS, _TERM_SECONDS, _KILL_SECONDS = 3.0, 3.0, 20.0
 _EXEC_POLL_SECONDS = 0.001
 _TAIL_BYTES = 3000
+_WORKSPACE_SET = 1
 
 # Those this process started: asked about now and then, so that none stays a zombie.
 _children: list[subprocess.Popen[bytes]] = []
@@ -65,9 +68,12 @@ def start(paths: MachinePaths, arguments: list[str]) -> int:
 
     Raises HostNotReady when a program is missing.
     """
-    child = _spawn(paths, arguments)
-    # For a moment after exec the kernel shows no arguments, by which the process is recognised.
-    while child.poll() is None and not Path(f"/proc/{child.pid}/cmdline").read_bytes():
+    child = _spawn(paths, [*without_privileges(), *arguments])
+    limit_processes(child.pid, paths.machine_id)
+    # Until it has given up its privileges it is another program, and for a moment after exec the kernel shows no
+    # arguments, by which the process is recognised.
+    name = os.fsencode(arguments[0])
+    while child.poll() is None and not Path(f"/proc/{child.pid}/cmdline").read_bytes().startswith(name + b"\0"):
         time.sleep(_EXEC_POLL_SECONDS)
     with _children_lock:
         _children.append(child)
@@ -76,11 +82,11 @@ def start(paths: MachinePaths, arguments: list[str]) -> int:
 
 def start_child(paths: MachinePaths, arguments: list[str]) -> subprocess.Popen[bytes]:
     """Start a QEMU that ends with the calling thread, however that ends. Raises HostNotReady."""
-    return _spawn(paths, ["setpriv", "--pdeathsig", "KILL", "--", *arguments])
+    return _spawn(paths, [*without_privileges("--pdeathsig", "KILL"), *arguments])
 
 
 def _spawn(paths: MachinePaths, command: list[str]) -> subprocess.Popen[bytes]:
-    for program in (QEMU, "socat", command[0]):
+    for program in (QEMU, PERL, command[0]):
         if shutil.which(program) is None:
             raise HostNotReady(f"{program} is not installed; `sandbox doctor` says which packages are missing")
     make_socket_directory(paths.sockets)
@@ -91,7 +97,7 @@ def _spawn(paths: MachinePaths, command: list[str]) -> subprocess.Popen[bytes]:
             command,
             cwd=paths.sockets,
             env=child_environment(LC_ALL="C"),
-            umask=0o077,
+            umask=0o177,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -100,11 +106,17 @@ def _spawn(paths: MachinePaths, command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def make_socket_directory(directory: Path) -> None:
-    """Make the socket directory, for this user alone. Raises HostNotReady when another user's is in its place."""
+    """Make the socket directory, for this user alone. Raises HostNotReady when another user's is in its place.
+
+    Machines of root run as users of their own, who may open by name there what is for them.
+    """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise HostNotReady(f"{directory} belongs to somebody else; remove it or set TASKYARD_HOME to a shorter path")
+    wanted = 0o711 if os.geteuid() == 0 else 0o700
+    if stat.S_IMODE(found.st_mode) != wanted:
+        directory.chmod(wanted)
 
 
 def find_process(
@@ -179,9 +191,12 @@ def has_workspace(monitor: Monitor) -> bool:
 
 def attach_workspace(monitor: Monitor, paths: MachinePaths) -> None:
     """Plug the workspace disk into the running machine, which does not have it yet."""
-    node, device = workspace_disk(paths)
+    node, device = workspace_disk(f"/dev/fdset/{_WORKSPACE_SET}")
     nodes: list[dict[str, Any]] = monitor.execute("query-named-block-nodes", {"flat": True})
     if not any(known.get("node-name") == "workspace" for known in nodes):
+        # QEMU runs as another user by now, whom the file is not open to.
+        with paths.workspace.open("r+b") as file:
+            monitor.lend(_WORKSPACE_SET, file)
         monitor.execute("blockdev-add", node)
     monitor.execute("device_add", device)
 

@@ -67,6 +67,12 @@ class Monitor:
             self._client.send_fd_scm(file.fileno())
         self.execute("getfd", {"fdname": name})
 
+    def lend(self, number: int, file: IO[bytes]) -> None:
+        """Give QEMU an open file, which it opens by the path ``/dev/fdset/<number>`` from then on."""
+        with _told("add-fd", self._socket):
+            self._client.send_fd_scm(file.fileno())
+        self.execute("add-fd", {"fdset-id": number})
+
     def _connected(self) -> bool:
         with _told("connections", self._socket):
             try:

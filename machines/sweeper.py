@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,13 +10,11 @@ from pathlib import Path
 from foundation.errors import MachineError
 from foundation.settings import Settings
 from machines import qemu
+from machines.disk_watch import bound_console
 from machines.paths import machine_paths, socket_owner
 from machines.pool import keeper_lives
 from machines.records import MACHINE_ID, MachineRecord, RecordStore
 from machines.snapshot import sweep_snapshots
-
-_CONSOLE_MAX = 16 * 2**20
-_CONSOLE_KEPT = 2**20
 
 
 def sweep(settings: Settings, store: RecordStore, destroy: Callable[[str], bool]) -> list[str]:
@@ -40,7 +37,7 @@ def sweep(settings: Settings, store: RecordStore, destroy: Callable[[str], bool]
         if reason and destroy(record.id):
             done.append(f"destroyed machine {record.id}: {reason}")
         elif not reason:
-            _bound_console(settings, record.id)
+            bound_console(machine_paths(settings, record.id))
     known = {record.id for record in records}
     done += _remove_strays(settings, effects, known)
     done += [f"removed the directory of machine {name}, which has no record" for name in store.remove_remains()]
@@ -86,23 +83,6 @@ def _remove_strays(settings: Settings, effects: dict[str, list[str]], known: set
             f"removed what was left of machine {machine_id}, which has no record: {', '.join(effects[machine_id])}"
         )
     return done
-
-
-def _bound_console(settings: Settings, machine_id: str) -> None:
-    """Keep the end of a serial console that a guest floods. QEMU appends, so the file may be cut under it."""
-    console = machine_paths(settings, machine_id).console
-    try:
-        with console.open("r+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size <= _CONSOLE_MAX:
-                return
-            file.seek(size - _CONSOLE_KEPT)
-            kept = file.read(_CONSOLE_KEPT)
-            file.seek(0)
-            file.truncate()
-            file.write(kept)
-    except FileNotFoundError:
-        return
 
 
 def _names(directory: Path) -> list[str]:

@@ -1,14 +1,18 @@
-"""The user that a machine's QEMU runs as when the worker is root: one for each machine, which owns no file."""
+"""What a machine's QEMU may do on its host: nothing that needs a privilege, as a user of its own if started by root."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import resource
+from contextlib import suppress
 from pathlib import Path
 
 # Beyond the ids of people, of packages, of systemd's services and of containers; no account has to be made for one.
 _FIRST, _COUNT = 0x70000000, 2**24
 _NOBODY = 65534
+# Threads count: those of QEMU's processors, its block I/O (64 at most) and the programs that it starts.
+_PROCESSES = 512
 
 
 def machine_user(machine_id: str) -> int | None:
@@ -24,6 +28,21 @@ def machine_user(machine_id: str) -> int | None:
 def is_machine_user(user: int) -> bool:
     """True for an id that machines of root run as."""
     return os.geteuid() == 0 and (user == _NOBODY or _FIRST <= user < _FIRST + _COUNT)
+
+
+def without_privileges(*also: str) -> list[str]:
+    """The start of a command line whose program has no capability but those that it needs until it changes its user."""
+    if os.geteuid() != 0:
+        return ["setpriv", "--no-new-privs", "--inh-caps", "-all", *also, "--"]
+    kept = "-all,+setuid,+setgid,+dac_override"
+    return ["setpriv", "--no-new-privs", "--inh-caps", "-all", "--bounding-set", kept, *also, "--"]
+
+
+def limit_processes(process: int, machine_id: str) -> None:
+    """Limit what a machine's process may start, if it has a user of its own: by that user they are counted."""
+    if machine_user(machine_id) not in {None, _NOBODY}:
+        with suppress(ProcessLookupError):
+            resource.prlimit(process, resource.RLIMIT_NPROC, (_PROCESSES, _PROCESSES))
 
 
 def _exists(user: int) -> bool:

@@ -26,7 +26,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from foundation.errors import HostNotReady
+from foundation.proxies import proxy_for
 from foundation.settings import Settings
+from foundation.urls import without_credentials
 from worker.guest_connection import ConnectionLimits
 from worker.handed_connections import HandedConnections
 from worker.metrics import WorkerMetrics
@@ -101,6 +104,7 @@ class Gateway:
         """Serve. Raises InvalidParameter when the scenario of the scripted model is not valid."""
         settings = self._settings
         self._secret()
+        self._usage.take_in(settings.gateway / "usage")
         try:
             self._client = await self._open_upstream()
             # The machines that an earlier version has started connect to this one by themselves.
@@ -153,12 +157,13 @@ class Gateway:
     async def _open_upstream(self) -> httpx.AsyncClient:
         settings = self._settings
         if not settings.model_is_scripted:
-            return httpx.AsyncClient(base_url=settings.anthropic_base_url, timeout=_TIMEOUT, limits=_LIMITS)
+            return model_client(settings)
         path = settings.sockets / "model.sock"
         model = UnixServer(create_model_app(load_scenarios(settings.scenario)), path)
         await model.start()
         self._servers.append(model)
-        transport = httpx.AsyncHTTPTransport(uds=os.fspath(path), limits=_LIMITS)
+        # The model is in this process: there is nobody to be verified, and no certificates to be read for it.
+        transport = httpx.AsyncHTTPTransport(uds=os.fspath(path), limits=_LIMITS, verify=False)
         return httpx.AsyncClient(base_url="http://model", timeout=_TIMEOUT, transport=transport)
 
     # --- the application
@@ -287,6 +292,29 @@ class Gateway:
                 usage = reader.usage()
                 self._usage.add(machine_id, usage)
                 self._metrics.take_usage(usage)
+
+
+def model_client(settings: Settings) -> httpx.AsyncClient:
+    """The client of the model provider's API. Raises HostNotReady when the settings or the environment prevent it."""
+    base = settings.anthropic_base_url
+    try:
+        url = httpx.URL(base)
+        if url.scheme not in {"http", "https"} or not url.host:
+            raise HostNotReady(f"ANTHROPIC_BASE_URL is '{without_credentials(base)}', which is no http or https URL")
+        # Read here and not by httpx, which fails at what it cannot parse also when it is not for this URL.
+        return httpx.AsyncClient(
+            base_url=url,
+            timeout=_TIMEOUT,
+            limits=_LIMITS,
+            proxy=proxy_for(base),
+            verify=httpx.create_ssl_context(),
+            trust_env=False,
+        )
+    except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
+        raise HostNotReady(
+            f"No client of the model API can be made: {error}. Check ANTHROPIC_BASE_URL, the proxy variables, "
+            "and SSL_CERT_FILE and SSL_CERT_DIR, which name the certificates to be trusted"
+        ) from error
 
 
 class _BodyTooLarge(Exception):

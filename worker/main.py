@@ -26,6 +26,7 @@ from foundation.errors import BucketUnavailable
 from foundation.settings import Settings
 from machines.host import MachineHost
 from storage.bucket import Bucket
+from worker.disk_watch import watch_disks
 from worker.gateway import Gateway
 from worker.metrics import WorkerMetrics
 from worker.pool import kept_pool
@@ -67,6 +68,8 @@ async def run(settings: Settings) -> None:
             await stack.enter_async_context(worker)
         sweeper = asyncio.create_task(sweep_forever(host, client))
         stack.callback(sweeper.cancel)
+        disks = asyncio.create_task(watch_disks(settings, host, metrics, bucket))
+        stack.callback(disks.cancel)
         stack.enter_context(metrics.serving(settings.worker_metrics_port, host))
         await stack.enter_async_context(telling_room(settings.host_name, host, bucket))
         await stack.enter_async_context(kept_pool(settings, host))

@@ -26,7 +26,7 @@ _CONNECTION_SECONDS = 30
 log = structlog.get_logger("metrics")
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-_RESOURCES = ("cpus", "memory_bytes")
+_RESOURCES = ("cpus", "memory_bytes", "disk_bytes")
 
 
 class WorkerMetrics:
@@ -55,6 +55,11 @@ class WorkerMetrics:
         self._machines = Gauge("taskyard_host_machines", "Machines of this host", registry=self.registry)
         self._room = Gauge("taskyard_host_room", "What machines may have", ["resource"], registry=self.registry)
         self._free = Gauge("taskyard_host_free", "What no machine has", ["resource"], registry=self.registry)
+        self._stopped = Gauge(
+            "taskyard_host_machines_stopped",
+            "Machines that stand still until the host's disk has room again",
+            registry=self.registry,
+        )
         for status in ("2xx", "4xx", "5xx"):
             self._requests.labels(status)
         for kind in TOKEN_FIELDS:
@@ -66,6 +71,10 @@ class WorkerMetrics:
         """The model API has answered, or has not: 502 and 504 are the gateway's own."""
         self._requests.labels(f"{status // 100}xx").inc()
         self._request_seconds.observe(seconds)
+
+    def take_stopped(self, count: int) -> None:
+        """So many machines stand still for want of disk."""
+        self._stopped.set(count)
 
     def take_usage(self, usage: Mapping[str, int]) -> None:
         """Tokens of one answer, by the model API's names of them."""
@@ -133,4 +142,10 @@ def _for_own_names(application: WSGIApplication) -> WSGIApplication:
 
 
 def _amount(host: MachineHost, which: int, resource: str) -> float:
-    return float(getattr(host.room()[which], resource))
+    room = host.room()[which]
+    amounts = {
+        "cpus": room.cpus,
+        "memory_bytes": room.guest_memory_bytes,
+        "disk_bytes": room.disk_free_bytes if which else room.disk_total_bytes,
+    }
+    return float(amounts[resource])

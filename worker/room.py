@@ -50,10 +50,10 @@ def _tell(name: str, host: MachineHost, bucket: Bucket) -> None:
         host=name,
         at=datetime.now(UTC),
         cpus=capacity.cpus,
-        memory_bytes=capacity.memory_bytes,
+        memory_bytes=capacity.guest_memory_bytes,
         disk_bytes=capacity.disk_total_bytes,
         free_cpus=free.cpus,
-        free_memory_bytes=free.memory_bytes,
+        free_memory_bytes=free.guest_memory_bytes,
         free_disk_bytes=free.disk_free_bytes,
     )
     say_room(bucket, room)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -101,6 +102,13 @@ class UsageLedger:
                 # The machine is gone, or the disk is full: what is answered is worth more than its count.
                 draft.unlink(missing_ok=True)
                 _log.warning("a request was not counted", machine=machine_id, error=str(error))
+
+    def take_in(self, directory: Path) -> None:
+        """Take the counts from where an earlier version kept them; those of machines that are gone go too."""
+        for path in directory.glob("*.json"):
+            with suppress(OSError):
+                path.replace(self._path(path.stem))
+        shutil.rmtree(directory, ignore_errors=True)
 
     def _path(self, machine_id: str) -> Path:
         return self._directory / machine_id / _COUNTS

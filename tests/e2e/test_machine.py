@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
+import shlex
 import signal
+import socket
 import socketserver
+import stat
 import subprocess
 import sys
 import threading
@@ -28,9 +32,12 @@ from machines.identity import KNOWN_HOSTS
 from machines.image import Image, find_image
 from machines.records import RecordStore
 from machines.workspace import build_workspace
+from worker.gateway import Gateway, GatewayLimits
+from worker.guest_connection import ConnectionLimits
 
 GIB = 2**30
 CPUS, MEMORY, DISK = 2, GIB, 7 * GIB
+CANARY = "canary-41c02e77"
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -56,7 +63,7 @@ def home_of_machines(directory: Path) -> Iterator[Settings]:
 
 
 def processes_of(directory: Path) -> list[psutil.Process]:
-    # QEMU names the home in its arguments, the socat processes it starts run in the home's socket directory.
+    # QEMU names the home in its arguments, the programs that it starts run in the home's socket directory.
     found = []
     for process in psutil.process_iter():
         try:
@@ -101,7 +108,10 @@ class Running:
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory, image: Image) -> Iterator[Running]:
     with home_of_machines(tmp_path_factory.mktemp("one")) as settings:
-        yield Running(settings, image)
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("SOME_TOKEN", CANARY)
+            running = Running(settings, image)
+        yield running
 
 
 @pytest.fixture
@@ -137,6 +147,45 @@ def test_no_secret_is_in_the_arguments(machine: Running) -> None:
     assert len(keys) == 2
     for key in keys:
         assert not any(line in arguments for line in key.splitlines())
+
+
+def test_the_process_has_no_privilege_and_no_secret(machine: Running) -> None:
+    process = Path(f"/proc/{machine.record.pid}")
+    status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
+    assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert "0" not in status["Uid"].split()
+    assert set(status["Groups"].split()) <= {status["Gid"].split()[0]}
+    assert CANARY not in (process / "environ").read_text()
+    for path in machine.settings.sockets.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_a_guest_costs_the_host_no_process_for_a_connection_to_the_gateway(machine: Running) -> None:
+    many, most = 100, 5
+    limits = GatewayLimits(connections=ConnectionLimits(for_each_machine=most))
+
+    def flood() -> tuple[str, int]:
+        opened = f"for i in $(seq {many}); do exec {{f}}<>/dev/tcp/10.0.2.100/80; echo GET / HTTP/1.1 >&$f; done"
+        held = shlex.quote(f"{opened}; touch /run/flooded; exec sleep 1000")
+        machine.shell.run(f"setsid bash -c {held} </dev/null >/dev/null 2>&1 &")
+        until(lambda: machine.said("ls /run/flooded || true"))
+        asked = "exec 3<>/dev/tcp/10.0.2.100/80; echo -e 'GET / HTTP/1.0\\r\\n\\r' >&3; head -1 <&3"
+        answer = machine.said(f"bash -c {shlex.quote(asked)}")
+        return answer, len(processes_of(machine.settings.sockets))
+
+    async def scenario() -> tuple[str, int]:
+        gateway = Gateway(machine.settings, limits=limits)
+        await gateway.start()
+        try:
+            return await asyncio.to_thread(flood)
+        finally:
+            await gateway.stop()
+
+    answer, processes = asyncio.run(scenario())
+    machine.shell.run("pkill -x sleep; rm /run/flooded", check=False)
+    assert "200" in answer
+    assert processes < many // 2
 
 
 def test_commands_keep_their_output_and_exit_codes_apart(machine: Running) -> None:
@@ -191,17 +240,26 @@ def test_a_person_enters_with_the_printed_command(machine: Running) -> None:
     assert entered.stdout.split() == ["agent", "root"]
 
 
+def _greet_handed(handed: socket.socket, server: socketserver.ThreadingTCPServer) -> None:
+    while True:
+        name, descriptors, _, _ = socket.recv_fds(handed, 64, 1)
+        if not name:
+            return
+        server.process_request(socket.socket(fileno=descriptors[0]), name.decode())
+
+
 class _Greeter(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         self.wfile.write(b"greeted " + self.rfile.readline())
 
 
 def test_the_guest_reaches_the_gateway_and_nothing_else(machine: Running) -> None:
-    gateway = socketserver.ThreadingUnixStreamServer(str(machine.settings.sockets / "gateway.sock"), _Greeter)
+    handed = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    handed.bind(str(machine.settings.sockets / "guests.sock"))
+    (machine.settings.sockets / "guests.sock").chmod(0o666)
     loopback = socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Greeter)
-    servers = [gateway, loopback]
-    for server in servers:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=loopback.serve_forever, daemon=True).start()
+    threading.Thread(target=_greet_handed, args=(handed, loopback), daemon=True).start()
     port = loopback.server_address[1]
 
     def reach(address: str, port: int, limit: float = 60) -> str:
@@ -226,10 +284,11 @@ def test_the_guest_reaches_the_gateway_and_nothing_else(machine: Running) -> Non
         looked_up = f"printf '{resolver}' >/etc/resolv.conf; getent hosts example.org; : >/etc/resolv.conf"
         assert machine.said(looked_up) == ""
     finally:
-        for server in servers:
-            server.shutdown()
-            server.server_close()
-        (machine.settings.sockets / "gateway.sock").unlink()
+        loopback.shutdown()
+        loopback.server_close()
+        handed.shutdown(socket.SHUT_RDWR)
+        handed.close()
+        (machine.settings.sockets / "guests.sock").unlink()
 
 
 def test_a_second_call_and_a_second_host_find_the_same_machine(machine: Running) -> None:

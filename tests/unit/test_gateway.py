@@ -282,6 +282,17 @@ async def test_usage_adds_up_and_survives_a_restart(real, api):
     assert gateway.usage(MACHINE) == counts()
 
 
+async def test_counts_of_an_earlier_version_are_taken_in_and_nothing_of_it_stays(scripted):
+    earlier = scripted.gateway / "usage"
+    earlier.mkdir(parents=True)
+    for machine in (MACHINE, OTHER):
+        (earlier / f"{machine}.json").write_text(json.dumps({"requests": 3, "input_tokens": 5}))
+    async with serving(scripted) as (gateway, _):
+        assert gateway.usage(MACHINE) == counts(requests=3, input=5)
+        assert gateway.usage(OTHER) == counts()
+    assert not earlier.exists()
+
+
 def counts(**given: int) -> dict[str, int]:
     names = {"input": "input_tokens", "output": "output_tokens"}
     names |= {"created": "cache_creation_input_tokens", "read": "cache_read_input_tokens", "requests": "requests"}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from foundation.errors import InsufficientResources
 from foundation.settings import Settings
-from machines.ledger import Capacity, NoRoom, admit, host_capacity
+from machines.hardware import TRANSLATION_BYTES
+from machines.ledger import DISK_HEADROOM, Capacity, NoRoom, admit, host_capacity
+from machines.paths import CONSOLE, OVERLAY
 from machines.records import MachineRecord, Reservation
 
 GIB = 2**30
@@ -81,3 +86,54 @@ def test_the_settings_shape_the_capacity(tmp_path: Path) -> None:
     assert more.cpus == 3 * once.cpus
     assert once.memory_bytes - more.memory_bytes == 256 * 2**20
     assert 0 < once.disk_free_bytes <= once.disk_total_bytes
+
+
+def test_what_each_qemu_takes_beside_its_guest_is_counted() -> None:
+    host = replace(HOST, overhead_bytes=GIB)
+    admit(host, [there()], asked(memory=6 * GIB))
+    with pytest.raises(NoRoom, match=r"memory \(6\.0 GiB free\)"):
+        admit(host, [there()], asked(memory=6 * GIB + 1))
+    with pytest.raises(InsufficientResources) as refused:
+        admit(host, [], asked(memory=15 * GIB + 1))
+    assert refused.value.details["available"]["memory_bytes"] == 15 * GIB
+
+
+@pytest.mark.parametrize(("acceleration", "more"), [("tcg", TRANSLATION_BYTES), ("kvm", 0)])
+def test_an_emulating_qemu_counts_with_its_translations(tmp_path: Path, acceleration: str, more: int) -> None:
+    least = host_capacity(Settings(home=tmp_path, acceleration="kvm")).overhead_bytes
+    assert host_capacity(Settings(home=tmp_path, acceleration=acceleration)).overhead_bytes == least + more > 0
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 8 * GIB), st.integers(0, 8 * GIB)), max_size=8),
+    free=st.integers(0, 40 * GIB),
+    disk=st.integers(0, 8 * GIB),
+)
+def test_no_admission_takes_the_disk_that_was_promised_to_others(
+    sizes: list[tuple[int, int]], free: int, disk: int
+) -> None:
+    records = [
+        there(cpus=0, memory=0).model_copy(update={"id": str(n), "disk_bytes": d}) for n, (d, _) in enumerate(sizes)
+    ]
+    written = {str(number): done for number, (_, done) in enumerate(sizes)}
+    host = replace(HOST, disk_free_bytes=free, written=written)
+    # Until each of them has written what it was promised, so much of the free disk is theirs.
+    promised = sum(max(0, min(DISK_HEADROOM, most) - done) for most, done in sizes)
+    fits = free - promised >= min(DISK_HEADROOM, disk) or min(DISK_HEADROOM, disk) == 0
+    try:
+        admit(host, records, asked(disk=disk))
+    except NoRoom:
+        assert not fits
+    else:
+        assert fits
+
+
+def test_what_machines_have_written_is_what_their_files_take(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    directory = settings.machines / "vm-0000000000000001"
+    directory.mkdir(parents=True)
+    with (directory / OVERLAY).open("wb") as overlay:
+        overlay.write(b"x" * 65536)
+        overlay.truncate(8 * GIB)
+    (directory / CONSOLE).write_bytes(b"x" * 4096)
+    assert host_capacity(settings).written == {"vm-0000000000000001": 65536 + 4096}

@@ -1,0 +1,20 @@
+"""The program that hands a guest's connection to the worker, as QEMU is told to start it."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+PERL = "perl"
+_SOURCE = Path(__file__).with_name("handover.pl")
+
+
+def handover_command(machine_id: str) -> str:
+    """A command line for QEMU, which parts it as a shell does. The program is in it: QEMU may read no file of ours."""
+    return f"{PERL} -e '{_program()}' {machine_id}"
+
+
+@cache
+def _program() -> str:
+    lines = (line.partition("#")[0].strip() for line in _SOURCE.read_text().splitlines())
+    return " ".join(line for line in lines if line)
