@@ -325,8 +325,10 @@ class _Collection:
                 f"{len(unread)} files of the base were not read, and the patch leaves them as they were: "
                 f"{self._named(unread)}."
             )
-        if self.changes and (large := list(self.changes.left_out)):
-            self.notes.append(f"{len(large)} new files are too large for the patch: {self._named(large)}.")
+        if self.changes and (lacking := list(self.changes.left_out)):
+            self.notes.append(
+                f"{len(lacking)} new files are not in the patch, too large or refused by git: {self._named(lacking)}."
+            )
 
     def _named(self, paths: Sequence[str], most: int = _NAMES_TOLD) -> str:
         """The first of some paths as part of a sentence."""

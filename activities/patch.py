@@ -32,6 +32,9 @@ _REGULAR = {"100644", "100755"}
 _RAW = "* -text\n"
 _RAW_ENCODED = "* !working-tree-encoding\n"
 _CHUNK = 2**20
+_REFUSED = "git refuses it"
+# Parts of a path that stand for .git on some system; git refuses them everywhere.
+_REFUSED_NAME = re.compile(r"(?:^|[/\\])(?:\.git|git~1)[ .]*(?:[/\\:]|$)", re.IGNORECASE)
 
 
 @dataclass
@@ -138,6 +141,7 @@ class _Comparison:
         """Bring the index to what the tree has. The names of what is new."""
         self._run("read-tree", self._base)
         self._add()
+        self._leave_out_refused()
         self._keep_unread()
         self._keep_large()
         self._settle_line_endings()
@@ -155,17 +159,39 @@ class _Comparison:
             # A file that contradicts its declared encoding stops git; then contents are taken as they are.
             self._attributes = _RAW_ENCODED
             self._git.set_attributes(_RAW + _RAW_ENCODED)
+            self._add_what_can_be()
+
+    def _add_what_can_be(self) -> None:
+        try:
             self._run("add", "--all")
+        except MachineError:
+            # A name or a file that git takes from nobody stops it too; then that one is left out.
+            self._run("add", "--all", "--ignore-errors", check=False)
+            for name in null_separated(self._run("ls-files", "-z", "--others", "--exclude-standard")):
+                self._changes.left_out[name] = _REFUSED
+            for name in null_separated(self._run("ls-files", "-z", "--modified")):
+                self._changes.unread[name] = _REFUSED
+        else:
             self._changes.notes.append(
                 "A file contradicts its working-tree-encoding; such files are in the patch as bytes."
             )
 
+    def _leave_out_refused(self) -> None:
+        """Take out new names that git refuses in a checkout: with one of them, no patch can be applied."""
+        refused = [name for name in self._names("--diff-filter=A", "--no-renames") if _REFUSED_NAME.search(name)]
+        self._changes.left_out |= dict.fromkeys(refused, _REFUSED)
+        self._update_index("--force-remove", refused)
+
     def _keep_unread(self) -> None:
-        """Files of the base that are not in the tree, but may be on the disk, stay as they were."""
+        """Files of the base that are not in the index, but in the tree or perhaps on the disk, stay as they were."""
         kept = []
         for row in self._rows("--diff-filter=D"):
-            reason = self._unread(row.path)
-            if reason is not None and _may_be_made(self._tree, row.path):
+            path = self._tree / row.path
+            there = _may_be_made(self._tree, row.path)
+            reason = self._unread(row.path) if there else None
+            if not there and os.path.lexists(path) and not path.is_dir():
+                reason = _REFUSED
+            if reason is not None:
                 self._changes.unread[row.path] = reason
                 kept.append((row.old_mode, row.old_id, row.path))
         self._enter(kept)

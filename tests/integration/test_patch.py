@@ -149,6 +149,28 @@ def test_a_file_that_contradicts_its_encoding_does_not_stop_the_patch(project: P
     assert "broken.txt" in changes.untracked
 
 
+@pytest.mark.parametrize(
+    "name", ["git~1/config", "GIT~1", ".git. ./x", "a/.git.", ".Git:stream", "x\\.git\\y", "gitmodules"]
+)
+def test_what_git_refuses_is_named_and_spoils_nothing_else(project: Project, name: str) -> None:
+    if name == "gitmodules":
+        (project.tree / ".gitmodules").symlink_to("app.py")
+        name = ".gitmodules"
+    else:
+        (project.tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (project.tree / name).write_text("odd\n")
+    (project.tree / "app.py").write_text("changed\n")
+    (project.tree / "gone").unlink()
+
+    changes = project.changes()
+
+    assert list(changes.left_out) == [name]
+    assert changes.unread == {}
+    clone = project.applied()
+    assert (clone / "app.py").read_text() == "changed\n"
+    assert not (clone / "gone").exists()
+
+
 def test_large_new_files_are_named_but_not_in_the_patch(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("activities.patch.FILE_MAX", 1000)
     (project.tree / "big.bin").write_bytes(os.urandom(2000))
