@@ -316,19 +316,18 @@ class _Collection:
         if not extraction.whole_root:
             reason = f"The root directory of the workspace could not be read whole: {extraction.unlisted['']}."
             self._failed(reason, DiskUnreadable(reason))
-        if directories := [path for path in extraction.unlisted if path]:
-            self.notes.append(f"{len(directories)} directories were not read whole: {self._named(directories)}.")
-        if files := [path for path, reason in extraction.left_out.items() if reason != NO_FILE]:
-            self.notes.append(f"{len(files)} files were not read from the disk: {self._named(files)}.")
-        if self.changes and (unread := list(self.changes.unread)):
-            self.notes.append(
-                f"{len(unread)} files of the base were not read, and the patch leaves them as they were: "
-                f"{self._named(unread)}."
-            )
-        if self.changes and (lacking := list(self.changes.left_out)):
-            self.notes.append(
-                f"{len(lacking)} new files are not in the patch, too large or refused by git: {self._named(lacking)}."
-            )
+        left_out = [path for path, reason in extraction.left_out.items() if reason != NO_FILE]
+        self._tell("Not read whole from the disk", "directory", [path for path in extraction.unlisted if path])
+        self._tell("Not read from the disk", "file", left_out)
+        if self.changes:
+            self._tell("Not compared, and in the patch as in the base", "file", list(self.changes.unread))
+            self._tell("Not in the patch, too large or refused by git", "new file", list(self.changes.left_out))
+
+    def _tell(self, what: str, kind: str, paths: list[str]) -> None:
+        if paths:
+            plural = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
+            count = f"1 {kind}" if len(paths) == 1 else f"{len(paths)} {plural}"
+            self.notes.append(f"{what}: {count} ({self._named(paths)}).")
 
     def _named(self, paths: Sequence[str], most: int = _NAMES_TOLD) -> str:
         """The first of some paths as part of a sentence."""

@@ -161,8 +161,9 @@ def _ignored(disk: WorkspaceDisk, git: ConfinedGit, candidates: Iterable[Entry])
             with suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
+    # With "./" before it, no name is taken for a pattern.
     listing = b"".join(
-        os.fsencode(entry.path) + (b"/\0" if stat.S_ISDIR(entry.mode) else b"\0") for entry in candidates
+        b"./" + os.fsencode(entry.path) + (b"/\0" if stat.S_ISDIR(entry.mode) else b"\0") for entry in candidates
     )
     try:
         matched = git.run(
@@ -170,4 +171,4 @@ def _ignored(disk: WorkspaceDisk, git: ConfinedGit, candidates: Iterable[Entry])
         )
     except MachineError:
         return set()
-    return {path.removesuffix("/") for path in null_separated(matched)}
+    return {path.removeprefix("./").removesuffix("/") for path in null_separated(matched)}

@@ -263,9 +263,8 @@ def test_what_was_not_read_is_told_in_the_result_the_log_and_the_metadata(
 
     assert run.read(f"{run.task_id}.patch") == b""
     said = " ".join(result.notes)
-    assert "2 files were not read from the disk" in said
-    assert "1 files of the base were not read, and the patch leaves them as they were: app.py" in said
-    assert "big.log" in said
+    assert "Not read from the disk: 2 files (app.py, big.log)." in said
+    assert "in the patch as in the base: 1 file (app.py)." in said
     metadata = run.metadata()
     assert set(result.notes) <= set(metadata["notes"])
     assert metadata["left_out"]["app.py"]

@@ -212,6 +212,8 @@ def test_a_base_commit_that_the_mirror_lost_is_an_error(project: Project) -> Non
 def test_limits_are_spent_on_tracked_files_first_and_on_ignored_ones_last(project: Project) -> None:
     tree = project.tree
     (tree / "a.log").write_bytes(b"ignored" * 1000)
+    (tree / ":(glob)x").write_text("")
+    (tree / "-n").write_text("")
     (tree / "build").mkdir()
     (tree / "build" / "out").write_bytes(b"built" * 1000)
     (tree / "b-new.txt").write_text("new\n" * 500)
@@ -229,7 +231,7 @@ def test_limits_are_spent_on_tracked_files_first_and_on_ignored_ones_last(projec
     changes = project.changes(Limits(total_bytes=budget))
 
     assert set(project.reading.extraction.left_out) == {"a.log", "build/out", "b-new.txt"}
-    assert changes.untracked == []
+    assert changes.untracked == ["-n", ":(glob)x"]
     assert (project.applied() / "zz.txt").read_text() == "forced\n"
 
 
