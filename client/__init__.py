@@ -1,4 +1,4 @@
-"""The Python client of the REST API: ``TaskClient``, and ``AsyncTaskClient`` for asyncio, with the same methods.
+"""The Python client of the REST API: ``TaskClient``, and ``AsyncTaskClient``, whose methods are awaited.
 
     from client import TaskClient
 
@@ -7,8 +7,8 @@
         for line in tasks.logs(task_id, follow=True):
             print(line.data or line.event)
         if tasks.wait(task_id).state == "completed":
-            for artifact in tasks.artifacts(task_id):
-                tasks.download(task_id, artifact.name, Path(artifact.name).name)
+            for fetched in tasks.download_all(task_id, "out"):
+                print(fetched.path, fetched.error or "")
 
 Every refusal is raised as the class of ``foundation.errors`` that the server's error code names.
 """
@@ -16,6 +16,7 @@ Every refusal is raised as the class of ``foundation.errors`` that the server's 
 from client.asynchronous import AsyncTaskClient
 from client.blocking import TaskClient
 from client.calls import DEFAULT_SERVER, PATIENCE_SECONDS
+from client.download import Fetched
 from client.refusals import faults
 from client.replies import Artifact, LogLine, Progress, Task, TaskPage, Transition
 
@@ -24,6 +25,7 @@ __all__ = [
     "PATIENCE_SECONDS",
     "Artifact",
     "AsyncTaskClient",
+    "Fetched",
     "LogLine",
     "Progress",
     "Task",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +14,11 @@ import httpx
 
 from client import calls
 from client.calls import CONNECT_RETRIES, DEFAULT_SERVER, PATIENCE_SECONDS, RECONNECT_SECONDS, TIMEOUT_SECONDS, Call
-from client.reading import Answer, Download, LogReading, Progress, size_of
+from client.download import CHUNK_BYTES, Batch, Download, Fetched, Progress, unwatched
+from client.reading import Answer, LogReading
 from client.refusals import reachable, refusal, still_going, understood
 from client.replies import Artifact, ArtifactPage, LogLine, Task, TaskPage
-from foundation.errors import ServiceUnavailable
+from foundation.errors import ServiceUnavailable, TaskyardError
 from foundation.urls import without_credentials
 
 
@@ -41,7 +42,7 @@ class AsyncTaskClient:
 
     async def submit(self, manifest: str | Mapping[str, Any]) -> str:
         """Submit a manifest, as YAML or JSON text or as data; the run's id."""
-        task_id: str = (await self._send(calls.submit(manifest)))["task_id"]
+        task_id: str = (await self.submit_raw(manifest))["task_id"]
         return task_id
 
     async def validate(self, manifest: str | Mapping[str, Any]) -> Any:
@@ -51,6 +52,10 @@ class AsyncTaskClient:
     async def retry(self, task_id: str) -> Any:
         """Submit the manifest of a run again, under an id of its own; the server's reply."""
         return await self._send(calls.retry(task_id))
+
+    async def submit_raw(self, manifest: str | Mapping[str, Any]) -> Any:
+        """The same with the server's own reply."""
+        return await self._send(calls.submit(manifest))
 
     async def find(
         self,
@@ -64,18 +69,26 @@ class AsyncTaskClient:
     ) -> TaskPage:
         """A page of runs, newest first unless told otherwise. ``state`` is a comma-separated list."""
         wanted = {"state": state, "limit": limit, "offset": offset, "sort": sort, "order": order}
-        return TaskPage.model_validate(await self._send(calls.find(wanted, labels or {})))
+        return TaskPage.model_validate(await self.find_raw(wanted, labels or {}))
+
+    async def find_raw(self, parameters: Mapping[str, str | int | None], labels: Mapping[str, str]) -> Any:
+        """The same as the server's own JSON."""
+        return await self._send(calls.find(parameters, labels))
 
     async def get(self, task_id: str, *, patience_seconds: float = 0.0) -> Task:
         """One run as it stands. A server that is away is asked again for as long as patience lasts."""
         deadline = time.monotonic() + patience_seconds
         while True:
             try:
-                return Task.model_validate(await self._send(calls.get(task_id)))
+                return Task.model_validate(await self.raw(task_id))
             except ServiceUnavailable:
                 if time.monotonic() >= deadline:
                     raise
                 await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def raw(self, task_id: str) -> Any:
+        """The server's own JSON of a run."""
+        return await self._send(calls.get(task_id))
 
     async def wait(self, task_id: str, poll_seconds: float = 1.0, timeout_seconds: float | None = None) -> Task:
         """The run once it has ended. Raises TimedOut when it has not in time; the run goes on."""
@@ -100,23 +113,47 @@ class AsyncTaskClient:
 
     async def artifacts(self, task_id: str) -> list[Artifact]:
         """What a run has left so far."""
-        return ArtifactPage.model_validate(await self._send(calls.artifacts(task_id))).artifacts
+        return ArtifactPage.model_validate(await self.artifacts_raw(task_id)).artifacts
+
+    async def artifacts_raw(self, task_id: str) -> Any:
+        """The same as the server's own JSON."""
+        return await self._send(calls.artifacts(task_id))
 
     async def download(
         self,
         task_id: str,
         name: str,
         target: str | Path,
-        progress: Progress = lambda _done, _all: None,
+        progress: Progress = unwatched,
         *,
         verify: bool = True,
+        force: bool = False,
     ) -> int:
-        """Write an artifact to a file, checked; its size in bytes."""
-        async with self._open(calls.download(task_id, name)) as response:
-            with Download(name, Path(target), progress, verify=verify) as download:
-                async for piece in response.aiter_bytes():
-                    download.take(piece, size_of(response.headers))
-                return download.finish(response.headers)
+        """Write an artifact to a file, checked; its size in bytes. Files are written in a thread."""
+        return await self._download(task_id, name, Path(target), progress, verify=verify, force=force)
+
+    async def download_all(
+        self,
+        task_id: str,
+        directory: str | Path,
+        progress: Progress = unwatched,
+        *,
+        verify: bool = True,
+        force: bool = False,
+    ) -> AsyncGenerator[Fetched, None]:
+        """Write every artifact of a run to a file below the directory; how it went, one by one."""
+        batch = Batch(Path(directory))
+        for artifact in await self.artifacts(task_id):
+            target, error = batch.target(artifact), batch.given_up
+            if error is None:
+                try:
+                    await self._download(
+                        task_id, artifact.name, target, progress, verify=verify, force=force, batch=batch
+                    )
+                except TaskyardError as failure:
+                    error = failure
+                batch.ended(error)
+            yield Fetched(artifact, target, error)
 
     async def logs(
         self,
@@ -127,8 +164,11 @@ class AsyncTaskClient:
         tail: int = 0,
         since: str | None = None,
         after_id: int = 0,
-    ) -> AsyncIterator[LogLine]:
-        """Entries of the log, as they come when followed. A broken connection is resumed where it broke."""
+    ) -> AsyncGenerator[LogLine, None]:
+        """Entries of the log, as they come when followed. A broken connection is resumed where it broke.
+
+        Who stops reading before the end closes the generator (``contextlib.aclosing``), and so the connection.
+        """
         reading = LogReading(task_id, follow=follow, stream=stream, tail=tail, since=since, after_id=after_id)
         while True:
             try:
@@ -160,6 +200,30 @@ class AsyncTaskClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _download(
+        self,
+        task_id: str,
+        name: str,
+        target: Path,
+        progress: Progress,
+        *,
+        verify: bool,
+        force: bool,
+        batch: Batch | None = None,
+    ) -> int:
+        async with self._open(calls.download(task_id, name)) as response:
+            download = Download(name, target, response.headers, verify=verify, force=force, batch=batch)
+            try:
+                await asyncio.to_thread(download.open)
+                if download.wanted:
+                    async for piece in response.aiter_bytes(CHUNK_BYTES):
+                        await asyncio.to_thread(download.take, piece)
+                        progress(download.done, download.size)
+                return await asyncio.to_thread(download.finish)
+            finally:
+                # A thread that still writes is waited for, also by who was cancelled.
+                await asyncio.shield(asyncio.to_thread(download.close))
 
     async def _send(self, call: Call) -> Any:
         async with self._open(call) as response:

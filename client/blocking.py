@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -13,10 +13,11 @@ import httpx
 
 from client import calls
 from client.calls import CONNECT_RETRIES, DEFAULT_SERVER, PATIENCE_SECONDS, RECONNECT_SECONDS, TIMEOUT_SECONDS, Call
-from client.reading import Answer, Download, LogReading, Progress, size_of
+from client.download import CHUNK_BYTES, Batch, Download, Fetched, Progress, unwatched
+from client.reading import Answer, LogReading
 from client.refusals import reachable, refusal, still_going, understood
 from client.replies import Artifact, ArtifactPage, LogLine, Task, TaskPage
-from foundation.errors import ServiceUnavailable
+from foundation.errors import ServiceUnavailable, TaskyardError
 from foundation.urls import without_credentials
 
 
@@ -132,21 +133,42 @@ class TaskClient:
         task_id: str,
         name: str,
         target: str | Path,
-        progress: Progress = lambda _done, _all: None,
+        progress: Progress = unwatched,
         *,
         verify: bool = True,
+        force: bool = False,
     ) -> int:
         """Write an artifact to a file; its size in bytes. ``progress`` gets bytes done and bytes in all.
 
-        What arrives is written beside the target, checked against its checksum, and only then put in place.
+        What arrives is written beside the target, checked against its checksum, and only then put in place. A file with
+        these very bytes is left as it is; any other is replaced only with ``force``. Raises Conflict.
         """
-        with (
-            self._open(calls.download(task_id, name)) as response,
-            Download(name, Path(target), progress, verify=verify) as download,
-        ):
-            for piece in response.iter_bytes():
-                download.take(piece, size_of(response.headers))
-            return download.finish(response.headers)
+        return self._download(task_id, name, Path(target), progress, verify=verify, force=force)
+
+    def download_all(
+        self,
+        task_id: str,
+        directory: str | Path,
+        progress: Progress = unwatched,
+        *,
+        verify: bool = True,
+        force: bool = False,
+    ) -> Generator[Fetched, None, None]:
+        """Write every artifact of a run to a file below the directory, each called as the artifact is.
+
+        How it went is told one by one: what fails, for whichever reason, stops no other. Nothing is written outside of
+        the directory, through a symbolic link, or by two artifacts to one file.
+        """
+        batch = Batch(Path(directory))
+        for artifact in self.artifacts(task_id):
+            target, error = batch.target(artifact), batch.given_up
+            if error is None:
+                try:
+                    self._download(task_id, artifact.name, target, progress, verify=verify, force=force, batch=batch)
+                except TaskyardError as failure:
+                    error = failure
+                batch.ended(error)
+            yield Fetched(artifact, target, error)
 
     def logs(
         self,
@@ -157,9 +179,10 @@ class TaskClient:
         tail: int = 0,
         since: str | None = None,
         after_id: int = 0,
-    ) -> Iterator[LogLine]:
+    ) -> Generator[LogLine, None, None]:
         """Entries of the log, as they come when followed. A broken connection is resumed where it broke.
 
+        Who stops reading before the end closes the generator (``contextlib.closing``), and so the connection.
         ``stream`` is all, stdout, stderr or events; ``tail`` asks for the last entries only; ``since`` is an ISO-8601
         time. The last entry of a run that has ended is an event of type ``completed``.
         """
@@ -195,6 +218,27 @@ class TaskClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _download(
+        self,
+        task_id: str,
+        name: str,
+        target: Path,
+        progress: Progress,
+        *,
+        verify: bool,
+        force: bool,
+        batch: Batch | None = None,
+    ) -> int:
+        with (
+            self._open(calls.download(task_id, name)) as response,
+            Download(name, target, response.headers, verify=verify, force=force, batch=batch) as download,
+        ):
+            if download.wanted:
+                for piece in response.iter_bytes(CHUNK_BYTES):
+                    download.take(piece)
+                    progress(download.done, download.size)
+            return download.finish()
 
     def _send(self, call: Call) -> Any:
         """The answer's JSON, in the form that the call expects."""

@@ -97,7 +97,9 @@ def close_session(task_id: str) -> Call:
 
 def download(task_id: str, name: str) -> Call:
     """The bytes of an artifact."""
-    return Call("GET", f"{task_url(task_id)}/artifacts/{quote(name)}")
+    # Parts of dots only would be taken for directions.
+    parts = ["%2E" * len(part) if part in {".", ".."} else quote(part, safe="") for part in name.split("/")]
+    return Call("GET", f"{task_url(task_id)}/artifacts/{'/'.join(parts)}")
 
 
 def health(path: str) -> Call:

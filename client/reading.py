@@ -1,23 +1,18 @@
-"""Long answers as both clients take them in: a log that is resumed where it broke, a download that is checked."""
+"""A run's log as both clients take it in: line by line, and resumed where it broke."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
 from pydantic import BaseModel
 
 from client.calls import FOLLOW_TIMEOUT, PATIENCE_SECONDS, Call, task_url
 from client.replies import LogLine
-from foundation.errors import ServiceUnavailable, TaskyardError
-
-Progress = Callable[[int, int], None]
+from foundation.errors import ServiceUnavailable
 
 # No answer of the API but a log and an artifact is near this, and no line of a log.
 _ANSWER_BYTES = 64 * 2**20
@@ -133,48 +128,3 @@ class LogReading:
         self._broken_since = self._broken_since or time.monotonic()
         if not self._follow or time.monotonic() - self._broken_since > PATIENCE_SECONDS:
             raise error
-
-
-class Download:
-    """An artifact on its way into a file: written beside it, checked, and only then put in place."""
-
-    def __init__(self, name: str, target: Path, progress: Progress, *, verify: bool) -> None:
-        self.done = 0
-        self._name = name
-        self._target = target
-        self._draft = target.with_name(f".{target.name}.part")
-        self._progress = progress
-        self._verify = verify
-        self._digest = hashlib.sha256()
-
-    def take(self, piece: bytes, size: int) -> None:
-        """Write a piece of the bytes; ``size`` is that of all."""
-        self._file.write(piece)
-        self._digest.update(piece)
-        self.done += len(piece)
-        self._progress(self.done, size)
-
-    def finish(self, headers: httpx.Headers) -> int:
-        """Check and put in place; the size. Raises TaskyardError for damaged bytes."""
-        self._file.close()
-        if self._verify and self._digest.hexdigest() != headers.get("X-Checksum-SHA256"):
-            raise TaskyardError(f"'{self._name}' arrived damaged; download it again.")
-        self._draft.replace(self._target)
-        return self.done
-
-    def __enter__(self) -> Self:
-        self._target.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._draft.open("wb")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        self._draft.unlink(missing_ok=True)
-
-
-def size_of(headers: httpx.Headers) -> int:
-    """Bytes that the answer will have; 0 when it does not say."""
-    said = headers.get("Content-Length", "")
-    return int(said) if said.isdecimal() else 0
