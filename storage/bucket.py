@@ -25,6 +25,10 @@ from foundation.settings import Settings
 
 _CHUNK_BYTES = 256 * 1024
 _PART_BYTES = 8 * 1024 * 1024
+_CONNECT_SECONDS = 3
+_SILENCE_SECONDS = 30
+# An object comes at this rate at least, beside the time that nothing may come: one byte in half a minute is no answer.
+_SLOWEST_BYTES_PER_SECOND = 16 * 1024
 _PROBE_KEY = "probes/if-none-match"
 _CONDITIONAL_TRIES = 5
 _OK = 200
@@ -82,11 +86,17 @@ class Bucket:
         self._region = settings.s3_region
         self._embedded = settings.embedded_bucket
         # A restart of the embedded server takes about a second: refused connections are tried again for about three.
+        # How long to wait between tries is decided here; what an answer says of it may be an hour, or a year.
         self._http = urllib3.PoolManager(
             maxsize=16,
-            timeout=urllib3.Timeout(connect=3, read=30),
+            timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=_SILENCE_SECONDS),
             retries=urllib3.Retry(
-                total=4, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504), raise_on_status=False
+                total=4,
+                redirect=2,
+                backoff_factor=0.2,
+                status_forcelist=(500, 502, 503, 504),
+                raise_on_status=False,
+                respect_retry_after_header=False,
             ),
         )
         try:
@@ -302,6 +312,8 @@ class ObjectStream:
     ) -> None:
         self._response = response
         self._answers = answers
+        self._waited = 0.0
+        self._done = 0
 
     def __iter__(self) -> Self:
         return self
@@ -311,13 +323,27 @@ class ObjectStream:
         try:
             if self._response is not None:
                 with self._answers():
-                    chunk = self._response.read(_CHUNK_BYTES)
+                    chunk = self._chunk(self._response)
         finally:
             if not chunk:
                 self.close()
         if not chunk:
             raise StopIteration
         return chunk
+
+    def _chunk(self, response: urllib3.BaseHTTPResponse) -> bytes:
+        chunk = bytearray()
+        while len(chunk) < _CHUNK_BYTES:
+            began = time.monotonic()
+            piece = response.read1(_CHUNK_BYTES - len(chunk))
+            self._waited += time.monotonic() - began
+            if not piece:
+                break
+            chunk += piece
+            self._done += len(piece)
+            if self._waited > 2 * _SILENCE_SECONDS + self._done / _SLOWEST_BYTES_PER_SECOND:
+                raise urllib3.exceptions.TimeoutError
+        return bytes(chunk)
 
     def close(self) -> None:
         """Read no further: a connection with something left to read is closed."""

@@ -6,16 +6,20 @@ import hashlib
 import io
 import os
 import socket
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from foundation.errors import ArtifactNotFound, BucketUnavailable, HostNotReady, InvalidParameter, NotFound
+from foundation.settings import Settings
 from storage import artifacts, records
-from storage.bucket import Bucket
+from storage.bucket import Bucket, ObjectStream
 from storage.layout import task_prefix
 from storage.names import names_of
 from storage.redaction import Redactor
@@ -117,6 +121,83 @@ def test_every_failure_is_a_sentence_without_keys(services):
         Bucket(settings.model_copy(update={"s3_port": free_port})).put("x", b"", if_absent=True)
     with pytest.raises(HostNotReady):
         Bucket(settings.model_copy(update={"s3_endpoint": "http://x/y", "s3_access_key": "a", "s3_secret_key": wrong}))
+
+
+@pytest.mark.parametrize("call", ["get", "put", "put if absent", "put file", "stat", "list", "delete"])
+def test_no_answer_says_how_long_a_call_takes(
+    services: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """A service that is busy names a time to come back, which nobody here waits for; nor is it asked without end."""
+    asked: list[str] = []
+    slept: list[float] = []
+
+    class Busy(BaseHTTPRequestHandler):
+        def handle_one_request(self) -> None:
+            self.raw_requestline = self.rfile.readline()
+            if self.raw_requestline and self.parse_request():
+                asked.append(self.command)
+                self.send_response(503)
+                self.send_header("Retry-After", "3600")
+                self.send_header("Content-Length", "0")
+                self.send_header("Connection", "close")
+                self.end_headers()
+            self.close_connection = True
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setattr("urllib3.util.retry.time.sleep", slept.append)
+        access_key, _ = services.s3_credentials()
+        settings = services.model_copy(
+            update={"s3_endpoint": f"127.0.0.1:{server.server_port}", "s3_access_key": access_key}
+        )
+        settings.s3_secret_key = settings.model_validate({"s3_secret_key": "x" * 20}).s3_secret_key
+        busy = Bucket(settings)
+        (tmp_path / "file").write_bytes(b"x" * 100)
+        calls: dict[str, Callable[[], object]] = {
+            "get": lambda: busy.get("x"),
+            "put": lambda: busy.put("x", b"1"),
+            "put if absent": lambda: busy.put("x", b"1", if_absent=True),
+            "put file": lambda: busy.put_file("x", io.BytesIO(b"1")),
+            "stat": lambda: busy.stat("x"),
+            "list": lambda: list(busy.list("x")),
+            "delete": lambda: busy.delete(["x"]),
+        }
+        try:
+            with pytest.raises(BucketUnavailable):
+                calls[call]()
+        finally:
+            server.shutdown()
+            thread.join()
+    assert 1 <= len(asked) <= 5
+    assert sum(slept) < 10
+
+
+def test_an_object_that_comes_byte_by_byte_is_given_up(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    class Dripping:
+        closed = False
+
+        def read1(self, _count: int) -> bytes:
+            now[0] += 25
+            return b"x"
+
+        def close(self) -> None:
+            self.closed = True
+
+        def release_conn(self) -> None:
+            return
+
+    monkeypatch.setattr("storage.bucket.time.monotonic", lambda: now[0])
+    response: Any = Dripping()
+    with pytest.raises(BucketUnavailable):
+        next(ObjectStream(response, bucket._answers))
+    assert response.closed
+    assert now[0] < 600
 
 
 def test_what_is_stored_is_there_after_the_server_was_killed(tmp_path: Path):
