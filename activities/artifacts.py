@@ -180,6 +180,7 @@ class _Collection:
     notes: list[str] = field(default_factory=list)
     extraction: Extraction = field(default_factory=Extraction)
     changes: Changes | None = None
+    ignored: set[str] = field(default_factory=set)
     selection: Selection = field(default_factory=Selection)
     bundled: dict[str, str] = field(default_factory=dict)
     failure: TaskyardError | None = None
@@ -219,7 +220,7 @@ class _Collection:
             except TaskyardError as error:
                 self._failed(f"The workspace disk could not be read: {error.message}", error)
                 return False
-            self.extraction = found.extraction
+            self.extraction, self.ignored = found.extraction, found.ignored
             if git is not None:
                 # Further work trees are no new files of this one.
                 places = {path: directory / f"worktree-{number}" for number, path in enumerate(found.worktrees)}
@@ -336,7 +337,7 @@ class _Collection:
         return ", ".join(name[:_NAME_CHARS] for name in names) + (" and more" if len(paths) > len(names) else "")
 
     def _pattern_files(self, tree: Path) -> None:
-        selection = select(regular_files(tree), self.request.patterns)
+        selection = select(regular_files(tree), self.request.patterns, self.ignored)
         self.selection = selection
         self.notes += selection.notes
         for path, name in names_of(selection.files, self.request.task_id, self.redactor).items():

@@ -34,12 +34,14 @@ class BaseEntry:
 class Reading:
     """What was read. ``tracked`` are the names of the guest's index, None when it could not be read.
 
-    ``repositories`` are directories below the workspace with a git directory of their own, ignored ones left out;
+    ``ignored`` are paths that git's ignore files name, as far as those are known and nothing tracks the path;
+    ``repositories`` directories below the workspace with a git directory of their own, ignored ones left out;
     ``worktrees`` those that are further work trees of the workspace's own repository, with the names it has for them.
     """
 
     extraction: Extraction
     tracked: set[str] | None = None
+    ignored: set[str] = field(default_factory=set)
     repositories: list[str] = field(default_factory=list)
     worktrees: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -71,20 +73,20 @@ def read_tree(disk: WorkspaceDisk, tree: Path, base: dict[str, BaseEntry], git: 
     # A directory that the base has is none that git made for a work tree.
     worktrees = {path: name for path, name in worktree_paths(disk).items() if path not in known and path not in base}
     reading = Reading(disk.result, worktrees=worktrees)
-    ignored: set[str] = set()
     if git is not None:
         reading.tracked = _index_names(disk, git, reading.notes)
         mine = reading.tracked or set()
-        ignored = _ignored(disk, git, [each for each in entries if each.path not in base and each.path not in mine])
+        others = [each for each in entries if each.path not in base and each.path not in mine]
+        reading.ignored = _ignored(disk, git, others)
     for entry in disk.entries:
         directory, _, name = entry.path.rpartition("/")
         if name.lower() != ".git" or entry.path == ".git":
             continue
         if name != ".git":
             disk.result.left_out[entry.path] = "a name that git keeps for itself"
-        elif directory not in ignored and directory not in reading.worktrees:
+        elif directory not in reading.ignored and directory not in reading.worktrees:
             reading.repositories.append(directory)
-    disk.read(sorted(entries, key=_order(base, reading, ignored)), tree)
+    disk.read(sorted(entries, key=_order(base, reading)), tree)
     return reading
 
 
@@ -108,9 +110,7 @@ def _directories(paths: Iterable[str]) -> set[str]:
     return found
 
 
-def _order(
-    base: dict[str, BaseEntry], reading: Reading, ignored: Collection[str]
-) -> Callable[[Entry], tuple[int, int]]:
+def _order(base: dict[str, BaseEntry], reading: Reading) -> Callable[[Entry], tuple[int, int]]:
     """Sort key: directories as they came, then by class; what differs from the base for certain first, newest first."""
     tracked = reading.tracked or set()
 
@@ -121,7 +121,7 @@ def _order(
         if path in base or path in tracked:
             known = base.get(path)
             return (1 if known is None or known.size != entry.size else 2), -entry.mtime
-        return (4 if entry.path in ignored and path == entry.path else 3), -entry.mtime
+        return (4 if entry.path in reading.ignored and path == entry.path else 3), -entry.mtime
 
     return key
 

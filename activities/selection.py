@@ -10,9 +10,9 @@ from __future__ import annotations
 import fnmatch
 import heapq
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice, zip_longest
 
 from workflows.patterns import ANY_DEPTH, PATTERNS_MOST, alternatives
@@ -42,11 +42,11 @@ class Selection:
     notes: list[str] = field(default_factory=list)
 
 
-def select(files: Iterable[str], patterns: Sequence[str]) -> Selection:
+def select(files: Iterable[str], patterns: Sequence[str], ignored: Collection[str] = ()) -> Selection:
     """The files that the patterns name, at most FILES_MOST. ``files`` are paths relative to the workspace.
 
     Where there are more, each pattern has its turn, and of its files those that lie nearest to the top come first,
-    those in directories that tools fill (``node_modules``) last.
+    those that are ``ignored`` by git or in directories that tools fill (``node_modules``) last.
     """
     files = list(files)
     notes: list[str] = []
@@ -59,7 +59,8 @@ def select(files: Iterable[str], patterns: Sequence[str]) -> Selection:
     chosen = every
     cut: dict[str, tuple[int, int]] = {}
     if len(every) > FILES_MOST:
-        ranked = [heapq.nsmallest(FILES_MOST, found, key=_rank) for found in matched]
+        rank = partial(_rank, ignored)
+        ranked = [heapq.nsmallest(FILES_MOST, found, key=rank) for found in matched]
         turns = (path for turn in zip_longest(*ranked) for path in turn if path is not None)
         chosen = set(islice(dict.fromkeys(turns), FILES_MOST))
         for pattern, found in zip(patterns, matched, strict=True):
@@ -209,9 +210,9 @@ def _plain(letter: str) -> str:
     return f"[{letter}]" if letter in "*?[" else letter
 
 
-def _rank(path: str) -> tuple[bool, int, str]:
+def _rank(ignored: Collection[str], path: str) -> tuple[bool, int, str]:
     parts = path.split("/")
-    return not _BROUGHT_IN.isdisjoint(parts[:-1]), len(parts), path
+    return path in ignored or not _BROUGHT_IN.isdisjoint(parts[:-1]), len(parts), path
 
 
 def _cut_note(count: int, cut: dict[str, tuple[int, int]]) -> str:

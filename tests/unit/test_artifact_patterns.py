@@ -104,13 +104,14 @@ def test_stars_mean_the_same_as_in_a_regular_expression(parts: list[str], path: 
 
 def test_what_does_not_fit_is_taken_from_the_top_from_every_pattern_and_said() -> None:
     brought_in = [f"node_modules/p{number}/package.json" for number in range(FILES_MOST + 100)]
+    built = [f"build/{number}/package.json" for number in range(100)]
     own = ["package.json", "packages/web/app/src/lib/package.json", "zz/report.txt", "zz/deep/report.txt"]
-    selection = select([*brought_in, *own], ["**/package.json", "zz/**"])
+    selection = select([*brought_in, *built, *own], ["**/package.json", "zz/**"], ignored=set(built))
     assert len(selection.files) == FILES_MOST
     assert set(own) <= set(selection.files)
-    assert selection.cut == {"**/package.json": (FILES_MOST + 102, FILES_MOST - 2)}
+    assert selection.cut == {"**/package.json": (FILES_MOST + 202, FILES_MOST - 2)}
     (note,) = selection.notes
-    assert "'**/package.json' 998 of 1102" in note
+    assert "'**/package.json' 998 of 1202" in note
     assert "zz" not in note
 
 
