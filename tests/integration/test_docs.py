@@ -36,6 +36,7 @@ NOT_RUN = {
     r"make ": "sets up a host, builds images, runs a machine, or is this very suite",
     r"(\.venv/bin/)?sandbox doctor": "looks at the whole host; tests/unit/test_cli_doctor.py shows it",
     r"sandbox bench": "measures for minutes, with machines",
+    r"pip install \./client": "changes an environment; tests/integration/test_client_package.py shows it",
     r"export ANTHROPIC_API_KEY": "would have a real model answer, for money",
 }
 
