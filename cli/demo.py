@@ -168,7 +168,7 @@ class _Demo:
             time.sleep(0.5)
 
     def _show(self, client: TaskClient, ended: Task) -> None:
-        from cli.task_reading import fetch
+        from cli.task_reading import fetch_all
         from cli.task_view import print_artifacts, print_outcome, states_of
         from foundation.units import format_seconds
 
@@ -187,8 +187,9 @@ class _Demo:
         self._head("Artifacts")
         print_artifacts(artifacts)
         directory = self.output / ended.id
-        for _ in fetch(client, ended.id, artifacts, directory, into_directory=True):
-            pass
+        for fetched in fetch_all(client, ended.id, directory):
+            if fetched.error is not None:
+                raise fetched.error
         self.console.print(f"\n  Downloaded to {directory}/")
         self.console.print(f"  The run's history: {self._ui(ended.id)}\n  (while a stack runs: sandbox up)")
 

@@ -8,11 +8,10 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -22,9 +21,7 @@ from cli.options import OutputFormat, TaskId, asks_server, format_of, open_clien
 from foundation.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-    from client import Artifact, LogLine, Task, TaskClient
+    from client import Artifact, Fetched, LogLine, Task, TaskClient
 
 _INTERRUPTED = 130
 _PAUSE = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
@@ -139,46 +136,47 @@ def download(
         typer.Option("--output", "-o", metavar="PATH", help="File or directory to write to; '-' is stdout."),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check the SHA-256 of what arrived.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there already.")] = False,
 ) -> None:
-    """Download an artifact, or all of them; the path written is printed."""
+    """Download an artifact, or all of them; the path written is printed.
+
+    A file that is there already stays: with the same bytes it counts as downloaded, with others it is an error. With
+    --all, what fails stops nothing else; it is told at the end, with an exit code.
+    """
     if (name is None) is not everything:
         raise UsageError("Name one artifact, or give --all.")
-    to_stdout = str(target) == "-"
-    if to_stdout and everything:
+    if str(target) == "-" and everything:
         raise UsageError("Only one artifact can go to stdout; name it.")
     with open_client(ctx) as client:
-        found = client.artifacts(task_id)
-        wanted = found if everything else [_named(client, task_id, found, str(name))]
-        if to_stdout:
-            _write_out(client, task_id, wanted, verify=verify)
+        if everything:
+            failed = []
+            for fetched in fetch_all(client, task_id, target or Path(), verify=verify, force=force):
+                if fetched.error is None:
+                    typer.echo(fetched.path)
+                else:
+                    failed.append(fetched)
+            if failed:
+                _tell_failed(failed)
             return
-        for path in fetch(client, task_id, wanted, target, into_directory=everything, verify=verify):
-            typer.echo(path)
+        artifact = _named(client, task_id, client.artifacts(task_id), str(name))
+        if str(target) == "-":
+            _write_out(client, task_id, artifact, verify=verify)
+            return
+        path = _target(artifact, target)
+        with _progress(artifact.name) as progress:
+            client.download(task_id, artifact.name, path, progress, verify=verify, force=force)
+        typer.echo(path)
 
 
-def fetch(
-    client: TaskClient,
-    task_id: str,
-    wanted: list[Artifact],
-    target: Path | None,
-    *,
-    into_directory: bool,
-    verify: bool = True,
-) -> Iterator[Path]:
-    """Download artifacts, each told by its path when it is there. The guest's names never leave the directory."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    from cli.streams import clean
-    from cli.terminal import talk
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=talk(), transient=True) as bars:
-        for artifact in wanted:
-            bar = bars.add_task(clean(artifact.name), total=artifact.size_bytes)
-            path = _local_path(artifact, target, into_directory=into_directory)
-            client.download(task_id, artifact.name, path, partial(_advance, bars, bar), verify=verify)
-            bars.remove_task(bar)
-            yield path
+def fetch_all(
+    client: TaskClient, task_id: str, directory: Path, *, verify: bool = True, force: bool = False
+) -> Iterator[Fetched]:
+    """Download all artifacts of a run below a directory, each told when it has arrived or failed."""
+    with (
+        _progress(task_id) as progress,
+        closing(client.download_all(task_id, directory, progress, verify=verify, force=force)) as fetching,
+    ):
+        yield from fetching
 
 
 def follow_log(client: TaskClient, task_id: str, seconds: float | None, *, written: OutputFormat, raw: bool) -> Task:
@@ -281,33 +279,55 @@ def _alarm(seconds: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _advance(bars: Progress, bar: TaskID, done: int, _size: int) -> None:
-    bars.update(bar, completed=done)
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal for what is being downloaded."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    from cli.streams import clean
+    from cli.terminal import talk
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=talk(), transient=True) as bars:
+        bar = bars.add_task(clean(name), total=None)
+        yield lambda done, size: bars.update(bar, completed=done, total=size)
+
+
+def _tell_failed(failed: list[Fetched]) -> NoReturn:
+    """Say which artifacts failed, and exit with the code that all of their errors have, else with 1."""
+    from cli.streams import clean
+    from cli.terminal import talk
+
+    for fetched in failed:
+        talk().print(f"{clean(fetched.artifact.name)}: {clean(str(fetched.error))}", markup=False, soft_wrap=True)
+    codes = {fetched.error.exit_code for fetched in failed if fetched.error}
+    raise typer.Exit(codes.pop() if len(codes) == 1 else 1)
 
 
 def _named(client: TaskClient, task_id: str, found: list[Artifact], name: str) -> Artifact:
-    for candidate in found:
-        if name in {candidate.name, candidate.path}:
-            return candidate
+    by_path = [candidate for candidate in found if candidate.path == name]
+    for candidate in [*(candidate for candidate in found if candidate.name == name), *by_path]:
+        return candidate
     from foundation.errors import ArtifactNotFound
 
     names = ", ".join(candidate.name for candidate in found) or "none yet"
     raise ArtifactNotFound(f"Task '{task_id}' at {client.server} has no artifact '{name}'; it has: {names}.")
 
 
-def _write_out(client: TaskClient, task_id: str, wanted: list[Artifact], *, verify: bool) -> None:
+def _write_out(client: TaskClient, task_id: str, artifact: Artifact, *, verify: bool) -> None:
     """Write an artifact to stdout, once all of it is there and checked."""
-    with tempfile.TemporaryDirectory(prefix="taskyard-") as directory:
-        for path in fetch(client, task_id, wanted, Path(directory), into_directory=True, verify=verify):
-            with path.open("rb") as file:
-                shutil.copyfileobj(file, sys.stdout.buffer)
+    with tempfile.TemporaryDirectory(prefix="taskyard-") as directory, _progress(artifact.name) as progress:
+        path = Path(directory, "artifact")
+        client.download(task_id, artifact.name, path, progress, verify=verify)
+        with path.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
     sys.stdout.flush()
 
 
-def _local_path(artifact: Artifact, target: Path | None, *, into_directory: bool) -> Path:
-    parts = [part for part in PurePosixPath(artifact.name).parts if part not in {"..", "/"}] or ["artifact"]
-    if into_directory:
-        return (target or Path()) / Path(*parts)
+def _target(artifact: Artifact, target: Path | None) -> Path:
+    """The file that one artifact goes to. The guest's name chooses no directory."""
+    from client.download import local_path
+
     if target is None or target.is_dir():
-        return (target or Path()) / parts[-1]
+        return (target or Path()) / local_path(artifact.name).name
     return target

@@ -388,6 +388,15 @@ async def test_artifacts_are_listed_and_downloaded_into_their_directory_only(
     everything = await sandbox("task", "download", task_id, "--all", "-o", "all")
     assert everything.out.split() == ["all/report.md", "all/results/deep/a.xml"]
     assert (tmp_path / "all" / "results" / "deep" / "a.xml").read_bytes() == b"<a/>"
+    (tmp_path / "all" / "report.md").write_bytes(b"mine\n")
+    (tmp_path / "all" / "results" / "deep" / "a.xml").unlink()
+    again = await sandbox("task", "download", task_id, "--all", "-o", "all")
+    assert (again.code, again.out) == (3, "all/results/deep/a.xml\n")
+    assert "report.md" in again.err
+    assert (tmp_path / "all" / "report.md").read_bytes() == b"mine\n"
+    forced = await sandbox("task", "download", task_id, "--all", "-o", "all", "--force")
+    assert (forced.code, len(forced.out.split())) == (0, 2)
+    assert (tmp_path / "all" / "report.md").read_bytes() == contents["report.md"]
     site.bucket.put(artifact_key(task_id, "report.md"), b"# Rep0rt\n")
     damaged = await sandbox("task", "download", task_id, "report.md", "-o", "again.md")
     assert (damaged.code, "arrived damaged" in damaged.err) == (1, True)

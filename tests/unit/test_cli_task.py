@@ -11,11 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cli.task_reading import _local_path, pause_seconds
+from cli.task_reading import _target, pause_seconds
 from cli.task_view import print_artifacts, print_tasks
 from cli.watch import repeat
 from client import Artifact, Task
+from client.download import local_path
 from foundation.errors import UsageError
 
 
@@ -38,11 +41,23 @@ def artifact(name: str) -> Artifact:
         ("../../a.txt", "out/a.txt"),
         ("/etc/passwd", "out/etc/passwd"),
         ("..", "out/artifact"),
+        ("a\nb\x1b.txt", "out/a%0Ab%1B.txt"),
     ],
 )
 def test_no_name_of_an_artifact_leaves_the_directory(name: str, path: str) -> None:
-    assert _local_path(artifact(name), Path("out"), into_directory=True) == Path(path)
-    assert _local_path(artifact(name), None, into_directory=False) == Path(Path(path).name)
+    assert "out" / local_path(name) == Path(path)
+    assert _target(artifact(name), None) == Path(Path(path).name)
+
+
+@given(st.text(max_size=300))
+def test_every_name_has_a_path_that_a_file_can_have(name: str) -> None:
+    parts = local_path(name).parts
+    assert parts
+    assert not local_path(name).is_absolute()
+    for part in parts:
+        assert part not in {"", ".", ".."}
+        assert 1 <= len(part.encode()) <= 255
+        assert not any(ord(letter) < 32 or letter == "/" for letter in part)
 
 
 def test_help_is_shown_without_loading_what_commands_need() -> None:
