@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationError
 from activities.agent_output import AgentOutput
 from activities.agent_session import MCP_CONFIG, AgentSession, Launch
 from activities.announcements import USER_MESSAGE, announce
-from activities.failures import boundary
+from activities.failures import boundary, bounded_retries
 from activities.follower import Follower
 from activities.guest_figures import GuestFigures
 from activities.heartbeat import beating
@@ -89,6 +89,7 @@ class Agent:
         self._secrets = RunSecrets(settings)
 
     @activity.defn(name=steps.RUN_AGENT.name)
+    @bounded_retries()
     @boundary
     def run_agent(self, request: AgentRequest) -> AgentResult:
         """Start the agent if no attempt did, and follow it to its end."""

@@ -1,4 +1,8 @@
-"""The lease of a host: reserve room for a machine, and at the end release it or keep the machine for a while."""
+"""The lease of a host: reserve room for a machine, and at the end release it or keep the machine for a while.
+
+A host that is too small for a machine leaves it to others. The run fails only when it has waited for so long that every
+live host has said what it has, and none has enough.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +15,29 @@ from activities.announcements import announce, announce_teardown
 from activities.failures import boundary
 from activities.heartbeat import beating
 from activities.preservation import say_preserved
+from foundation.errors import InsufficientResources
 from foundation.settings import Settings
 from foundation.units import parse_duration, parse_size
 from machines.host import MachineHost, Reservation
 from machines.ledger import NoRoom
 from storage.bucket import Bucket
+from storage.hosts import SAY_SECONDS, STALE, live_hosts, require_host
 from workflows import steps
 from workflows.messages import Lease, ReleaseRequest, ReleaseResult, ReserveRequest
 
 _NEXT_LOOK = timedelta(seconds=3)
+# By then a host that was just started has said what it has, and one that went away is not counted any more.
+_ALL_HEARD = STALE + timedelta(seconds=2 * SAY_SECONDS)
 
 
 def host_queue(settings: Settings) -> str:
     """The task queue that only this host's worker polls."""
     return f"{settings.task_queue}-host-{settings.host_name}"
+
+
+def agent_queue(settings: Settings) -> str:
+    """The task queue of the same worker on which it follows agents, so that no other step waits behind them."""
+    return f"{host_queue(settings)}-agents"
 
 
 class Leases:
@@ -39,6 +52,7 @@ class Leases:
     @boundary
     def reserve_host(self, request: ReserveRequest) -> Lease:
         """Reserve room on this host, or fail with the time of the next look, so that waiting costs no history."""
+        waited = datetime.now(UTC) - activity.info().scheduled_time
         try:
             self._host.reserve(
                 Reservation(
@@ -48,9 +62,15 @@ class Leases:
                     cpus=request.vm.cpus,
                     memory_bytes=parse_size(request.vm.memory),
                     disk_bytes=parse_size(request.vm.disk),
-                    deadline=request.deadline,
+                    # The run's limits are counted from here on, and not from when it began to wait for room.
+                    deadline=request.deadline + waited,
                 )
             )
+        except InsufficientResources as small:
+            if waited > _ALL_HEARD:
+                vm = request.vm
+                require_host(live_hosts(self._bucket), cpus=vm.cpus, memory=vm.memory, disk=vm.disk)
+            raise ApplicationError(small.message, type=NoRoom.code, next_retry_delay=_NEXT_LOOK) from None
         except NoRoom as full:
             raise ApplicationError(full.message, type=full.code, next_retry_delay=_NEXT_LOOK) from full
         if self._settings.model_is_scripted:
@@ -74,7 +94,10 @@ class Leases:
             self._bucket, request.task_id, "lease", f"Host: {self._settings.host_name}", machine=request.machine_id
         )
         return Lease(
-            machine_id=request.machine_id, host=self._settings.host_name, task_queue=host_queue(self._settings)
+            machine_id=request.machine_id,
+            host=self._settings.host_name,
+            task_queue=host_queue(self._settings),
+            agent_queue=agent_queue(self._settings),
         )
 
     @activity.defn(name=steps.RELEASE.name)

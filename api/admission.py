@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 
-from foundation.errors import BucketUnavailable, InsufficientResources
-from foundation.units import parse_size
+from foundation.errors import BucketUnavailable
 from storage.bucket import Bucket
-from storage.hosts import HostRoom, live_hosts
+from storage.hosts import HostRoom, live_hosts, require_host
 from workflows.wire import Manifest
 
 _KNOWN_SECONDS = 5.0
+# A server and the worker beside it are started at once: what is submitted meanwhile waits for a host to speak.
+FIRST_SECONDS = 8.0
+_FIRST_LOOK_SECONDS = 0.25
 
 
 class Admission:
@@ -21,36 +23,22 @@ class Admission:
         self._bucket = bucket
         self._rooms: list[HostRoom] = []
         self._known_until = 0.0
+        self._first_until = time.monotonic() + FIRST_SECONDS
 
     async def check(self, manifest: Manifest) -> None:
-        """Return when a host is large enough, or when none is known: a run then waits for one to come.
+        """Return when a host is large enough, or when none is known: the run then waits, and hears the hosts itself.
 
         Raises InsufficientResources with the requested figures and those of the largest hosts.
         """
-        rooms = await self._live()
         vm = manifest.vm
-        cpus, memory, disk = vm.cpus, parse_size(vm.memory), parse_size(vm.disk)
-        if not rooms or any(
-            cpus <= room.cpus and memory <= room.memory_bytes and disk <= room.disk_bytes for room in rooms
-        ):
-            return
-        most = {
-            "cpus": max(room.cpus for room in rooms),
-            "memory": max(room.memory_bytes for room in rooms),
-            "disk": max(room.disk_bytes for room in rooms),
-        }
-        raise InsufficientResources(
-            f"No host can give {cpus} CPUs, {vm.memory} of memory and a disk of {vm.disk} to one machine; the largest "
-            f"figures of the {len(rooms)} live host(s) are {most['cpus']} CPUs, {_written(most['memory'])} and "
-            f"{_written(most['disk'])}. Ask for less in vm.",
-            requested_cpus=cpus,
-            available_cpus=most["cpus"],
-            requested_memory=vm.memory,
-            available_memory=_written(most["memory"]),
-            requested_disk=vm.disk,
-            available_disk=_written(most["disk"]),
-            hosts=len(rooms),
-        )
+        require_host(await self._heard(), cpus=vm.cpus, memory=vm.memory, disk=vm.disk)
+
+    async def _heard(self) -> list[HostRoom]:
+        """What the hosts say; just after the start, a moment is given to the first of them."""
+        while not (rooms := await self._live()) and time.monotonic() < self._first_until:
+            await asyncio.sleep(_FIRST_LOOK_SECONDS)
+            self._known_until = 0.0
+        return rooms
 
     async def _live(self) -> list[HostRoom]:
         if time.monotonic() >= self._known_until:
@@ -61,8 +49,3 @@ class Admission:
                 self._rooms = []
             self._known_until = time.monotonic() + _KNOWN_SECONDS
         return self._rooms
-
-
-def _written(size: int) -> str:
-    """A size as manifests write it, rounded down."""
-    return f"{size // 2**20}M" if size % 2**30 and size < 10 * 2**30 else f"{size // 2**30}G"

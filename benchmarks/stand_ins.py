@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -14,7 +13,7 @@ from temporalio.client import Client
 
 from activities.lease import host_queue
 from foundation.settings import Settings
-from worker.main import STEP_THREADS, make_worker
+from worker.main import SHARED_STEPS, polling
 from workflows import steps
 from workflows.messages import (
     AgentRequest,
@@ -39,6 +38,7 @@ from workflows.task_workflow import TaskWorkflow
 Activity = Callable[..., Any]
 
 _SHARED = (steps.RESERVE.name, steps.FINISH.name)
+_MOST_STEPS = 64
 _BEAT_SECONDS = 1.0
 
 
@@ -65,15 +65,14 @@ async def stand_in_worker(
     chosen = stand_ins.by_name() | dict(instead or {})
     shared = [chosen[name] for name in _SHARED]
     own = [step for name, step in chosen.items() if name not in _SHARED]
-    with ThreadPoolExecutor(STEP_THREADS) as threads:
-        async with (
-            make_worker(client, settings.task_queue, threads, shared, [TaskWorkflow]),
-            make_worker(client, host_queue(settings), threads, own),
-        ):
-            try:
-                yield
-            finally:
-                stand_ins.let_go()
+    async with (
+        polling(client, settings.task_queue, SHARED_STEPS, shared, [TaskWorkflow]),
+        polling(client, host_queue(settings), _MOST_STEPS, own),
+    ):
+        try:
+            yield
+        finally:
+            stand_ins.let_go()
 
 
 class StandIns:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from pydantic import BaseModel, ValidationError
 
+from foundation.errors import InsufficientResources
+from foundation.units import parse_size
 from storage.bucket import ObjectStore
 from storage.layout import host_key, hosts_prefix
 
@@ -42,6 +44,40 @@ def withdraw(store: ObjectStore, host: str) -> None:
 def live_hosts(store: ObjectStore) -> list[HostRoom]:
     """What the hosts said that have spoken lately."""
     return _live(store.get(found.key) for found in store.list(hosts_prefix()))
+
+
+def require_host(rooms: Sequence[HostRoom], *, cpus: int, memory: str, disk: str) -> None:
+    """Return when a host is large enough for a machine, full or not, or when none is known.
+
+    Raises InsufficientResources with the requested figures and those of the largest hosts.
+    """
+    memory_bytes, disk_bytes = parse_size(memory), parse_size(disk)
+    if not rooms or any(
+        cpus <= room.cpus and memory_bytes <= room.memory_bytes and disk_bytes <= room.disk_bytes for room in rooms
+    ):
+        return
+    most = {
+        "cpus": max(room.cpus for room in rooms),
+        "memory": max(room.memory_bytes for room in rooms),
+        "disk": max(room.disk_bytes for room in rooms),
+    }
+    raise InsufficientResources(
+        f"No host can give {cpus} CPUs, {memory} of memory and a disk of {disk} to one machine; the largest "
+        f"figures of the {len(rooms)} live host(s) are {most['cpus']} CPUs, {_written(most['memory'])} and "
+        f"{_written(most['disk'])}. Ask for less in vm.",
+        requested_cpus=cpus,
+        available_cpus=most["cpus"],
+        requested_memory=memory,
+        available_memory=_written(most["memory"]),
+        requested_disk=disk,
+        available_disk=_written(most["disk"]),
+        hosts=len(rooms),
+    )
+
+
+def _written(size: int) -> str:
+    """A size as manifests write it, rounded down."""
+    return f"{size // 2**20}M" if size % 2**30 and size < 10 * 2**30 else f"{size // 2**30}G"
 
 
 def _live(bodies: Iterable[bytes | None]) -> list[HostRoom]:

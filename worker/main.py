@@ -1,12 +1,12 @@
-"""The worker process of a VM host: polls the shared and the host's own queue, serves the gateway, sweeps."""
+"""The worker process of a VM host: polls the shared queue and the host's own two, serves the gateway, sweeps."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +17,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from activities.agent import Agent
 from activities.artifacts import Artifacts
 from activities.finish import Finish
-from activities.lease import Leases, host_queue
+from activities.lease import Leases, agent_queue, host_queue
 from activities.machine import Machines
 from activities.repository import Repositories
 from activities.secrets import Secrets
@@ -25,6 +25,7 @@ from foundation.engine import connect_engine
 from foundation.errors import BucketUnavailable
 from foundation.settings import Settings
 from machines.host import MachineHost
+from machines.ledger import Capacity
 from storage.bucket import Bucket
 from worker.disk_watch import watch_disks
 from worker.gateway import Gateway
@@ -34,8 +35,11 @@ from worker.room import telling_room
 from worker.sweeper import sweep_forever
 from workflows.task_workflow import TaskWorkflow
 
-# A following step blocks a thread for the whole run: one for each run, and some for the short steps beside them.
-STEP_THREADS = 64
+# Steps that are no machine's own: looks for room, and the ends of runs.
+SHARED_STEPS = 32
+# Beside one follower and two other steps for each machine that the host holds: attempts that nobody waits for any more.
+_SPARE_STEPS = 16
+_LEAST_MEMORY_BYTES = 512 * 2**20
 _GRACE = timedelta(seconds=10)
 # The sandbox would be a quarter of what a run costs the worker. The tests run the workflow in it, where it refuses
 # clocks, chance and input; recorded histories are replayed both in it and without it.
@@ -63,9 +67,8 @@ async def run(settings: Settings) -> None:
         gateway = Gateway(settings, metrics)
         await gateway.start()
         stack.push_async_callback(gateway.stop)
-        threads = stack.enter_context(ThreadPoolExecutor(STEP_THREADS, thread_name_prefix="step"))
-        for worker in _workers(settings, client, host, bucket, gateway, metrics, threads):
-            await stack.enter_async_context(worker)
+        for poller in _pollers(settings, client, host, bucket, gateway, metrics):
+            await stack.enter_async_context(poller)
         sweeper = asyncio.create_task(sweep_forever(host, client))
         stack.callback(sweeper.cancel)
         disks = asyncio.create_task(watch_disks(settings, host, metrics, bucket))
@@ -80,16 +83,10 @@ async def run(settings: Settings) -> None:
         log.info("stopping; running machines are left to the next worker")
 
 
-def _workers(
-    settings: Settings,
-    client: Client,
-    host: MachineHost,
-    bucket: Bucket,
-    gateway: Gateway,
-    metrics: WorkerMetrics,
-    threads: ThreadPoolExecutor,
-) -> list[Worker]:
-    """One worker for each queue: what any host can do, and what only the host of the lease can."""
+def _pollers(
+    settings: Settings, client: Client, host: MachineHost, bucket: Bucket, gateway: Gateway, metrics: WorkerMetrics
+) -> list[AbstractAsyncContextManager[None]]:
+    """One for each queue: what any host can do, what only the host of the lease can, and the agents that it follows."""
     leases = Leases(settings, host, bucket)
     agent = Agent(settings, host, bucket, gateway, client, asyncio.get_running_loop(), metrics.take_result)
     machines = Machines(settings, host, bucket)
@@ -98,40 +95,52 @@ def _workers(
         Repositories(settings, bucket, machines.start_early).stage_repository,
         machines.provision_machine,
         Secrets(settings, host, bucket).inject_secrets,
-        agent.run_agent,
         agent.stop_agent,
         agent.deliver_message,
         agent.close_session,
         Artifacts(settings, host, bucket).collect_artifacts,
         leases.release_machine,
+        # For runs whose host was leased by an earlier version.
+        agent.run_agent,
     ]
+    most = most_machines(host.room()[0])
     return [
-        make_worker(client, settings.task_queue, threads, shared, [TaskWorkflow]),
-        make_worker(client, host_queue(settings), threads, own),
+        polling(client, settings.task_queue, SHARED_STEPS, shared, [TaskWorkflow]),
+        polling(client, host_queue(settings), 2 * most + _SPARE_STEPS, own),
+        polling(client, agent_queue(settings), most + _SPARE_STEPS, [agent.run_agent]),
     ]
 
 
-def make_worker(
+def most_machines(capacity: Capacity) -> int:
+    """How many machines, however small, fit on a host at once."""
+    return max(1, min(capacity.cpus, capacity.memory_bytes // _LEAST_MEMORY_BYTES))
+
+
+@asynccontextmanager
+async def polling(
     client: Client,
     queue: str,
-    threads: ThreadPoolExecutor,
+    most: int,
     activities: Sequence[Callable[..., Any]],
     workflows: Sequence[type] = (),
-) -> Worker:
-    """The poller of one queue, not started yet."""
-    return Worker(
-        client,
-        task_queue=queue,
-        workflows=workflows,
-        workflow_runner=_RUNNER,
-        activities=activities,
-        activity_executor=threads,
-        max_concurrent_activities=STEP_THREADS,
-        graceful_shutdown_timeout=_GRACE,
-        # Live progress and cancellation ride on heartbeats, so they may not be held back for long.
-        max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
-        default_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
-    )
+) -> AsyncIterator[None]:
+    """Poll one queue while the block runs, for ``most`` steps at once. Each has a thread of the queue's own."""
+    with ThreadPoolExecutor(most, thread_name_prefix=queue) as threads:
+        async with Worker(
+            client,
+            task_queue=queue,
+            workflows=workflows,
+            workflow_runner=_RUNNER,
+            activities=activities,
+            activity_executor=threads,
+            max_concurrent_activities=most,
+            max_concurrent_local_activities=most,
+            graceful_shutdown_timeout=_GRACE,
+            # Live progress and cancellation ride on heartbeats, so they may not be held back for long.
+            max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
+            default_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
+        ):
+            yield
 
 
 async def _bucket(settings: Settings, stopping: asyncio.Event) -> Bucket | None:

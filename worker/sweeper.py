@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import structlog
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
+from foundation.errors import MachineError
 from machines.host import MachineHost
 
 SWEEP_SECONDS = 60.0
+_RPC_LIMIT = timedelta(seconds=10)
 
 log = structlog.get_logger("sweeper")
 
@@ -34,13 +37,15 @@ async def sweep(host: MachineHost, client: Client) -> list[str]:
     taken: list[str] = []
     for record in await asyncio.to_thread(host.records):
         # A member of the pool has no owner, nor has one that was given away: the host's own sweep knows about those.
-        if (
-            record.owner_workflow
-            and not record.preserved
-            and await _owner_is_over(client, record.owner_workflow, record.owner_run)
-        ):
-            await asyncio.to_thread(host.destroy, record.id)
-            taken.append(f"{record.id}: its run {record.owner_workflow} has ended")
+        if not record.owner_workflow or record.preserved:
+            continue
+        # One machine that resists, or one run that cannot be asked about, is no reason to leave the others.
+        try:
+            if await _owner_is_over(client, record.owner_workflow, record.owner_run):
+                await asyncio.to_thread(host.destroy, record.id)
+                taken.append(f"{record.id}: its run {record.owner_workflow} has ended")
+        except (MachineError, OSError, RPCError) as error:
+            log.warning("a machine could not be swept", machine=record.id, error=str(error))
     taken += await asyncio.to_thread(host.sweep)
     for line in taken:
         log.info("swept", what=line)
@@ -49,7 +54,7 @@ async def sweep(host: MachineHost, client: Client) -> list[str]:
 
 async def _owner_is_over(client: Client, workflow_id: str, run_id: str) -> bool:
     try:
-        description = await client.get_workflow_handle(workflow_id, run_id=run_id).describe()
+        description = await client.get_workflow_handle(workflow_id, run_id=run_id).describe(rpc_timeout=_RPC_LIMIT)
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             return True

@@ -18,6 +18,12 @@ from tests.integration.api_site import ApiSite, api_site
 from tests.stack_settings import isolated_settings
 
 
+@pytest.fixture(autouse=True)
+def _no_wait_for_a_first_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here nobody ever speaks of a host's room unless a test does."""
+    monkeypatch.setattr("api.admission.FIRST_SECONDS", 0.0)
+
+
 @pytest.fixture(scope="session")
 def services() -> Iterator[Settings]:
     """Settings of a running Temporal server, with its search attributes, and of a running S3 server with its bucket."""

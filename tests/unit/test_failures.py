@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import uuid
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, CancelledError
+from temporalio.testing import ActivityEnvironment
 
-from activities.failures import boundary
-from foundation.errors import RefNotFound, RepositoryUnreachable
+from activities import failures
+from activities.failures import boundary, bounded_retries
+from foundation.errors import BucketUnavailable, GuestUnreachable, RefNotFound, RepositoryUnreachable
 
 
 def failing(error: Exception) -> ApplicationError:
@@ -73,3 +79,80 @@ def test_a_guarded_step_keeps_its_types_for_temporal() -> None:
 
     assert inspect.signature(Steps.a_step).return_annotation == "str"
     assert Steps().a_step(1) == "1"
+
+
+class _Clock:
+    """What ``time`` is to the module: a clock that the test sets."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def repeated(error: Exception, attempts: list[tuple[float, float]]) -> list[bool]:
+    """Whether each failure was said to be the last, of attempts that lasted so long after so long a wait."""
+    clock = _Clock()
+
+    @bounded_retries()
+    @boundary
+    def step(lasts: float) -> None:
+        clock.now += lasts
+        raise error
+
+    environment = ActivityEnvironment()
+    environment.info = replace(environment.info, workflow_run_id=uuid.uuid4().hex)
+    ended = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(failures, "time", clock)
+        for waits, lasts in attempts:
+            clock.now += waits
+            with pytest.raises(ApplicationError) as told:
+                environment.run(step, lasts)
+            ended.append(told.value.non_retryable)
+            if told.value.non_retryable:
+                break
+    return ended
+
+
+@given(st.lists(st.tuples(st.floats(0, 60), st.floats(0, 600)), min_size=1, max_size=60))
+def test_a_step_that_only_fails_is_given_up_and_one_that_works_between_is_not(
+    attempts: list[tuple[float, float]],
+) -> None:
+    ended = repeated(GuestUnreachable("No answer."), attempts)
+    # The failures since the last attempt that worked for a while.
+    ends, now = [], 0.0
+    for waits, lasts in attempts[: len(ended)]:
+        now += waits + lasts
+        ends = [now] if lasts > failures.WORKED_SECONDS else [*ends, now]
+    enough = len(ends) > failures.FAILURES_LEAST and ends[-1] - ends[0] >= failures.FAILING_SECONDS
+    assert ended[-1] is enough
+    assert not any(ended[:-1])
+
+
+def test_a_step_that_fails_for_ever_is_given_up_after_a_quarter_of_an_hour() -> None:
+    ended = repeated(GuestUnreachable("No answer."), [(15.0, 1.0)] * 500)
+    assert ended[-1]
+    assert len(ended) * 16 < failures.FAILING_SECONDS + 60
+
+
+def test_a_bucket_that_is_away_is_waited_for_however_long() -> None:
+    assert not any(repeated(BucketUnavailable("Away."), [(15.0, 3.0)] * 500))
+
+
+def test_a_success_begins_the_count_anew() -> None:
+    fails = True
+
+    @bounded_retries()
+    @boundary
+    def step() -> None:
+        if fails:
+            raise GuestUnreachable("No answer.")
+
+    environment = ActivityEnvironment()
+    with pytest.raises(ApplicationError):
+        environment.run(step)
+    fails = False
+    environment.run(step)
+    key = (environment.info.workflow_run_id or "", environment.info.activity_id)
+    assert key not in failures._spells
