@@ -47,8 +47,8 @@ from workflows.messages import (
     TaskSubmission,
     UserMessage,
 )
+from workflows.report import STATUS_MEMO
 from workflows.states import TaskState
-from workflows.task_workflow import STATUS_MEMO
 from workflows.wire import Manifest
 
 # A live worker answers a query in some 30 ms; beyond this the memo answers instead.

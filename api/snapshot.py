@@ -12,8 +12,8 @@ from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSear
 
 from workflows import steps
 from workflows.messages import LiveProgress, TaskStatus, Transition
+from workflows.report import CHANGED_KEY, STARTED_KEY, STATE_KEY, STATUS_MEMO
 from workflows.states import STATE_MESSAGES, Cause, TaskState
-from workflows.task_workflow import CHANGED_KEY, STARTED_KEY, STATE_KEY, STATUS_MEMO
 from workflows.wire import Manifest
 
 WORKFLOW_TYPE = "TaskWorkflow"

@@ -15,8 +15,8 @@ from temporalio.client import Client, WorkflowExecution
 from api.engine import RPC_LIMIT, Engine
 from api.snapshot import WORKFLOW_TYPE, status_of
 from workflows.messages import TaskStatus
+from workflows.report import STATE_KEY
 from workflows.states import TaskState
-from workflows.task_workflow import STATE_KEY
 
 _PAGE = 500
 _EVERY_RUN = f"WorkflowType = '{WORKFLOW_TYPE}' AND ExecutionStatus != 'ContinuedAsNew'"

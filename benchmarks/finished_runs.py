@@ -14,8 +14,8 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api.snapshot import WORKFLOW_TYPE, search_attributes, workflow_id
 from workflows.messages import TaskStatus, TaskSubmission, Transition
+from workflows.report import STARTED_KEY, STATUS_MEMO
 from workflows.states import STATE_MESSAGES, TaskState
-from workflows.task_workflow import STARTED_KEY, STATUS_MEMO
 
 _AT_ONCE = 40
 _STEPS = (

@@ -10,8 +10,8 @@ from typing import Any
 from temporalio.client import Client, WorkflowExecutionStatus
 
 from api.snapshot import ID_PREFIX, WORKFLOW_TYPE
+from workflows.report import STATE_KEY
 from workflows.states import TaskState
-from workflows.task_workflow import STATE_KEY
 
 Truth = Mapping[str, TaskState]
 

@@ -7,6 +7,7 @@ promises of activities: time limits, heartbeats, retries, cancellation, and that
 from __future__ import annotations
 
 import asyncio
+import gc
 import heapq
 import itertools
 import math
@@ -83,6 +84,7 @@ class SkippingClock:
     events: int = 3
     largest_payload: int = 0
     patches: set[str] = field(default_factory=set)
+    unheard: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._plan: list[tuple[float, int, Callable[[], None]]] = []
@@ -134,6 +136,7 @@ class SkippingClock:
             last_failure=None,
         )
         self._instance = asyncio.run(_created(details))
+        self._instance.set_exception_handler(lambda _, context: self.unheard.append(context))  # type: ignore[attr-defined]
         start = activation.InitializeWorkflow(
             workflow_type="TaskWorkflow",
             workflow_id="task-a",
@@ -188,6 +191,7 @@ class SkippingClock:
             assert self.now <= most, f"the run has not ended after {most:.0f} s; it called {self.calls[-5:]}"
             do()
         self.ended_at = self.now
+        gc.collect(1)  # an exception that nobody heard of is told when its task goes
         self._activate([activation.WorkflowActivationJob(remove_from_cache=activation.RemoveFromCache())])
         return self._result
 

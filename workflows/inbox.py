@@ -56,9 +56,10 @@ class Inbox:
         """Id and text of the message whose turn it is."""
         return self._waiting[0]
 
-    def delivered(self) -> None:
-        """The first one has reached the agent."""
-        self._waiting.popleft()
+    def delivered(self, message_id: str) -> None:
+        """The first one has reached the agent, unless it was given up before that was known."""
+        if self._waiting and self._waiting[0][0] == message_id:
+            self._waiting.popleft()
 
     def give_up(self) -> None:
         """The first one will not be delivered."""

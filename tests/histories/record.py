@@ -79,6 +79,35 @@ async def given_up(run: Run) -> None:
     await until(lambda: has_event(run, EventType.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT), "the end of the patience")
 
 
+async def stop_ignored(fake: FakeSteps, run: Run) -> None:
+    """Neither the stop nor the end of the machine ends the agent's step, which is called off."""
+    fake.stop_helps = False
+    await cancelled(fake, run)
+
+
+async def not_delivered(fake: FakeSteps, run: Run) -> None:
+    """A message that the guest does not take, and one that comes after the close."""
+    await fake.agent_running.wait()
+    await run.signal(TaskWorkflow.user_message, UserMessage(text="more", id="1"))
+    await until(lambda: has_event(run, EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED), "the failed delivery")
+    await run.signal(TaskWorkflow.close)
+    await run.signal(TaskWorkflow.user_message, UserMessage(text="more", id="2"))
+    await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=1))
+    fake.agent_over.set()
+
+
+async def called_off(fake: FakeSteps, run: Run) -> None:
+    """A collection that hangs, and a forced cancel."""
+    fake.agent_over.set()
+    await until(lambda: "collect" in fake.calls, "the collection")
+    await run.signal(TaskWorkflow.cancel, CancelRequest(force=True))
+
+
+async def cancelled_on_a_lost_host(_fake: FakeSteps, run: Run) -> None:
+    await reserved(_fake, run)
+    await run.signal(TaskWorkflow.cancel, CancelRequest(reason="no longer needed"))
+
+
 async def by_itself(_fake: FakeSteps, _run: Run) -> None:
     """Nothing comes from outside."""
 
@@ -91,6 +120,10 @@ def full_at_first(_request: Any) -> None:
     """A host without room for whoever looks at it first, which is the worker with the workflow in hand."""
     if activity.info().is_local:
         raise ApplicationError("No room for the machine now.", type="no_room")
+
+
+async def hangs(_request: Any) -> None:
+    await asyncio.sleep(3600)
 
 
 def on_a_lost_host(request: ReserveRequest) -> Lease:
@@ -115,6 +148,10 @@ COURSES = {
     "not_staged": Course(by_itself, instead={"stage": refused}),
     "reserved_at_once": Course(closed, secrets=False),
     "reserved_later": Course(closed, instead={"reserve": full_at_first}),
+    "stop_ignored": Course(stop_ignored),
+    "not_delivered": Course(not_delivered, instead={"deliver": refused}),
+    "collection_called_off": Course(called_off, instead={"collect": hangs}),
+    "left_to_the_host": Course(cancelled_on_a_lost_host, instead={"reserve": on_a_lost_host}),
     "host_lost": Course(reserved, away=given_up, instead={"reserve": on_a_lost_host}),
 }
 
@@ -162,6 +199,8 @@ async def main() -> None:
     """Record all courses on a Temporal server of their own."""
     # Long enough for a worker to be gone by then, and the only patience that any course comes to the end of.
     steps.STAGE = replace(steps.STAGE, wait=timedelta(seconds=5))
+    steps.RELEASE = replace(steps.RELEASE, wait=timedelta(seconds=2))
+    steps.REPORT = steps.SETTLE = timedelta(seconds=2)
     with tempfile.TemporaryDirectory(prefix="ty-") as home:
         settings = isolated_settings(Path(home))
         with Stack(settings, parts=("temporal",)):

@@ -52,6 +52,7 @@ class FakeSteps:
         self.agent_running = asyncio.Event()
         self.agent_over = asyncio.Event()
         self.agent_result = AgentResult(exit_code=0, result="done")
+        self.stop_helps = True
 
     def worker(self, client: Client, **settings: Any) -> Worker:
         """A worker of the real workflow with these steps, not started yet; ``settings`` are the SDK's."""
@@ -109,8 +110,9 @@ class FakeSteps:
     @activity.defn(name=steps.STOP_AGENT.name)
     async def stop_agent(self, request: StopAgentRequest) -> None:
         await self._take("stop_force" if request.force else "stop", request, None)
-        self.agent_result = AgentResult(exit_code=143)
-        self.agent_over.set()
+        if self.stop_helps:
+            self.agent_result = AgentResult(exit_code=143)
+            self.agent_over.set()
 
     @activity.defn(name=steps.DELIVER.name)
     async def deliver(self, request: DeliverRequest) -> None:

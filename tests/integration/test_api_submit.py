@@ -21,7 +21,8 @@ from websockets.asyncio.client import connect
 from api.health import router as health_router
 from storage.hosts import HostRoom, live_hosts, say_room, withdraw
 from tests.integration.api_site import ApiSite, api_site, as_yaml, manifest, until
-from workflows.messages import AgentProgress, AgentRequest, AgentResult
+from workflows.inbox import WAITING_MOST
+from workflows.messages import MESSAGE_BYTES, AgentProgress, AgentRequest, AgentResult, UserMessage
 from workflows.states import Cause
 
 TASKS = "/api/v1/tasks"
@@ -333,6 +334,38 @@ async def test_messages_reach_the_agent_in_order_and_once(site: ApiSite) -> None
         assert (refused.status_code, refused.json()["error"]) == (422, "invalid_body")
         empty = await site.http.post(f"{TASKS}/{task_id}/messages", json={"text": ""})
         assert (empty.status_code, empty.json()["error"]) == (422, "invalid_body")
+
+
+async def test_a_message_that_cannot_be_delivered_is_refused_and_a_direct_one_is_told(site: ApiSite) -> None:
+    held = asyncio.Event()
+
+    async def hold(_: Any) -> None:
+        await held.wait()
+
+    async with site.worker() as steps:
+        steps.instead["deliver"] = hold
+        task_id = await site.submit(claude={"headless": False})
+        await steps.agent_running.wait()
+        path = f"{TASKS}/{task_id}/messages"
+        large = await site.http.post(path, json={"text": "ö" * (MESSAGE_BYTES // 2 + 1)})
+        assert (large.status_code, large.json()["error"]) == (413, "payload_too_large")
+
+        run = site.temporal.get_workflow_handle(f"task-{task_id}")
+        for number in range(WAITING_MOST):
+            await run.signal("user_message", UserMessage(text="more", id=str(number)))
+        full = await site.http.post(path, json={"text": "one too many"})
+        assert (full.status_code, full.json()["error"]) == (429, "rate_limit_exceeded")
+
+        assert (await site.http.post(f"{TASKS}/{task_id}/close")).status_code == 202
+        closed = await site.http.post(path, json={"text": "too late"})
+        assert (closed.status_code, closed.json()["error"]) == (409, "session_closed")
+        await run.signal("user_message", UserMessage(text="too late", id="late"))
+        detail = (await site.http.get(f"{TASKS}/{task_id}")).json()
+        assert (detail["state"], detail["undelivered_messages"]) == ("running", ["late"])
+        assert any("after the session was closed" in note for note in detail["notes"])
+        steps.agent_over.set()
+        held.set()
+        await site.until_state(task_id, "completed")
 
 
 @pytest.mark.parametrize("task_id", ["never-was", "x" * 2000, "%2e%2e%2fsecret"], ids=["new", "long", "escaping"])

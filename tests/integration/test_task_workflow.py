@@ -30,8 +30,9 @@ from workflows.messages import (
     TurnEnded,
     UserMessage,
 )
+from workflows.report import STATE_KEY
 from workflows.states import Cause, TaskState
-from workflows.task_workflow import STATE_KEY, TaskWorkflow
+from workflows.task_workflow import TaskWorkflow
 
 
 def a_manifest(**parts: dict[str, Any]) -> Manifest:

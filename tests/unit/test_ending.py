@@ -312,6 +312,21 @@ def test_a_delivery_that_fails_is_told_and_does_not_strand_the_session(behaviour
     assert any("could not be delivered" in note for note in status.notes)
 
 
+@pytest.mark.parametrize("behaviour", [DEAF, FAILS, always(Act(takes=45.0))], ids=["hangs", "fails", "succeeds"])
+def test_messages_that_wait_when_the_agent_ends_are_told_and_not_delivered_any_more(behaviour: Behaviour) -> None:
+    clock = a_run(DELIVER=behaviour, COLLECT=always(Act(CollectResult(), takes=20.0)), RELEASE=HANGS)
+    end = PHASES["RUN_AGENT"] + AGENT_SECONDS
+    for number in range(3):
+        message = UserMessage(text="more", id=str(number))
+        clock.at(end - 1.0, lambda message=message: clock.signal("user_message", message))
+    status = clock.run()
+    assert status.state is TaskState.COMPLETED
+    assert set(status.undelivered_messages) >= {"1", "2"}
+    assert not [name for at, name, _ in clock.calls if name == steps.DELIVER.name and at > end + 1.0]
+    assert clock.unheard == []
+    assert not any("could not be delivered" in note for note in status.notes)
+
+
 def test_undelivered_messages_show_while_the_run_goes_on() -> None:
     clock = a_run(DELIVER=REFUSES)
     seen: list[TaskStatus] = []
@@ -446,6 +461,7 @@ def test_whatever_breaks_a_run_ends_within_its_limits(
     completing = 75 * MINUTE + 25 * MINUTE + 10 * MINUTE
     status = clock.run(most=stages + TIMEOUT + 15 * MINUTE + 15 * MINUTE + ENDING + completing)
     assert status.state.terminal
+    assert clock.unheard == []
     assert (status.cause is None) == (status.state is TaskState.COMPLETED)
     assert clock.events < 2_000
     if asked:
