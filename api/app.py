@@ -40,6 +40,8 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         filling = asyncio.create_task(_fill(index))
+        # The framework puts its routes together when they are first needed; that is no work for the event loop.
+        await asyncio.to_thread(app.openapi)
         yield
         filling.cancel()
         await asyncio.gather(filling, return_exceptions=True)

@@ -9,10 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
-from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowQueryFailedError
+from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowQueryFailedError
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
@@ -21,6 +18,7 @@ from api import listing, snapshot
 from api.admission import Admission
 from api.engine import RPC_LIMIT, Engine, is_unknown
 from api.index import RunIndex
+from api.pollers import Pollers
 from foundation.errors import (
     ArtifactNotFound,
     DuplicateTaskId,
@@ -77,6 +75,7 @@ class Core:
         self._bucket = bucket
         self._index = index
         self._admission = Admission(bucket)
+        self._pollers = Pollers(engine)
         self._unanswered_until = 0.0
 
     async def submit(self, manifest: Manifest) -> TaskStatus:
@@ -258,8 +257,7 @@ class Core:
 
     async def check_engine(self) -> int:
         """How many workers poll the task queue. Raises EngineUnavailable."""
-        client = await self._engine.client()
-        return await count_workers(self._engine, client)
+        return await self._pollers.count()
 
     # --- how
 
@@ -387,18 +385,6 @@ class Core:
 def new_task_id() -> str:
     """An id that sorts by its time of making: seconds in base 32, then 25 random bits."""
     return _base32(int(time.time()), 7) + "-" + _base32(secrets.randbits(25), 5)
-
-
-async def count_workers(engine: Engine, client: Client) -> int:
-    """How many workers have polled the shared task queue in the last minutes. Raises EngineUnavailable."""
-    request = DescribeTaskQueueRequest(
-        namespace=client.namespace,
-        task_queue=TaskQueue(name=engine.task_queue),
-        task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
-    )
-    with engine.failures():
-        answer = await client.workflow_service.describe_task_queue(request, timeout=RPC_LIMIT)
-    return len({poller.identity for poller in answer.pollers})
 
 
 def _check_form(task_id: str) -> None:

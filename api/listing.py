@@ -10,7 +10,6 @@ from typing import Literal
 from api.index import RunIndex
 from api.rows import Row
 from foundation.errors import InvalidParameter
-from workflows.messages import TaskStatus
 from workflows.states import TaskState
 
 Sort = Literal["created_at", "started_at", "state_changed_at", "name"]
@@ -50,7 +49,7 @@ class TaskQuery:
 class Page:
     """One page of runs, and how many the filters let through in all."""
 
-    tasks: list[TaskStatus]
+    rows: list[Row]
     total: int
 
 
@@ -75,4 +74,4 @@ def find(index: RunIndex, query: TaskQuery) -> Page:
         shown = list(reversed(found[max(0, end - last) : max(0, end - first)]))
     else:
         shown = list(found[first:last])
-    return Page([row.status for row in shown], len(found))
+    return Page(shown, len(found))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +13,9 @@ from itertools import islice
 from typing import Literal, Protocol
 
 import anyio
+from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.types import Send
 
 from api.core import Core
 from foundation.errors import EngineUnavailable, InvalidParameter, TaskyardError
@@ -83,14 +85,28 @@ def negotiate(accept: str, *, follow: bool) -> Writing:
     return PlainText()
 
 
+class LogResponse(StreamingResponse):
+    """A log as it is written. When the client goes, whatever the log is read from is let go of at once."""
+
+    def __init__(self, content: AsyncGenerator[bytes], media_type: str) -> None:
+        self._content = content
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(content, media_type=media_type, headers=headers)
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._content):
+            await super().stream_response(send)
+
+
 async def written(
     query: LogQuery, writing: Writing, task_id: str, core: Core, bucket: Bucket, followers: RunLogFollowers
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """The log's bytes. A followed log ends when the run has; any other after what is stored now."""
     try:
-        async for batch in _batches(query, task_id, core, bucket, followers):
-            text = b"".join(writing.entry(entry) for entry in batch)
-            yield text or writing.keepalive()
+        async with aclosing(_batches(query, task_id, core, bucket, followers)) as batches:
+            async for batch in batches:
+                text = b"".join(writing.entry(entry) for entry in batch)
+                yield text or writing.keepalive()
         status = (await core.status(task_id)).status
         if status.state.terminal:
             yield writing.completed(status)
@@ -101,7 +117,7 @@ async def written(
 
 async def _batches(
     query: LogQuery, task_id: str, core: Core, bucket: Bucket, followers: RunLogFollowers
-) -> AsyncIterator[list[LogEntry]]:
+) -> AsyncGenerator[list[LogEntry]]:
     after_id = query.after_id
     if query.tail:
         latest = await asyncio.to_thread(_latest, bucket, task_id, query)
@@ -113,14 +129,17 @@ async def _batches(
         while batch := await asyncio.to_thread(lambda: list(islice(entries, _BATCH))):
             yield [entry for entry in batch if query.wants(entry)]
     if query.follow:
-        async with aclosing(followers.follow(task_id, after_id)) as coming:
-            async for batch in _with_pauses(coming, lambda: core.has_ended(task_id)):
+        async with (
+            aclosing(followers.follow(task_id, after_id)) as coming,
+            aclosing(_with_pauses(coming, lambda: core.has_ended(task_id))) as batches,
+        ):
+            async for batch in batches:
                 yield [entry for entry in batch if query.wants(entry)]
 
 
 async def _with_pauses(
     entries: AsyncIterator[LogEntry], has_ended: Callable[[], Awaitable[bool]]
-) -> AsyncIterator[list[LogEntry]]:
+) -> AsyncGenerator[list[LogEntry]]:
     """Entries one by one, with an empty batch whenever none came for a while.
 
     A closed log ends this at once. That of a run which was ended past its own steps is never closed: it ends when

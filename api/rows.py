@@ -14,13 +14,18 @@ from workflows.states import TaskState
 
 _RANK = {state: rank for rank, state in enumerate(TaskState)}
 
-# What a list does not show is not kept for it.
-_KEPT_OUT = {"transitions", "result", "undelivered_messages", "notes", "manifest", "usage"}
+# What a list shows of a status, and therefore what is kept of it.
+_SHOWN = frozenset(
+    {
+        *("id", "name", "labels", "state", "state_message", "created_at", "started_at", "state_changed_at"),
+        *("vm_name", "vm_ip", "exit_code", "cause", "error", "progress"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One run as lists show it; ``packed`` is its status as JSON, without what only the run's own page shows.
+    """One run as lists show it; ``packed`` is that as JSON, ready to be sent.
 
     ``began`` and ``closed`` are dated by Temporal. ``recorded`` is what the store shows of the run; None while it does
     not show it at all: the run was started by this process.
@@ -41,7 +46,7 @@ class Row:
 
     @property
     def status(self) -> TaskStatus:
-        """The status that the row holds."""
+        """As much of the status as the row holds."""
         return TaskStatus.model_validate_json(self.packed)
 
     @property
@@ -77,7 +82,7 @@ def make_row(
         began=began,
         closed=closed,
         recorded=recorded,
-        packed=status.model_dump_json(exclude=_KEPT_OUT).encode(),
+        packed=status.model_dump_json(include=set(_SHOWN)).encode(),
     )
 
 

@@ -153,6 +153,7 @@ async def submit(
     responses=errors.responses(InvalidParameter, RateLimitExceeded)
     | examples.answer(examples.LIST, description="A page of runs"),
     dependencies=[limited("list")],
+    response_model=views.TaskList,
 )
 async def list_tasks(
     request: Request,
@@ -162,19 +163,12 @@ async def list_tasks(
     offset: Annotated[int, Query(ge=0)] = 0,
     sort: Annotated[listing.Sort, Query()] = "created_at",
     order: Annotated[listing.Order, Query()] = "desc",
-) -> views.TaskList:
+) -> Response:
     """Runs, newest first. ``label.KEY=VALUE`` filters by a label and may be given several times."""
     query = listing.TaskQuery(
         states=listing.parse_states(state), labels=_labels(request), limit=limit, offset=offset, sort=sort, order=order
     )
-    page = await core.find(query)
-    return views.TaskList(
-        tasks=[views.summary(status) for status in page.tasks],
-        total_count=page.total,
-        limit=limit,
-        offset=offset,
-        has_more=offset + len(page.tasks) < page.total,
-    )
+    return Response(views.task_list(await core.find(query), limit, offset), media_type="application/json")
 
 
 @router.get(
@@ -297,10 +291,8 @@ async def read_logs(  # noqa: PLR0917 -- all are named by their query or header
     )
     await core.status(task_id)
     writing = logs.negotiate(accept, follow=follow)
-    return StreamingResponse(
-        logs.written(query, writing, task_id, core, state.bucket, state.followers),
-        media_type=writing.media_type,
-        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+    return logs.LogResponse(
+        logs.written(query, writing, task_id, core, state.bucket, state.followers), writing.media_type
     )
 
 

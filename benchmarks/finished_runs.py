@@ -71,6 +71,8 @@ async def make_ended_runs(
         workflows=[EndedRun],
         workflow_runner=UnsandboxedWorkflowRunner(),
         max_cached_workflows=0,
+        # Without one, the SDK hashes the code of all modules in the event loop.
+        build_id="ended-runs",
     ):
         for first in range(0, count, _AT_ONCE):
             await asyncio.gather(*(_end(client, queue, status) for status in statuses[first : first + _AT_ONCE]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import defaultdict
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from api import index as index_module
+from api import views
 from api.index import RunIndex
 from api.listing import TaskQuery, find
 from foundation.errors import EngineUnavailable
@@ -102,7 +104,7 @@ class Course:
             assert rows.get(run_id) in [run and (run.state, run.closed) for run in possible]
         ids = {row.run_id for row in self.index.rows()}
         listed = find(self.index, TaskQuery(limit=1000))
-        assert (len(listed.tasks), listed.total) == (len(ids), len(ids))
+        assert (len(listed.rows), listed.total) == (len(ids), len(ids))
         assert ids == {row.run_id for row in self.index.ordered("created_at", lambda row: row.created_at)}
 
     def _remember(self, run_id: str) -> None:
@@ -212,3 +214,17 @@ async def test_few_requests_find_the_one_run_among_many_that_was_forgotten() -> 
     await index.look()
     assert "t31" not in {row.id for row in index.rows()}
     assert store.requests < 40
+
+
+async def test_rows_hold_what_a_list_answers_and_no_more() -> None:
+    store = VisibilityStore()
+    index = RunIndex(store, clock=lambda: store.now)
+    for number in range(3):
+        store.enter(store.start(f"t{number}").run_id, STATES[-1 - number])
+    await index.look()
+    text = views.task_list(find(index, TaskQuery(limit=2)), 2, 0)
+    answer = json.loads(text)
+    assert set(answer) == set(views.TaskList.model_fields)
+    assert all(set(task) == set(views.TaskSummary.model_fields) for task in answer["tasks"])
+    assert (answer["total_count"], answer["has_more"]) == (3, True)
+    assert json.loads(views.TaskList.model_validate_json(text).model_dump_json()) == answer

@@ -22,7 +22,13 @@ def test_there_are_histories_to_replay() -> None:
 @pytest.mark.parametrize("runner", [SandboxedWorkflowRunner(), UnsandboxedWorkflowRunner()], ids=["sandbox", "worker"])
 @pytest.mark.parametrize(("name", "recorded"), [(path.stem, path.read_text()) for path in HISTORIES])
 async def test_a_recorded_history_replays(name: str, recorded: str, runner: WorkflowRunner) -> None:
-    replayer = Replayer(workflows=[TaskWorkflow], data_converter=pydantic_data_converter, workflow_runner=runner)
+    replayer = Replayer(
+        workflows=[TaskWorkflow],
+        data_converter=pydantic_data_converter,
+        workflow_runner=runner,
+        # Without one, the SDK hashes the code of all modules in the event loop.
+        build_id="replayed",
+    )
     history = WorkflowHistory.from_json(f"task-{name}", recorded)
     result = await replayer.replay_workflow(history, raise_on_replay_failure=False)
     assert result.replay_failure is None
