@@ -67,7 +67,7 @@ def watchdog(ctx: typer.Context) -> None:
     with open_client(ctx) as client:
         answer = client.health(_WATCHDOG)
     if not print_data(answer, format_of(ctx, OutputFormat.TEXT)):
-        typer.echo(clean(str(answer.get("http", "it answers, and not as Taskyard does"))))
+        typer.echo(clean(str(answer.get("http") or answer.get("status"))))
 
 
 @asks_server

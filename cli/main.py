@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import sys
 from dataclasses import replace
@@ -52,7 +53,8 @@ def run() -> None:
         code = _INTERRUPTED
     # From here on nothing is left to be broken off.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(code if streams.finish() else code or 1)
+    unwritten = streams.finish()
+    sys.exit(code or unwritten)
 
 
 class LazyCommand(TyperCommand):
@@ -172,7 +174,10 @@ def _settings_fault(error: Exception) -> str | None:
     from pydantic_settings import SettingsError
 
     if isinstance(error, SettingsError):
-        return f"A setting in the environment is not readable: {str(error).rstrip('.')}."
+        # It says so of the field only, and in its sentence.
+        field = re.search(r'field "(\w+)"', str(error))
+        name = f"TASKYARD_{field[1].upper()}" if field else "A setting in the environment"
+        return f"{name} is not readable as JSON, which lists and tables of settings are written in."
     if not isinstance(error, ValidationError) or error.title != "Settings":
         return None
     faults = []

@@ -7,9 +7,11 @@ import io
 import os
 import re
 import sys
+from contextlib import suppress
 from typing import Any, TextIO
 
 CLOSED_PIPE = 141
+_SHOW_CURSOR = b"\x1b[?25h"
 
 # What is a line's end to some program and none to others goes with the control characters; so do half characters, and
 # what changes the direction of the text around it or cannot be seen.
@@ -65,16 +67,22 @@ def prepare() -> None:
             setattr(sys, name, made)
 
 
-def finish() -> bool:
-    """Write what is still to be written. False when that was not possible."""
-    done = True
+def finish() -> int | None:
+    """Write what is still to be written, and show the cursor again; the exit code when that was not possible."""
+    code: int | None = None
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
+        except SystemExit as leaving:
+            code = code or int(str(leaving.code))
         except (OSError, ValueError):
-            done = False
+            code = code or 1
     _Pipe.over = True
-    return done
+    # Ctrl-C may have come before whatever hides it could promise to show it.
+    if os.environ.get("TERM", "dumb") not in {"dumb", "unknown"} and os.isatty(1):
+        with suppress(OSError):
+            os.write(1, _SHOW_CURSOR)
+    return code
 
 
 class _Pipe(io.FileIO):

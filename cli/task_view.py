@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -141,8 +142,7 @@ def print_fields(rows: Sequence[tuple[str, str | Text | None]], to_copy: Sequenc
 
 def states_of(task: Task) -> Iterator[tuple[str, float | None]]:
     """Each state that the run went through and the seconds it took; none for the last one."""
-    following = [*task.transitions[1:], None]
-    for entered, left in zip(task.transitions, following, strict=True):
+    for entered, left in zip_longest(task.transitions, task.transitions[1:]):
         yield entered.state, (left.at - entered.at).total_seconds() if left else None
 
 
