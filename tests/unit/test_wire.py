@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
-from pydantic import AwareDatetime, BaseModel, TypeAdapter
+from pydantic import AwareDatetime, BaseModel, RootModel, TypeAdapter
 from temporalio.api.common.v1 import Payload
 from temporalio.contrib.pydantic import pydantic_data_converter
 
@@ -45,7 +45,8 @@ def models(*modules: types.ModuleType) -> list[type[BaseModel]]:
         for each in vars(module).values()
         if isinstance(each, type) and issubclass(each, BaseModel) and each.__module__ == module.__name__
     ]
-    return [each for each in found if each.model_fields]
+    # A mapping of whatever is told has no field that could be unknown.
+    return [each for each in found if each.model_fields and not issubclass(each, RootModel)]
 
 
 def sample(kind: Any, newer: dict[str, Any]) -> Any:
