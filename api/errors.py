@@ -12,7 +12,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from foundation.errors import InvalidParameter, OriginRefused, ServiceUnavailable, TaskyardError
+from foundation.errors import InvalidBody, InvalidParameter, OriginRefused, ServiceUnavailable, TaskyardError
+from foundation.faults import Fault, sentence, shown
+from foundation.urls import without_credentials
 
 _log = structlog.get_logger()
 
@@ -20,6 +22,7 @@ _log = structlog.get_logger()
 _ALSO_ON_TOP = ("existing_task", "task_state")
 
 _RETRY_AFTER_SECONDS = 2
+_LONGEST_PATH = 200
 
 _CODES = {
     400: "bad_request",
@@ -27,7 +30,6 @@ _CODES = {
     405: "method_not_allowed",
     413: "payload_too_large",
     415: "unsupported_media_type",
-    422: "invalid_body",
     500: "internal_error",
 }
 
@@ -80,25 +82,25 @@ async def _known(request: Request, error: Exception) -> JSONResponse:
 def refusal(request: Request, error: TaskyardError) -> JSONResponse:
     """The answer that tells an error."""
     if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        _log.warning("request failed", path=request.url.path, code=error.code, message=error.message)
+        _log.warning("request failed", path=_path(request), code=error.code, message=error.message)
     return _answer(request, error.http_status, error.code, error.message, error.details)
 
 
 async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise TypeError(f"not a validation error: {error!r}")
-    faults = [
-        {
-            "field": ".".join(str(part) for part in item["loc"][1:]) or str(item["loc"][0]),
-            "message": item["msg"].removeprefix("Value error, "),
-            "validation": item["type"],
-        }
-        for item in error.errors()
-    ]
-    message = "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
-    if any(item["loc"][0] == "body" for item in error.errors()):
-        return _answer(request, 422, _CODES[422], message, {"errors": faults})
-    return _answer(request, InvalidParameter.http_status, InvalidParameter.code, message, {"errors": faults})
+    faults = shown(
+        [
+            Fault(
+                ".".join(str(part) for part in item["loc"][1:]) or str(item["loc"][0]),
+                item["msg"].removeprefix("Value error, "),
+                item["type"],
+            )
+            for item in error.errors()
+        ]
+    )
+    refused = InvalidBody if any(item["loc"][0] == "body" for item in error.errors()) else InvalidParameter
+    return _answer(request, refused.http_status, refused.code, sentence(faults), {"errors": faults})
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
@@ -108,9 +110,9 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     code = _CODES.get(status, HTTPStatus(status).phrase.lower().replace(" ", "_"))
     headers = dict(error.headers or {})
     if status == HTTPStatus.NOT_FOUND:
-        message = f"There is nothing at {request.url.path}; /docs lists what there is."
+        message = f"There is nothing at {_path(request)}; /docs lists what there is."
     elif status == HTTPStatus.METHOD_NOT_ALLOWED:
-        message = f"{request.method} does not work on {request.url.path}; allowed: {headers.get('allow', '')}."
+        message = f"{request.method} does not work on {_path(request)}; allowed: {headers.get('allow', '')}."
     elif status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         message = "The body is too large; 2 MiB are taken at most."
     else:
@@ -119,9 +121,15 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
-    _log.error("unforeseen failure", path=request.url.path, exc_info=error)
+    _log.error("unforeseen failure", path=_path(request), exc_info=error)
     message = "Taskyard failed at this; the server's log has the cause."
     return _answer(request, 500, _CODES[500], message, {})
+
+
+def _path(request: Request) -> str:
+    """The path that was asked for, as it may be shown; the framework's own way of telling it fails on some hosts."""
+    path = without_credentials(str(request.scope["path"]))
+    return path if len(path) <= _LONGEST_PATH else path[:_LONGEST_PATH] + "…"
 
 
 def _answer(

@@ -1,4 +1,4 @@
-"""The most that a request's body may hold, told by the error body of all others."""
+"""How large a request's body may be, and that it comes as it is: told by the error body of all others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _TOO_LARGE = 413
+_NOT_READ = 415
 
 
 class BodyLimit:
@@ -23,11 +24,17 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
-        taken = int(declared) if declared.isdecimal() and int(declared) > self._most else 0
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "").strip().lstrip("0")
+        digits = declared if declared.isdecimal() else ""
+        beyond = len(digits) > len(str(self._most)) or int(digits or 0) > self._most
+        taken = self._most + 1 if beyond else 0
+        encoding = headers.get("content-encoding", "identity").strip().lower()
 
         async def limited() -> Message:
             nonlocal taken
+            if encoding not in {"", "identity"}:
+                raise HTTPException(_NOT_READ, f"A body is not read as '{encoding[:40]}'; send it without an encoding.")
             if taken <= self._most:
                 message = await receive()
                 taken += len(message.get("body", b""))

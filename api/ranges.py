@@ -6,7 +6,8 @@ import re
 
 from foundation.errors import RangeNotSatisfiable
 
-_RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
+_RANGE = re.compile(r"^bytes=([0-9]*)-([0-9]*)$")
+_DIGITS = 19
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
@@ -17,7 +18,8 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     match = _RANGE.match((header or "").replace(" ", ""))
     if match is None or match[0] == "bytes=-":
         return None
-    first, last = match[1], match[2]
+    # Beyond all sizes one figure is as good as another, and thousands of digits are no number to Python.
+    first, last = (digits.lstrip("0")[:_DIGITS] or digits[:1] for digits in match.groups())
     if not first:
         length = min(int(last), size)
         if not length:

@@ -10,6 +10,7 @@ from contextlib import aclosing, suppress
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from api import views
+from api.bodies import parse_entry_id
 from api.events import Event, RunEvents, error_event, parse_filter
 from api.origins import check_origin
 from api.rates import Rates, address
@@ -31,6 +32,7 @@ _CODES: dict[type[TaskyardError], int] = {
     RateLimitExceeded: TOO_MANY,
 }
 _REASON_BYTES = 120
+_PARAMETERS = frozenset({"after_id", "filter", "task_id"})
 
 
 @router.websocket(f"{views.BASE}/stream")
@@ -80,10 +82,11 @@ async def _send(socket: WebSocket, task_id: str | None) -> None:
 def _events(socket: WebSocket, task_id: str | None) -> AsyncGenerator[Event]:
     events: RunEvents = socket.app.state.events
     kinds = parse_filter(",".join(socket.query_params.getlist("filter")))
-    after_id = socket.query_params.get("after_id", "0")
-    if not after_id.isdecimal():
-        raise InvalidParameter("after_id is not the id of an output event.", field="after_id")
-    return events.of_run(task_id, kinds, int(after_id)) if task_id else events.of_all(kinds)
+    unknown = sorted(socket.query_params.keys() - _PARAMETERS)
+    if unknown:
+        raise InvalidParameter(f"'{unknown[0][:80]}' is no parameter of this; there is {', '.join(_PARAMETERS)}.")
+    after_id = parse_entry_id(socket.query_params.get("after_id", ""), "after_id")
+    return events.of_run(task_id, kinds, after_id) if task_id else events.of_all(kinds)
 
 
 async def _tell(socket: WebSocket, event: Event) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from api import errors, examples, listing, logs, views
+from api.bodies import LABEL, known_parameters, parse_entry_id, read_form
 from api.core import Core
 from api.downloads import ArtifactResponse, headers_of
 from api.preservation import as_kept_now
@@ -23,6 +23,7 @@ from foundation.errors import (
     Conflict,
     DuplicateTaskId,
     InsufficientResources,
+    InvalidBody,
     InvalidManifest,
     InvalidParameter,
     PayloadTooLarge,
@@ -35,7 +36,9 @@ from foundation.errors import (
 )
 from workflows.messages import CancelRequest, UserMessage
 
-router = APIRouter(prefix=views.BASE, tags=["tasks"])
+router = APIRouter(prefix=views.BASE, tags=["tasks"], dependencies=[Depends(known_parameters)])
+
+_LONGEST_REASON = 2000
 
 _MANIFEST_EXAMPLE = """\
 version: "1"
@@ -83,24 +86,43 @@ _LABEL_PARAMETER = {
         }
     ]
 }
-_CANCEL_BODY = {
-    "requestBody": {
-        "required": False,
-        "content": {
-            "application/json": {
-                "schema": CancelRequest.model_json_schema(),
-                "example": {"reason": "No longer needed", "force": False},
-            }
-        },
-    }
-}
 
 
 class SentMessage(BaseModel):
     """A further turn for the running agent; with an id, sending it again changes nothing."""
 
+    model_config = ConfigDict(extra="forbid")
+
     text: str = Field(min_length=1, examples=["Please also update the changelog."])
-    id: str | None = Field(None, max_length=200)
+    id: str | None = Field(None, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*\z")
+
+
+class Cancellation(BaseModel):
+    """Why a run is to end, and whether at once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str | None = Field(None, max_length=_LONGEST_REASON, examples=["No longer needed"])
+    force: bool | None = Field(None, description="Kill the agent without its grace period")
+
+
+_CANCEL_BODY = {
+    "requestBody": {
+        "required": False,
+        "content": {
+            "application/json": {
+                "schema": Cancellation.model_json_schema(),
+                "example": {"reason": "No longer needed", "force": False},
+            }
+        },
+    }
+}
+_MESSAGE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": SentMessage.model_json_schema()}},
+    }
+}
 
 
 def _core(request: Request) -> Core:
@@ -188,7 +210,9 @@ async def get_task(task_id: str, request: Request, core: CoreOf) -> views.TaskDe
     "/{task_id}",
     summary="Cancel a task",
     openapi_extra=_CANCEL_BODY,
-    responses=errors.responses(TaskNotFound, TaskAlreadyTerminal, InvalidParameter, PayloadTooLarge)
+    responses=errors.responses(
+        TaskNotFound, TaskAlreadyTerminal, InvalidParameter, InvalidBody, PayloadTooLarge, UnsupportedMediaType
+    )
     | examples.answer(examples.CANCELLED, description="The run was told to end"),
     dependencies=[Depends(errors.refuse_with(success=False))],
 )
@@ -196,11 +220,16 @@ async def cancel_task(
     task_id: str,
     request: Request,
     core: CoreOf,
-    reason: Annotated[str | None, Query(description="Why; the body's reason wins")] = None,
+    reason: Annotated[str | None, Query(description="Why; the body's reason wins", max_length=_LONGEST_REASON)] = None,
     force: Annotated[bool | None, Query(description="Kill the agent without its grace period")] = None,
 ) -> views.CancelReply:
     """Ask a run to end: its agent is stopped, its artifacts are collected, its machine is torn down."""
-    before = await core.cancel(task_id, _cancel_request(await request.body(), reason, force))
+    given = Cancellation()
+    if (await request.body()).strip():
+        given = await read_form(request, Cancellation, of_any_type=True)
+    wanted = {"reason": given.reason or reason or None, "force": force if given.force is None else given.force}
+    cancel = CancelRequest.model_validate({key: value for key, value in wanted.items() if value is not None})
+    before = await core.cancel(task_id, cancel)
     return views.CancelReply(
         task_id=task_id,
         previous_state=before.state,
@@ -230,11 +259,22 @@ async def retry_task(task_id: str, request: Request, core: CoreOf) -> views.Subm
     "/{task_id}/messages",
     status_code=202,
     summary="Send the agent a message",
-    responses=errors.responses(TaskNotFound, TaskAlreadyTerminal, SessionClosed, PayloadTooLarge, RateLimitExceeded)
+    openapi_extra=_MESSAGE_BODY,
+    responses=errors.responses(
+        TaskNotFound,
+        TaskAlreadyTerminal,
+        SessionClosed,
+        InvalidParameter,
+        InvalidBody,
+        PayloadTooLarge,
+        UnsupportedMediaType,
+        RateLimitExceeded,
+    )
     | examples.answer(examples.MESSAGE, 202, "The message was handed over"),
 )
-async def send_message(task_id: str, message: SentMessage, core: CoreOf) -> views.MessageReply:
+async def send_message(task_id: str, request: Request, core: CoreOf) -> views.MessageReply:
     """Hand the running agent a further turn. A message sent before the agent runs waits for it."""
+    message = await read_form(request, SentMessage)
     await core.send_message(task_id, UserMessage(text=message.text, id=message.id))
     return views.MessageReply(task_id=task_id, message_id=message.id)
 
@@ -286,7 +326,7 @@ async def read_logs(  # noqa: PLR0917 -- all are named by their query or header
         stream=stream,
         since=logs.parse_since(since),
         tail=tail,
-        after_id=int(last_event_id) if last_event_id.isdecimal() else 0,
+        after_id=parse_entry_id(last_event_id, "Last-Event-ID"),
         follow=follow,
     )
     await core.status(task_id)
@@ -360,33 +400,5 @@ async def look_at_artifact(task_id: str, name: str, core: CoreOf) -> Response:
 
 
 def _labels(request: Request) -> dict[str, str]:
-    prefix = "label."
-    labels: dict[str, str] = {}
-    for key, value in request.query_params.multi_items():
-        if key.startswith(prefix):
-            name = key.removeprefix(prefix)
-            if labels.setdefault(name, value) != value:
-                raise InvalidParameter(f"label.{name} is asked to be two values at once.", field=key)
-    return labels
-
-
-def _cancel_request(body: bytes, reason: str | None, force: bool | None) -> CancelRequest:
-    """Reason and force from the body, whatever its type says, else from the query (contract, section 2.4)."""
-    given: dict[str, Any] = {}
-    if reason:
-        given["reason"] = reason
-    if force is not None:
-        given["force"] = force
-    if body.strip():
-        try:
-            data = json.loads(body)
-        except ValueError as error:
-            raise InvalidParameter('The body is not JSON; send {"reason": "…"} or nothing.', field="body") from error
-        if not isinstance(data, dict):
-            raise InvalidParameter('The body is not an object; send {"reason": "…"} or nothing.', field="body")
-        given |= {key: value for key, value in data.items() if value is not None}
-    try:
-        return CancelRequest.model_validate(given)
-    except ValidationError as error:
-        faults = "; ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors())
-        raise InvalidParameter(f"The cancellation was not understood: {faults}.") from error
+    given = request.query_params.items()
+    return {key.removeprefix(LABEL): value for key, value in given if key.startswith(LABEL)}
