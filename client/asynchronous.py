@@ -31,7 +31,7 @@ class AsyncTaskClient:
         self.server = server.rstrip("/")
         self._shown = without_credentials(self.server)
         self._seconds = timeout_seconds
-        transport = httpx.AsyncHTTPTransport(retries=CONNECT_RETRIES)
+        transport = httpx.AsyncHTTPTransport(retries=CONNECT_RETRIES, verify=calls.trust(self.server))
         with reachable(self._shown):
             self._http = httpx.AsyncClient(
                 base_url=self.server,

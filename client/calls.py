@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import httpx
 from pydantic import BaseModel
 
 from client.replies import Accepted, ArtifactPage, Checked, Facts, Submitted, Task, TaskPage
+from foundation.errors import HostNotReady
 
 DEFAULT_SERVER = "http://localhost:8122"
 
@@ -34,6 +36,23 @@ class Call:
     path: str
     options: dict[str, Any] = field(default_factory=dict)
     reply: type[BaseModel] = Facts
+
+
+def trust(server: str) -> ssl.SSLContext:
+    """What certificates of the server are verified with; nothing is read for a server without TLS.
+
+    Raises HostNotReady when the environment names certificates that cannot be read.
+    """
+    if not server.lower().startswith("https:"):
+        # Never used, and a bare context is made at once.
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise HostNotReady(
+            f"No certificates can be read ({error.strerror or error}); SSL_CERT_FILE and SSL_CERT_DIR, "
+            "where they are set, have to name some"
+        ) from error
 
 
 def timeout(seconds: float) -> httpx.Timeout:

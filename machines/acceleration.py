@@ -156,7 +156,7 @@ def _recall(memory: Path, key: str, kernel: Path | None) -> Acceleration | None:
 
 
 def _remember(memory: Path, fact: dict[str, str]) -> None:
-    memory.parent.mkdir(parents=True, exist_ok=True)
+    memory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = memory.with_name(f".{memory.name}.{secrets.token_hex(4)}")
     try:
         draft.write_text(json.dumps(fact))

@@ -82,6 +82,7 @@ class MachineHost:
         Raises NoRoom when the host is full now, InsufficientResources when it would not do empty either.
         """
         self._store.directory(request.machine_id)  # refuses what is no machine id
+        self._settings.make_home()
         with self._store.ledger_lock():
             for record in self._store.read_all():
                 if record.id != request.machine_id:

@@ -101,6 +101,7 @@ def build_image(settings: Settings, profile: str, report: Callable[[str], None],
     description = load_profile(profile)
     inputs = image_inputs(description)
     digest = digest_of(inputs)
+    settings.make_home()
     settings.images.mkdir(parents=True, exist_ok=True)
     asked = time.time()
     with _locked(settings.images, digest, report):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli.doctor import _model
+from client import AsyncTaskClient, TaskClient
 from foundation.errors import HostNotReady
 from foundation.proxies import proxy_for
 from foundation.settings import Settings
@@ -90,6 +91,15 @@ def test_certificates_that_are_not_there_are_named(environment, tmp_path):
     environment.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
     with pytest.raises(HostNotReady, match="SSL_CERT_FILE"):
         model_client(Settings(home=tmp_path, anthropic_api_key="k", anthropic_base_url=AWAY))
+
+
+def test_a_client_reads_certificates_for_a_server_with_tls_only(environment, tmp_path):
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        environment.setenv(name, str(tmp_path / "none"))
+    for kind in (TaskClient, AsyncTaskClient):
+        kind("http://localhost:8122")
+        with pytest.raises(HostNotReady, match="SSL_CERT_FILE"):
+            kind("https://taskyard.example.org")
 
 
 @given(value=st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=30))
