@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Far beyond what a host's machines need, and little enough for programs that go through all that they may have.
+_DESCRIPTORS = 65536
+
 
 def server() -> None:
     """Serve the REST API and the WebSocket until SIGTERM or Ctrl-C. Any number of servers may run, on any hosts."""
@@ -31,6 +34,17 @@ def worker() -> None:
     settings = Settings()
     configure_logs(settings.log_format, "worker")
     settings.make_home()
+    _allow_descriptors()
     if not settings.embedded_temporal:
         prepare_engine(settings)
     asyncio.run(run(settings))
+
+
+def _allow_descriptors() -> None:
+    """Let this process open as many files and connections as the system lets it: each run and each guest needs some."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
