@@ -149,6 +149,20 @@ async def test_head_that_does_not_come_ends_the_connection(home, half):
         writer.close()
 
 
+async def test_what_is_no_request_is_refused_without_a_line_in_the_log(home, caplog):
+    async with serving(home):
+        for garbage in (
+            b"\x16\x03\x01\r\n\r\n",
+            b"GET / HTTP/9\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        ):
+            reader, writer = await Guest(home, HOSTILE).connect()
+            writer.write(garbage)
+            assert b" 400 " in await reader.readline()
+            writer.close()
+    assert [record for record in caplog.records if "equest" in record.message] == []
+
+
 async def test_body_that_does_not_come_is_refused(home):
     async with serving(home, GatewayLimits(body_seconds=0.05)) as gateway:
         reader, writer = await Guest(home, HOSTILE).connect()
