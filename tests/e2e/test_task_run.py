@@ -158,7 +158,7 @@ def test_a_secret_reaches_the_agent_and_nothing_else(site: Site, tmp_path: Path)
 
     log = "".join(line.data or "" for line in site.client.logs(task_id))
     assert "the canary is [redacted:CANARY], again [redacted:CANARY]" in log
-    assert site.artifact(task_id, "canary.txt", tmp_path).read_text() == "token=[redacted:CANARY]\n"
+    assert site.artifact(task_id, "out/canary.txt", tmp_path).read_text() == "token=[redacted:CANARY]\n"
 
     temporal = [PROGRAMS / "temporal", "--address", site.settings.temporal_target, "workflow", "show", "-o", "json"]
     history = subprocess.run([*temporal, "-w", f"task-{task_id}"], capture_output=True, check=True, text=True).stdout
