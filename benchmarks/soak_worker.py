@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from temporalio import activity
 from temporalio.client import Client
-from temporalio.worker import Worker
 
 from activities.finish import Finish
-from activities.lease import host_queue
+from activities.lease import agent_queue, host_queue
 from benchmarks.stand_ins import StandIns
 from foundation.engine import connect_engine
 from foundation.logs import configure_logs
@@ -22,14 +22,24 @@ from foundation.settings import Settings
 from storage.bucket import Bucket
 from storage.redaction import Redactor
 from storage.runlog import RunLogWriter
-from worker.main import STEP_THREADS, make_worker
+from worker.main import SHARED_STEPS, polling
 from workflows import steps
-from workflows.messages import AgentRequest, AgentResult, CloseRequest, LiveProgress, StopAgentRequest, TurnEnded
+from workflows.messages import (
+    AgentRequest,
+    AgentResult,
+    CloseRequest,
+    Lease,
+    LiveProgress,
+    ReserveRequest,
+    StopAgentRequest,
+    TurnEnded,
+)
 from workflows.states import Cause
 from workflows.task_workflow import TaskWorkflow
 
 # Agents at once that one such worker follows.
 _MOST_AGENTS = 2000
+_MOST_STEPS = 64
 _BEAT_SECONDS = 1.0
 _LINE_BEATS = 10
 
@@ -49,11 +59,18 @@ class Life:
 class Agents:
     """Agents without machines: each writes to its run's log while it lives, and can be stopped."""
 
-    def __init__(self, client: Client, bucket: Bucket) -> None:
+    def __init__(self, settings: Settings, client: Client, bucket: Bucket) -> None:
+        self._settings = settings
         self._client = client
         self._bucket = bucket
         self._over: dict[str, asyncio.Event] = {}
         self._closed: dict[str, asyncio.Event] = {}
+
+    @activity.defn(name=steps.RESERVE.name)
+    async def reserve(self, request: ReserveRequest) -> Lease:
+        """A lease of this host, whose agents are followed on a queue of their own."""
+        queue, agents = host_queue(self._settings), agent_queue(self._settings)
+        return Lease(machine_id=request.machine_id, host="here", task_queue=queue, agent_queue=agents)
 
     @activity.defn(name=steps.RUN_AGENT.name)
     async def run_agent(self, request: AgentRequest) -> AgentResult:
@@ -119,23 +136,21 @@ async def work(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     client, bucket = await connect_engine(settings), Bucket(settings)
     stand_ins = StandIns(client, host_queue(settings), held=False)
-    agents = Agents(client, bucket)
-    own = [
+    agents = Agents(settings, client, bucket)
+    own: list[Callable[..., Any]] = [
         stand_ins.stage,
         stand_ins.provision,
-        agents.run_agent,
         agents.stop_agent,
         agents.close,
         stand_ins.collect,
         stand_ins.release,
     ]
-    async with AsyncExitStack() as stack:
-        threads = stack.enter_context(ThreadPoolExecutor(STEP_THREADS, thread_name_prefix="step"))
-        shared = [stand_ins.reserve, Finish(bucket).finish_run]
-        await stack.enter_async_context(make_worker(client, settings.task_queue, threads, shared, [TaskWorkflow]))
-        await stack.enter_async_context(
-            Worker(client, task_queue=host_queue(settings), activities=own, max_concurrent_activities=_MOST_AGENTS)
-        )
+    shared: list[Callable[..., Any]] = [agents.reserve, Finish(bucket).finish_run]
+    async with (
+        polling(client, settings.task_queue, SHARED_STEPS, shared, [TaskWorkflow]),
+        polling(client, host_queue(settings), _MOST_STEPS, own),
+        polling(client, agent_queue(settings), _MOST_AGENTS, [agents.run_agent]),
+    ):
         await stopping.wait()
 
 
