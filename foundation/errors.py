@@ -31,6 +31,7 @@
     ├── MachineError                     500  1   machine_error
     │   ├── MachineLost                           machine_lost
     │   ├── GuestUnreachable                      guest_unreachable
+    │   ├── AgentNotStopped                       agent_not_stopped
     │   └── ImageBuildFailed                      image_build_failed
     ├── InsufficientResources            507  1   insufficient_resources
     ├── ServiceUnavailable               503  5   service_unavailable
