@@ -1,0 +1,202 @@
+"""Watches the event loops of this process: names the code that kept one of them from going on, and for how long.
+
+Counted is what a callback of a loop costs that loop, not what the machine costs the callback: the processor time of its
+thread, without the garbage collector's, and the time in which the thread slept in a system call. Time in which it was
+ready to run and other processes had the processors is no fault of the callback, nor is waiting for the interpreter
+while another thread holds it, or for a page of memory from the disk.
+
+Sleep is sampled, so a loaded machine, which samples less often, shows too little of it rather than too much. Processor
+time is divided by how much slower than at its best the machine is at that moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import sys
+import threading
+import time
+import traceback
+from asyncio.events import Handle
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+LIMIT_SECONDS = 0.1
+
+_TICK_SECONDS = 0.01
+_LOOKED_AT_SECONDS = 0.02
+_FUTEX = "202" if sys.maxsize > 2**32 else "240"
+_TESTS = str(Path(__file__).parent)
+_COROUTINES = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+_PACE_TURNS = 20_000
+
+
+@dataclass(frozen=True)
+class Stall:
+    """One time that a loop stood still: what its thread computed and slept, in seconds, and where it was meanwhile."""
+
+    computed: float
+    slept: float
+    stack: str
+
+    def __str__(self) -> str:
+        return (
+            f"an event loop stood still: {1000 * self.computed:.0f} ms of computing and "
+            f"{1000 * self.slept:.0f} ms asleep in one callback, most of it here:\n{self.stack}"
+        )
+
+
+class _Turn:
+    """A callback that a loop runs now. Most are over before anybody looks at them, so making one costs little."""
+
+    __slots__ = ("begun", "collected", "looks", "native_id", "sleep", "slept", "thread")
+
+    def __init__(self, thread: int) -> None:
+        self.thread = thread
+        self.native_id = threading.get_native_id()
+        self.begun = time.monotonic()
+        self.collected = self.slept = 0.0
+        self.sleep = ""
+        # Where the thread was, and whether a test itself had called it there.
+        self.looks: Counter[tuple[str, bool]] | None = None
+
+
+class LoopGuard:
+    """Watches every loop of asyncio's own kinds from ``start`` to ``stop``. Stalls are kept until they are taken."""
+
+    def __init__(self, limit: float = LIMIT_SECONDS) -> None:
+        self._limit = limit
+        self._turns: dict[int, _Turn] = {}
+        self._stalls: list[Stall] = []
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="loop-guard", daemon=True)
+        self._run: Callable[[Handle], None] = Handle._run
+        self._collecting = threading.local()
+        self._best_pace = min(_pace() for _ in range(5))
+
+    def start(self) -> None:
+        """Begin to watch."""
+        guard, run = self, self._run
+
+        def watched(handle: Handle) -> None:
+            # Workflows of Temporal run in loops of another kind, which stand still between the events of their history.
+            if isinstance(handle._loop, asyncio.BaseEventLoop):
+                guard._measure(handle, run)
+            else:
+                run(handle)
+
+        Handle._run = watched  # type: ignore[method-assign]
+        gc.callbacks.append(self._collected)
+        self._watcher.start()
+
+    def stop(self) -> None:
+        """Watch no more."""
+        Handle._run = self._run  # type: ignore[method-assign]
+        gc.callbacks.remove(self._collected)
+        self._stopping.set()
+        self._watcher.join()
+
+    def take(self) -> list[Stall]:
+        """The stalls since they were last taken."""
+        taken, self._stalls = self._stalls, []
+        return taken
+
+    def _measure(self, handle: Handle, run: Callable[[Handle], None]) -> None:
+        thread = threading.get_ident()
+        before = self._turns.get(thread)
+        turn = self._turns[thread] = _Turn(thread)
+        begun = time.thread_time()
+        try:
+            run(handle)
+        finally:
+            computed = time.thread_time() - begun - turn.collected
+            if before is None:
+                del self._turns[thread]
+            else:
+                self._turns[thread] = before
+            if computed + turn.slept > self._limit:
+                self._judge(turn, computed)
+
+    def _judge(self, turn: _Turn, computed: float) -> None:
+        computed /= max(1.0, _pace() / self._best_pace)
+        nowhere = ("(it was over before anybody looked)\n", False)
+        stack, of_test = turn.looks.most_common(1)[0][0] if turn.looks else nowhere
+        # What a test itself does between its requests is no loop of a server's.
+        if computed + turn.slept > self._limit and not of_test:
+            self._stalls.append(Stall(computed, turn.slept, stack))
+
+    def _collected(self, phase: str, _: dict[str, Any]) -> None:
+        turn = self._turns.get(threading.get_ident())
+        if turn is None:
+            return
+        if phase == "start":
+            self._collecting.begun = time.thread_time()
+        else:
+            turn.collected += time.thread_time() - getattr(self._collecting, "begun", time.thread_time())
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(_TICK_SECONDS):
+            now = time.monotonic()
+            for turn in list(self._turns.values()):
+                if now - turn.begun > _LOOKED_AT_SECONDS:
+                    self._look_at(turn)
+
+    def _look_at(self, turn: _Turn) -> None:
+        sleep = _sleep_of(turn.native_id)
+        frame = sys._current_frames().get(turn.thread)
+        if frame is None or self._turns.get(turn.thread) is not turn:
+            return
+        if sleep and (not sleep.startswith(_FUTEX) or sleep == turn.sleep):
+            # Who waits for the interpreter wakes every few milliseconds: only a sleep that goes on is one.
+            turn.slept += _TICK_SECONDS
+        turn.sleep = sleep
+        turn.looks = turn.looks or Counter()
+        turn.looks[_stack_of(frame), _caller_is_a_test(frame)] += 1
+
+
+def _caller_is_a_test(frame: FrameType | None) -> bool:
+    """Whether the coroutine that made the call which takes so long is a test's own, or a fixture's."""
+    while frame is not None:
+        if frame.f_code.co_flags & _COROUTINES:
+            return frame.f_code.co_filename.startswith(_TESTS)
+        frame = frame.f_back
+    return False
+
+
+def _stack_of(frame: FrameType) -> str:
+    """The frames from the callback of the loop on."""
+    stack = traceback.extract_stack(frame)
+    first = max((number for number, each in enumerate(stack) if each.name == "_measure"), default=-1)
+    return "".join(traceback.format_list(stack[first + 1 :]))
+
+
+def _sleep_of(native_id: int) -> str:
+    """The system call in which a thread sleeps, and how often it went to sleep; empty when it does not, or unknown."""
+    task = Path(f"/proc/self/task/{native_id}")
+    try:
+        state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+        if state != "S":
+            return ""
+        call = (task / "syscall").read_text().split()[0]
+        if call in {"running", "-1"}:
+            return ""
+        switches = next(
+            line for line in (task / "status").read_text().splitlines() if line.startswith("voluntary_ctxt_switches")
+        )
+    except (OSError, IndexError, StopIteration):
+        return ""
+    return f"{call} {switches}"
+
+
+def _pace() -> float:
+    """Processor seconds of a small fixed piece of work."""
+    begun = time.thread_time()
+    total = 0
+    for number in range(_PACE_TURNS):
+        total += number
+    return time.thread_time() - begun
