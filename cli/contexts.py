@@ -9,6 +9,7 @@ import secrets
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from foundation.errors import NotFound, UsageError
 
@@ -89,11 +90,22 @@ def checked(name: str, server: str, token: str | None) -> Context:
     """A context as it may be kept. Raises UsageError."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"'{name}' is no name for a context; use letters, digits, '.', '_' and '-'.")
-    if not _URL.fullmatch(server):
-        raise UsageError(f"'{server}' is not the URL of a server; write one such as {DEFAULT_SERVER}.")
+    return _usable(Context(server.rstrip("/"), token))
+
+
+def _usable(context: Context) -> Context:
+    """The same context, if its server has an address and its token can be sent. Raises UsageError."""
+    try:
+        address = urlsplit(context.server if _URL.fullmatch(context.server) else "")
+        fits = bool(address.hostname) and address.port != 0  # a port that is none raises
+    except ValueError:
+        fits = False
+    if not fits:
+        raise UsageError(f"'{context.server}' is not the URL of a server; write one such as {DEFAULT_SERVER}.")
+    token = context.token
     if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
         raise UsageError("The token is empty or has characters that no token has.")
-    return Context(server.rstrip("/"), token)
+    return context
 
 
 def choose(server: str | None, context: str | None) -> Context:
@@ -103,13 +115,13 @@ def choose(server: str | None, context: str | None) -> Context:
     """
     contexts = load_contexts()
     if not server and context:
-        return contexts.named(context)
+        return _usable(contexts.named(context))
     current = contexts.named(contexts.current) if contexts.current is not None else None
     named = server or next((os.environ[name] for name in VARIABLES if os.environ.get(name)), None)
     if named is None:
-        return current or Context(DEFAULT_SERVER)
+        return _usable(current or Context(DEFAULT_SERVER))
     same = current is not None and current.server == named.rstrip("/")
-    return current if current is not None and same else Context(named)
+    return _usable(current if current is not None and same else Context(named))
 
 
 def _quoted(text: str) -> str:

@@ -87,3 +87,16 @@ def test_files_that_hold_no_contexts_are_named() -> None:
     contexts_file().write_text('current_context = "gone"')
     with pytest.raises(NotFound, match="No context 'gone'"):
         choose(None, None)
+
+
+@pytest.mark.parametrize(
+    "server", ["no url", "http://", "http://[", "http://x:99999", "http://x:y", "ftp://x", "http://\udc80", "x:8122"]
+)
+def test_what_is_no_address_of_a_server_is_refused_wherever_it_comes_from(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="is not the URL of a server"):
+        choose(server, None)
+    monkeypatch.setattr("cli.contexts.os.environ", {"TASKYARD_SERVER": server, "XDG_CONFIG_HOME": "/nonexistent"})
+    with pytest.raises(UsageError, match="is not the URL of a server"):
+        choose(None, None)
