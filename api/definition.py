@@ -34,8 +34,7 @@ def _shown(part: Any) -> Any:
     if isinstance(part, dict):
         return {key: _value(str(key), value) for key, value in part.items()}
     if isinstance(part, list):
-        before = [None, *part[:-1]]
-        return [_after(word, value) for word, value in zip(before, part, strict=True)]
+        return [_after(word, value) for word, value in zip([None, *part], part, strict=False)]
     return _text(part) if isinstance(part, str) else part
 
 

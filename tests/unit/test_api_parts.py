@@ -171,6 +171,26 @@ def test_a_definition_shows_no_secret_that_an_mcp_server_was_given(config: Any, 
     assert "HOST_TOKEN" not in json.dumps(told)
 
 
+@given(
+    st.dictionaries(
+        st.text(), st.text() | st.lists(st.text() | st.none()) | st.dictionaries(st.text(), st.lists(st.text()))
+    )
+)
+def test_a_definition_shows_mcp_servers_of_any_shape(config: dict[str, Any]) -> None:
+    manifest = Manifest.model_validate(
+        {
+            "metadata": {"name": "x"},
+            "repository": {"url": "https://a.invalid/b", "branch": "m"},
+            "claude": {"prompt": "p", "mcp_config": {"mcpServers": {"one": config}}},
+        }
+    )
+    told = definition(manifest)["claude"]["mcp_config"]["mcpServers"]["one"]
+    assert told.keys() == config.keys()
+    assert [len(told[name]) for name in told if isinstance(told[name], list)] == [
+        len(part) for part in config.values() if isinstance(part, list)
+    ]
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
