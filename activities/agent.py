@@ -100,7 +100,7 @@ class Agent:
         output = AgentOutput()
         ticker = _Ticker(output.progress)
         most = parse_size(self._settings.log_limit)
-        follower = Follower(writer, output, request.hang_timeout, most, self._turn_end_teller(), ticker)
+        follower = Follower(writer, output, request.hang_timeout, most, self._turn_end_report(), ticker)
         with beating(output.progress):
             offsets = writer.resume()
             follower.read_back(read_entries(self._bucket, request.task_id))
@@ -176,11 +176,11 @@ class Agent:
     def _is_emulated(self, machine_id: str) -> bool:
         return self._host.record(machine_id).acceleration == "tcg"
 
-    def _turn_end_teller(self) -> Callable[[int], bool]:
+    def _turn_end_report(self) -> Callable[[int], bool]:
         info = activity.info()
         workflow = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
 
-        def tell(results: int) -> bool:
+        def report(results: int) -> bool:
             # Another attempt that tells the same is given the same answer.
             update = workflow.execute_update(
                 "end_turn", TurnEnded(results=results), id=f"turn-{results}", result_type=bool
@@ -188,7 +188,7 @@ class Agent:
             closed: bool = asyncio.run_coroutine_threadsafe(update, self._loop).result(_UPDATE_SECONDS)
             return closed
 
-        return tell
+        return report
 
 
 class _Ticker:

@@ -84,7 +84,7 @@ class AgentOutput:
 
     def take(self, line: str, size: int, at: datetime) -> None:
         """One line of stdout of ``size`` bytes, written at ``at``. Never raises, whatever the line is."""
-        self._heard(size, at)
+        self._count(size, at)
         event = _event(line)
         if event is None:
             return
@@ -105,9 +105,9 @@ class AgentOutput:
 
     def take_error(self, line: str, size: int, at: datetime) -> None:
         """One line of stderr."""
-        self._heard(size, at)
-        if shown := line.strip():
-            self.last_error_line = _text(shown, COMPLAINT_CHARS, cut="…")
+        self._count(size, at)
+        if complaint := line.strip():
+            self.last_error_line = _text(complaint, COMPLAINT_CHARS, cut="…")
 
     def outcome(self, exit_code: int | None, usage: TokenUsage | None) -> AgentResult:
         """The agent's end: success is a result that is no error *and* exit code 0, nothing less.
@@ -147,7 +147,7 @@ class AgentOutput:
             progress=self.progress,
         )
 
-    def _heard(self, size: int, at: datetime) -> None:
+    def _count(self, size: int, at: datetime) -> None:
         self.progress.output_bytes += size
         self.progress.last_activity_at = at
 
@@ -164,13 +164,13 @@ def _event(line: str) -> dict[str, Any] | None:
 
 def _read_result(event: dict[str, Any]) -> _Result:
     subtype = _text(event.get("subtype"), NAME_CHARS, cut="…") or ""
-    said = event.get("result")
+    answer = event.get("result")
     turns, cost, session = event.get("num_turns"), event.get("total_cost_usd"), event.get("session_id")
     return _Result(
         failed=bool(event.get("is_error")) or subtype != "success",
         subtype=subtype,
-        text=_text(said, RESULT_CHARS, cut=CUT),
-        complaint=_complaint(said or event.get("errors")),
+        text=_text(answer, RESULT_CHARS, cut=CUT),
+        complaint=_complaint(answer or event.get("errors")),
         session_id=_text(session, NAME_CHARS) if isinstance(session, str) and len(session) <= NAME_CHARS else None,
         num_turns=turns if isinstance(turns, int) and _is_number(turns, _COUNT_MAX) else None,
         total_cost_usd=float(cost) if isinstance(cost, int | float) and _is_number(cost, _COST_MAX) else None,
@@ -186,9 +186,9 @@ def _text(value: Any, most: int, cut: str = "") -> str | None:
     """A text that passes through JSON, cut to ``most`` characters; None for what is no text."""
     if not isinstance(value, str):
         return None
-    shown = value if len(value) <= most else value[: most - len(cut)] + cut
+    kept = value if len(value) <= most else value[: most - len(cut)] + cut
     # Halves of characters, which JSON can name and no encoding can write.
-    return shown.encode(errors="replace").decode()
+    return kept.encode(errors="replace").decode()
 
 
 def _complaint(value: Any) -> str:

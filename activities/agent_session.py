@@ -59,7 +59,7 @@ _RECORD = re.compile(rb"^([0-9]{1,3}) ([0-9]{1,18}) ([0-9]{1,18})$", re.MULTILIN
 _GONE = re.compile(rb"^gone$", re.MULTILINE)
 _RECORD_BYTES_MOST = 4096
 # More than a week of looks at the unit.
-_SAID_BYTES_MOST = 2**20
+_OUTPUT_BYTES_MOST = 2**20
 # A line for each look at the unit, without which the loop would outlive its channel. A unit that is gone has written
 # its record just before, which comes first.
 _WATCH_UNIT = (
@@ -255,8 +255,8 @@ class ExitRecord:
         self.gone = False
         self._shell = shell
         self._news = news
-        self._said = bytearray()
-        self._said_bytes = 0
+        self._output = bytearray()
+        self._output_bytes = 0
         self._watch(f"{_WATCH_UNIT} & {_WATCH_FILE}")
 
     def read(self) -> bool:
@@ -268,22 +268,22 @@ class ExitRecord:
         return not known and (self.sizes is not None or self.gone)
 
     def _take(self, data: bytes) -> None:
-        self._said += data
-        self._said_bytes += len(data)
+        self._output += data
+        self._output_bytes += len(data)
         # Up to the last newline: the rest is not complete yet.
-        said = bytes(self._said[: self._said.rfind(b"\n") + 1])
-        if found := _RECORD.search(said):
+        lines = bytes(self._output[: self._output.rfind(b"\n") + 1])
+        if found := _RECORD.search(lines):
             code, out_bytes, err_bytes = (int(number) for number in found.groups())
             self.exit_code, self.sizes = code, {"stdout": out_bytes, "stderr": err_bytes}
-        elif _GONE.search(said):
+        elif _GONE.search(lines):
             self.gone = True
-        elif self._said_bytes > _SAID_BYTES_MOST:
+        elif self._output_bytes > _OUTPUT_BYTES_MOST:
             # A file that never ends is no record; the unit is looked at without it.
             self.close()
-            self._said_bytes = 0
+            self._output_bytes = 0
             self._watch(_WATCH_UNIT)
         # Lines that are neither are forgotten, and the beginning of one that is too long.
-        del self._said[: max(len(said), len(self._said) - _RECORD_BYTES_MOST)]
+        del self._output[: max(len(lines), len(self._output) - _RECORD_BYTES_MOST)]
 
     def close(self) -> None:
         """Hear no more."""

@@ -30,11 +30,11 @@ def announce(
     event = {"type": kind, "message": message if kind == USER_MESSAGE else without_credentials(message), **facts}
     if redactor is not None:
         event = redactor.redact_json(event)
-    if not _was_said(bucket, task_id, event):
+    if not _is_logged(bucket, task_id, event):
         append_event(bucket, task_id, event)
 
 
-def _was_said(bucket: Bucket, task_id: str, event: dict[str, Any]) -> bool:
+def _is_logged(bucket: Bucket, task_id: str, event: dict[str, Any]) -> bool:
     """Whether an earlier attempt of this step, of which there need not be one, has said the same."""
     info = activity.info()
     entries: Iterable[LogEntry]

@@ -46,9 +46,9 @@ from workflows import steps
 from workflows.messages import Artifact, CollectRequest, CollectResult
 from workflows.states import STATE_MESSAGES, TaskState
 
-_LEFT_OUT_TOLD = 500
+_LEFT_OUT_MOST = 500
 _NOTES_ANNOUNCED = 20
-_NAMES_TOLD = 3
+_NAMES_MOST = 3
 _REFS_TOLD = 12
 _NAME_CHARS = 100
 # Reading the disk and comparing it; the rest of the step's time limit is for the bucket.
@@ -89,8 +89,8 @@ class Artifacts:
             collection = _Collection(self._settings, self._host, self._bucket, request, redactor)
             artifacts = collection.run()
             size = format_size(sum(each.size_bytes for each in artifacts))
-            told = f"Collected {len(artifacts)} artifacts, {size}."
-            announce(self._bucket, request.task_id, "artifacts", told, redactor=redactor)
+            sentence = f"Collected {len(artifacts)} artifacts, {size}."
+            announce(self._bucket, request.task_id, "artifacts", sentence, redactor=redactor)
             for note in collection.notes[:_NOTES_ANNOUNCED]:
                 announce(self._bucket, request.task_id, "note", note, redactor=redactor)
             if collection.failure:
@@ -125,8 +125,8 @@ class Artifacts:
 
 
 def _result(artifacts: Sequence[stored.StoredArtifact], notes: list[str], *, released: bool) -> CollectResult:
-    taken = [Artifact.model_validate(each.model_dump()) for each in artifacts]
-    return CollectResult(artifacts=taken, released=released, notes=notes)
+    collected = [Artifact.model_validate(each.model_dump()) for each in artifacts]
+    return CollectResult(artifacts=collected, released=released, notes=notes)
 
 
 def _noted(bucket: Bucket, task_id: str) -> list[str]:
@@ -227,7 +227,7 @@ class _Collection:
                 with set_aside(tree, places) as aside:
                     self._changes(git, base, tree, found)
                     self._bundle(git, guest, {found.worktrees[path]: places[path] for path in aside})
-        self._tell_unread()
+        self._note_unread()
         return True
 
     def _base(self, stack: ExitStack, directory: Path) -> tuple[ConfinedGit | None, dict[str, BaseEntry]]:
@@ -309,7 +309,7 @@ class _Collection:
         untracked = "".join(f"{as_text(name)}\n" for name in self.changes.untracked)
         self._store(untracked_name(task_id), untracked.encode())
 
-    def _tell_unread(self) -> None:
+    def _note_unread(self) -> None:
         """Say what was not read from the disk, and what of it the patch leaves as it was."""
         extraction = self.extraction
         if extraction.repaired:
@@ -318,22 +318,22 @@ class _Collection:
             reason = f"The root directory of the workspace could not be read whole: {extraction.unlisted['']}."
             self._failed(reason, DiskUnreadable(reason))
         left_out = [path for path, reason in extraction.left_out.items() if reason != NO_FILE]
-        self._tell("Not read whole from the disk", "directory", [path for path in extraction.unlisted if path])
-        self._tell("Not read from the disk", "file", left_out)
+        self._note_paths("Not read whole from the disk", "directory", [path for path in extraction.unlisted if path])
+        self._note_paths("Not read from the disk", "file", left_out)
         if self.changes:
-            self._tell("Not compared, and in the patch as in the base", "file", list(self.changes.unread))
-            self._tell("Not in the patch, too large or refused by git", "new file", list(self.changes.left_out))
+            self._note_paths("Not compared, and in the patch as in the base", "file", list(self.changes.unread))
+            self._note_paths("Not in the patch, too large or refused by git", "new file", list(self.changes.left_out))
 
-    def _tell(self, what: str, kind: str, paths: list[str]) -> None:
+    def _note_paths(self, what: str, kind: str, paths: list[str]) -> None:
         if paths:
             plural = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
             count = f"1 {kind}" if len(paths) == 1 else f"{len(paths)} {plural}"
             self.notes.append(f"{what}: {count} ({self._named(paths)}).")
 
-    def _named(self, paths: Sequence[str], most: int = _NAMES_TOLD) -> str:
+    def _named(self, paths: Sequence[str], most: int = _NAMES_MOST) -> str:
         """The first of some paths as part of a sentence."""
-        shown = [self.redactor.redact_text(as_text(path)) for path in paths[:most]]
-        names = [name if name.isprintable() else ascii(name) for name in shown]
+        texts = [self.redactor.redact_text(as_text(path)) for path in paths[:most]]
+        names = [name if name.isprintable() else ascii(name) for name in texts]
         return ", ".join(name[:_NAME_CHARS] for name in names) + (" and more" if len(paths) > len(names) else "")
 
     def _pattern_files(self, tree: Path) -> None:
@@ -359,7 +359,7 @@ class _Collection:
         if self.changes:
             unread = {path: f"as in the base: {why}" for path, why in self.changes.unread.items()}
             left_out = unread | left_out | self.changes.left_out
-        told = dict(list(left_out.items())[:_LEFT_OUT_TOLD])
+        first = dict(list(left_out.items())[:_LEFT_OUT_MOST])
         return {
             **run_facts(self.request),
             "changes": change_facts(self.changes) if self.changes else None,
@@ -374,7 +374,7 @@ class _Collection:
                 pattern: {"matched": matched, "stored": count}
                 for pattern, (matched, count) in self.selection.cut.items()
             },
-            "left_out": {as_text(path): reason for path, reason in told.items()},
+            "left_out": {as_text(path): reason for path, reason in first.items()},
             "left_out_count": len(left_out),
             "notes": self.notes,
         }

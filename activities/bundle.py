@@ -99,7 +99,7 @@ class _Bundling:
                 taken.append(tip)
             else:
                 self._bundle.notes.append(
-                    f"Damaged, too large or incomplete, and not in the bundle: {_shown(tip.what)}."
+                    f"Damaged, too large or incomplete, and not in the bundle: {_printable(tip.what)}."
                 )
         return taken
 
@@ -155,14 +155,14 @@ class _Bundling:
         """A commit of what was changed in a work tree and not committed, on top of the commit that it checked out."""
         if worktree.path is None:
             self._bundle.notes.append(
-                f"The work tree {_shown(worktree.name)} lies outside of the workspace, in {_shown(worktree.place)}: "
-                "what was not committed there is not collected."
+                f"The work tree {_printable(worktree.name)} lies outside of the workspace, in "
+                f"{_printable(worktree.place)}: what was not committed there is not collected."
             )
             return []
         if tree is None:
             return []
         if self._git.is_late:
-            self._bundle.notes.append(f"There was no time left for the work tree {_shown(worktree.path)}.")
+            self._bundle.notes.append(f"There was no time left for the work tree {_printable(worktree.path)}.")
             return []
         head = worktree.head if worktree.head and self._has(worktree.head) else self._base
         path = worktree.path
@@ -241,10 +241,10 @@ class _Bundling:
 
 
 def _list(named: dict[str, str]) -> str:
-    return _shown(", ".join(named.values()))
+    return _printable(", ".join(named.values()))
 
 
-def _shown(text: str) -> str:
+def _printable(text: str) -> str:
     text = text.encode(errors="replace").decode()
     return (text if text.isprintable() else ascii(text))[:200]
 

@@ -22,7 +22,7 @@ PROMPT = "prompt"
 # A follower that has just come looks at least this long before it judges the silence of before.
 _FIRST_LOOK_SECONDS = 30.0
 # Each turn that the workflow is told of stays in its history, which has an end.
-_TURNS_TOLD_MOST = 1000
+_TURNS_MOST = 1000
 
 
 class Follower:
@@ -56,10 +56,10 @@ class Follower:
         self._on_tick = on_tick
         self._clock = clock
         self._lines = {stream: LineSplitter() for stream in GUEST_STREAMS}
-        self._told_results = 0
+        self._reported_results = 0
         self._closed = False
         self._began: datetime | None = None
-        self._asked = False
+        self._prompt_logged = False
         self._attached = self._last_bytes = clock()
 
     def read_back(self, entries: Iterable[LogEntry]) -> None:
@@ -75,7 +75,7 @@ class Follower:
         if self._began is None:
             self._writer.event({"type": "state_change", "message": message, "state": TaskState.RUNNING.value})
             self._began = datetime.now(UTC)
-        if not self._asked:
+        if not self._prompt_logged:
             self._writer.event({"type": USER_MESSAGE, "message": prompt, "message_id": PROMPT})
         self._writer.flush(force=True)
 
@@ -109,7 +109,7 @@ class Follower:
                 case None:
                     pass
             self._writer.flush()
-            self._tell_turn_end(session)
+            self._report_turn_end(session)
             self._on_tick()
             if sum(written.values()) > self._most_bytes:
                 self._judge(Cause.LOG_LIMIT, "it wrote more than its host's log takes (TASKYARD_LOG_LIMIT)")
@@ -144,17 +144,17 @@ class Follower:
         elif event.get("type") == "state_change" and event.get("state") == TaskState.RUNNING:
             self._began = self._began or entry.ts
         elif event.get("type") == USER_MESSAGE and event.get("message_id") == PROMPT:
-            self._asked = True
+            self._prompt_logged = True
 
     def _take(self, stream: GuestStream, data: bytes, at: datetime) -> None:
         take = self._output.take if stream == "stdout" else self._output.take_error
         for line, size in self._lines[stream].feed(data):
             take(line.decode(errors="replace"), size, at)
 
-    def _tell_turn_end(self, session: AgentSession) -> None:
+    def _report_turn_end(self, session: AgentSession) -> None:
         results = self._output.results
-        if self._output.idle and not self._closed and self._told_results < results <= _TURNS_TOLD_MOST:
+        if self._output.idle and not self._closed and self._reported_results < results <= _TURNS_MOST:
             if self._on_turn_end(results):
                 session.close()
                 self._closed = True
-            self._told_results = results
+            self._reported_results = results

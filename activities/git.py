@@ -207,14 +207,14 @@ def _listen(process: subprocess.Popen[bytes], seconds: float | None, report: Rep
                 open_ = False
             *lines, rest = re.split(rb"[\r\n]", rest + (chunk or b""))
             for line in [*lines, rest] if ended and not chunk else lines:
-                _hear(line.decode("utf-8", "replace").rstrip(), words, report)
+                _sort_line(line.decode("utf-8", "replace").rstrip(), words, report)
             if ended and not chunk:
                 return words
             if deadline is not None and time.monotonic() > deadline:
                 raise GitStopped
 
 
-def _hear(line: str, words: deque[str], report: Report) -> None:
+def _sort_line(line: str, words: deque[str], report: Report) -> None:
     if _PROGRESS.match(line):
         report(re.sub(r" +", " ", line.removeprefix("remote: ")))
     elif line:

@@ -43,7 +43,7 @@ class Machines:
         with beating():
             announce_state(self._bucket, task_id, TaskState.PROVISIONING, STATE_MESSAGES[TaskState.PROVISIONING])
             image = find_image(self._settings, request.vm.profile)
-            record = self._host.ensure_running(request.machine_id, image, self._teller(task_id))
+            record = self._host.ensure_running(request.machine_id, image, self._announcer(task_id))
             self._host.attach_workspace(request.machine_id, Path(request.workspace_image))
             announce_state(
                 self._bucket,
@@ -72,7 +72,7 @@ class Machines:
         def start() -> None:
             with suppress(TaskyardError):
                 image = find_image(self._settings, vm.profile)
-                tell = self._teller(request.task_id)
+                tell = self._announcer(request.task_id)
                 # Without the machine's lock, so that a run may end while a first snapshot of its shape is made.
                 self._host.prepare_shape(image, vm.cpus, parse_size(vm.memory), tell)
                 self._host.ensure_running(request.machine_id, image, tell)
@@ -81,5 +81,5 @@ class Machines:
         run = contextvars.copy_context().run
         threading.Thread(target=run, args=(start,), name=f"start {request.machine_id}", daemon=True).start()
 
-    def _teller(self, task_id: str) -> Callable[[str], None]:
+    def _announcer(self, task_id: str) -> Callable[[str], None]:
         return lambda line: announce(self._bucket, task_id, "progress", line)

@@ -138,9 +138,9 @@ class Mirror:
             self._point_head(path, branch)
             self._tidy(path)
         except GitFailed as error:
-            told = refusal(self.repository, error)
-            if isinstance(told, RepositoryUnreachable):
-                raise told from None
+            error_of_project = refusal(self.repository, error)
+            if isinstance(error_of_project, RepositoryUnreachable):
+                raise error_of_project from None
             self.report(f"The mirror is damaged and is made anew ({error.last_words})")
             return False
         return (

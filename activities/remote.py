@@ -23,7 +23,7 @@ from workflows.wire import Repository
 # Three attempts of this length and the 15 s between them (workflows.steps.STAGE) stay below a minute.
 LOOK_SECONDS = 13.0
 
-_NAMES_TOLD = 8
+_NAMES_MOST = 8
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)(?=:)")
 _SCP = re.compile(r"^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!//)")
 
@@ -158,8 +158,8 @@ def refusal(repository: Repository, error: GitFailed) -> RepositoryError:
     kind, sentence = next(
         (kind, sentence) for signs, kind, sentence in _REFUSALS if not signs or any(sign in words for sign in signs)
     )
-    told = sentence.format(named=f"{url} (branch {repository.branch})")
-    return kind(f"{told} (git: {error.last_words}).", url=url, branch=repository.branch)
+    message = sentence.format(named=f"{url} (branch {repository.branch})")
+    return kind(f"{message} (git: {error.last_words}).", url=url, branch=repository.branch)
 
 
 def nearest(wanted: str, names: Iterable[str]) -> str:
@@ -167,8 +167,8 @@ def nearest(wanted: str, names: Iterable[str]) -> str:
     known = sorted(set(names))
     if near := difflib.get_close_matches(wanted, known, n=3, cutoff=0.5):
         return "did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
-    told = ", ".join(known[:_NAMES_TOLD])
-    return f"it has {told}{' and more' if len(known) > _NAMES_TOLD else ''}." if known else "it has none."
+    listed = ", ".join(known[:_NAMES_MOST])
+    return f"it has {listed}{' and more' if len(known) > _NAMES_MOST else ''}." if known else "it has none."
 
 
 def _list(settings: Settings, repository: Repository, *arguments: str) -> list[tuple[str, str]]:

@@ -45,10 +45,10 @@ class Repositories:
     def stage_repository(self, request: StageRequest) -> StageResult:
         """Make the workspace image, or give the one that an earlier attempt made."""
         announce_state(self._bucket, request.task_id, TaskState.STAGING, STATE_MESSAGES[TaskState.STAGING])
-        told = _Told(self._bucket, request.task_id)
+        progress = _Progress(self._bucket, request.task_id)
         self._meanwhile(request)
         with beating():
-            staged = stage(self._settings, request, told)
+            staged = stage(self._settings, request, progress)
         announce(
             self._bucket,
             request.task_id,
@@ -172,7 +172,7 @@ def _check_subpath(mirror: Path, repository: Repository, base: str) -> None:
         )
 
 
-class _Told:
+class _Progress:
     """Progress for the run log, at most every few seconds."""
 
     def __init__(self, bucket: Bucket, task_id: str) -> None:

@@ -31,9 +31,9 @@ class Admission:
         Raises InsufficientResources with the requested figures and those of the largest hosts.
         """
         vm = manifest.vm
-        require_host(await self._heard(), cpus=vm.cpus, memory=vm.memory, disk=vm.disk)
+        require_host(await self._hosts(), cpus=vm.cpus, memory=vm.memory, disk=vm.disk)
 
-    async def _heard(self) -> list[HostRoom]:
+    async def _hosts(self) -> list[HostRoom]:
         """What the hosts say; just after the start, a moment is given to the first of them."""
         while not (rooms := await self._live()) and time.monotonic() < self._first_until:
             await asyncio.sleep(_FIRST_LOOK_SECONDS)

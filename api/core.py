@@ -107,15 +107,15 @@ class Core:
         tells; after Temporal has forgotten the run, the final record in the bucket does. Raises TaskNotFound.
         """
         _check_form(task_id)
-        asked = patient or time.monotonic() >= self._unanswered_until
+        queried = patient or time.monotonic() >= self._unanswered_until
         # Asked of the run beside Temporal's own description of it; of an ended run, no worker is asked at all.
-        query = asyncio.create_task(self._query(task_id)) if asked and self._index.may_run(task_id) else None
+        query = asyncio.create_task(self._query(task_id)) if queried and self._index.may_run(task_id) else None
         try:
             described = await self._describe(task_id)
             if described is None:
                 return TaskView(await self._final_record(task_id), live=True)
             running = described.status is WorkflowExecutionStatus.RUNNING
-            if running and asked:
+            if running and queried:
                 status = await (query or self._query(task_id))
             else:
                 status = None
@@ -369,8 +369,8 @@ class Core:
         handle = client.get_workflow_handle(snapshot.workflow_id(task_id))
         with self._engine.failures():
             async for event in handle.fetch_history_events(page_size=1, rpc_timeout=RPC_LIMIT):
-                given = event.workflow_execution_started_event_attributes.input.payloads
-                decoded = await client.data_converter.decode(given, type_hints=[TaskSubmission])
+                payloads = event.workflow_execution_started_event_attributes.input.payloads
+                decoded = await client.data_converter.decode(payloads, type_hints=[TaskSubmission])
                 submission = decoded[0] if decoded else None
                 return submission.manifest if isinstance(submission, TaskSubmission) else None
         return None

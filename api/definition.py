@@ -24,13 +24,13 @@ _VALUES = ("env", "headers")
 
 def definition(manifest: Manifest) -> dict[str, Any]:
     """The manifest as it may be shown, as JSON-ready data."""
-    shown = manifest.model_dump(mode="json", exclude={"secrets", "version", "kind", "metadata"})
-    shown["repository"]["url"] = without_credentials(manifest.repository.url)
-    shown["claude"]["mcp_config"] = _shown(shown["claude"]["mcp_config"])
-    return shown
+    visible = manifest.model_dump(mode="json", exclude={"secrets", "version", "kind", "metadata"})
+    visible["repository"]["url"] = without_credentials(manifest.repository.url)
+    visible["claude"]["mcp_config"] = _without_secrets(visible["claude"]["mcp_config"])
+    return visible
 
 
-def _shown(part: Any) -> Any:
+def _without_secrets(part: Any) -> Any:
     if isinstance(part, dict):
         return {key: _value(str(key), value) for key, value in part.items()}
     if isinstance(part, list):
@@ -43,14 +43,14 @@ def _value(key: str, value: Any) -> Any:
         return {name: _reference_only(one) for name, one in value.items()}
     if isinstance(value, str) and _TELLING_NAME.fullmatch(key):
         return _reference_only(value)
-    return _shown(value)
+    return _without_secrets(value)
 
 
 def _after(word: Any, value: Any) -> Any:
     """An argument, which may be the value of the option before it."""
     if isinstance(word, str) and isinstance(value, str) and _TELLING_OPTION.fullmatch(word):
         return _reference_only(value)
-    return _shown(value)
+    return _without_secrets(value)
 
 
 def _text(text: str) -> str:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from foundation.errors import InvalidBody, InvalidParameter, OriginRefused, ServiceUnavailable, TaskyardError
-from foundation.faults import Fault, sentence, shown
+from foundation.faults import Fault, as_details, sentence
 from foundation.urls import without_credentials
 
 _log = structlog.get_logger()
@@ -89,7 +89,7 @@ def refusal(request: Request, error: TaskyardError) -> JSONResponse:
 async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise TypeError(f"not a validation error: {error!r}")
-    faults = shown(
+    faults = as_details(
         [
             Fault(
                 ".".join(str(part) for part in item["loc"][1:]) or str(item["loc"][0]),

@@ -104,7 +104,7 @@ class RunEvents:
     async def _looks(self, run: _Run, put: _Put) -> None:
         async with aclosing(self._watches.watch(run.task_id)) as looks:
             async for look in looks:
-                for event in run.told_by(look):
+                for event in run.news_of(look):
                     await put(event)
                 if look.ended:
                     # The last lines come before the state that ends the stream.
@@ -113,7 +113,7 @@ class RunEvents:
                         await put(event)
 
     async def _scan(self, kinds: frozenset[str], put: _Put) -> None:
-        told: dict[str, TaskState] = {}
+        known: dict[str, TaskState] = {}
         streams: dict[str, asyncio.Task[None]] = {}
         over: deque[str] = deque(maxlen=_REMEMBERED_ENDS)
         moment = 0
@@ -130,12 +130,12 @@ class RunEvents:
                     for status in changed:
                         if status.id in streams or status.id in over:
                             continue
-                        run = _Run(status.id, kinds, told.pop(status.id, None), whole=not first)
+                        run = _Run(status.id, kinds, known.pop(status.id, None), whole=not first)
                         if status.state.terminal or status.state is TaskState.PENDING:
                             for event in run.of_status(status):
                                 await put(event)
                             if not status.state.terminal:
-                                told[status.id] = status.state
+                                known[status.id] = status.state
                         else:
                             # A run that was there before this stream has its earlier lines in its log.
                             begin = await self._log_end(status.id) if first else 0
@@ -172,7 +172,7 @@ class _Run:
         self._progress: AgentProgress | None = None
         self._sampled: datetime | None = None
 
-    def told_by(self, look: Look) -> list[Event]:
+    def news_of(self, look: Look) -> list[Event]:
         """What is new in a look, but for the end of the run."""
         events = self._state_changes(look.status, ending=False)
         progress = look.status.progress

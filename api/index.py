@@ -47,7 +47,7 @@ _REREAD_SHARE = 20
 _NOTED_SECONDS = 600.0
 # Below this, a span of runs is read whole where its counts differ.
 _SPAN_ROWS = 100
-_ASKED_AT_ONCE = 100
+_BATCH_RUNS = 100
 _PAUSE_ROWS = 25
 _CHANGES = 10_000
 _INSTANT = timedelta(microseconds=1)
@@ -68,8 +68,8 @@ class _Look:
 
     def take(self, entry: Entry) -> None:
         self.run_ids.add(entry.run_id)
-        told = entry.closed or entry.began
-        self.latest = max(self.latest or told, told)
+        latest = entry.closed or entry.began
+        self.latest = max(self.latest or latest, latest)
 
 
 class RunIndex:
@@ -87,7 +87,7 @@ class RunIndex:
         self._clock = clock
         self._rows: dict[str, Row] = {}
         # The row that stands for each id, and the others of the few ids that have some: Temporal's reset makes them.
-        self._shown: dict[str, Row] = {}
+        self._current: dict[str, Row] = {}
         self._hidden: defaultdict[str, set[str]] = defaultdict(set)
         self._orders: dict[str, Order] = {}
         self._moment = 1
@@ -121,17 +121,17 @@ class RunIndex:
 
     def may_run(self, task_id: str) -> bool:
         """Whether the run has not ended, as far as the rows tell without a look."""
-        row = self._shown.get(task_id)
+        row = self._current.get(task_id)
         return row is not None and not row.state.terminal
 
     def rows(self) -> Iterable[Row]:
         """The rows, in no order."""
-        return self._shown.values()
+        return self._current.values()
 
     def ordered(self, name: str, key: Callable[[Row], Any]) -> Sequence[Row]:
         """The rows from the lowest key to the highest; sorted when a name is first used, and kept so from then on."""
         if name not in self._orders:
-            self._orders[name] = Order(self._shown.values(), key)
+            self._orders[name] = Order(self._current.values(), key)
         return self._orders[name].rows
 
     def changes(self, since: int) -> tuple[int, list[TaskStatus] | None]:
@@ -144,7 +144,7 @@ class RunIndex:
         if not since or missed > len(self._changed):
             return self._moment, None
         ids = dict.fromkeys(islice(self._changed, len(self._changed) - missed, None))
-        return self._moment, [self._shown[task_id].status for task_id in ids if task_id in self._shown]
+        return self._moment, [self._current[task_id].status for task_id in ids if task_id in self._current]
 
     def counts(self) -> Counter[TaskState]:
         """How many runs there are in each state."""
@@ -240,10 +240,10 @@ class RunIndex:
     async def _ask_for(self, run_ids: Iterable[str], look: _Look) -> None:
         """Ask for the runs that a look has not seen; what the store does not know by its id, it has forgotten."""
         missing = [run_id for run_id in run_ids if run_id not in look.run_ids]
-        for first in range(0, len(missing), _ASKED_AT_ONCE):
-            asked = tuple(missing[first : first + _ASKED_AT_ONCE])
-            await self._read(Selection(run_ids=asked), look)
-            for run_id in asked:
+        for first in range(0, len(missing), _BATCH_RUNS):
+            batch = tuple(missing[first : first + _BATCH_RUNS])
+            await self._read(Selection(run_ids=batch), look)
+            for run_id in batch:
                 if run_id not in look.run_ids:
                     self._drop(run_id)
 
@@ -273,11 +273,11 @@ class RunIndex:
     def _put(self, row: Row, status: TaskStatus) -> None:
         held = self._rows.get(row.run_id)
         self._rows[row.run_id] = row
-        shown = self._shown.get(row.id)
-        if shown is None or shown.run_id == row.run_id or row.began >= shown.began:
-            if shown is not None and shown.run_id != row.run_id:
-                self._hidden[row.id].add(shown.run_id)
-            self._show(row.id, row)
+        current = self._current.get(row.id)
+        if current is None or current.run_id == row.run_id or row.began >= current.began:
+            if current is not None and current.run_id != row.run_id:
+                self._hidden[row.id].add(current.run_id)
+            self._set_current(row.id, row)
         else:
             self._hidden[row.id].add(row.run_id)
         if (held is None or held.state is not row.state) and self._read_at is not None:
@@ -285,13 +285,13 @@ class RunIndex:
             self._changed.append(row.id)
             self._on_change(status, held.state if held else None)
 
-    def _show(self, task_id: str, row: Row | None) -> None:
+    def _set_current(self, task_id: str, row: Row | None) -> None:
         for order in self._orders.values():
-            order.replace(self._shown.get(task_id), row)
+            order.replace(self._current.get(task_id), row)
         if row is None:
-            del self._shown[task_id]
+            del self._current[task_id]
         else:
-            self._shown[task_id] = row
+            self._current[task_id] = row
 
     def _drop(self, run_id: str) -> None:
         row = self._rows.pop(run_id, None)
@@ -299,10 +299,10 @@ class RunIndex:
         if row is None:
             return
         hidden = self._hidden.get(row.id, set())
-        if self._shown[row.id].run_id == run_id:
+        if self._current[row.id].run_id == run_id:
             others = sorted((self._rows[other] for other in hidden), key=lambda other: other.began)
-            self._show(row.id, others[-1] if others else None)
-        hidden -= {run_id, self._shown[row.id].run_id if row.id in self._shown else ""}
+            self._set_current(row.id, others[-1] if others else None)
+        hidden -= {run_id, self._current[row.id].run_id if row.id in self._current else ""}
         if not hidden:
             self._hidden.pop(row.id, None)
 

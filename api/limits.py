@@ -28,17 +28,17 @@ class BodyLimit:
         declared = headers.get("content-length", "").strip().lstrip("0")
         digits = declared if declared.isdecimal() else ""
         beyond = len(digits) > len(str(self._most)) or int(digits or 0) > self._most
-        taken = self._most + 1 if beyond else 0
+        received = self._most + 1 if beyond else 0
         encoding = headers.get("content-encoding", "identity").strip().lower()
 
         async def limited() -> Message:
-            nonlocal taken
+            nonlocal received
             if encoding not in {"", "identity"}:
                 raise HTTPException(_NOT_READ, f"A body is not read as '{encoding[:40]}'; send it without an encoding.")
-            if taken <= self._most:
+            if received <= self._most:
                 message = await receive()
-                taken += len(message.get("body", b""))
-                if taken <= self._most:
+                received += len(message.get("body", b""))
+                if received <= self._most:
                     return message
             raise HTTPException(_TOO_LARGE)
 

@@ -71,7 +71,7 @@ def find(index: RunIndex, query: TaskQuery) -> Page:
     first, last = query.offset, query.offset + query.limit
     if query.order == "desc":
         end = len(found)
-        shown = list(reversed(found[max(0, end - last) : max(0, end - first)]))
+        selected = list(reversed(found[max(0, end - last) : max(0, end - first)]))
     else:
-        shown = list(found[first:last])
-    return Page(shown, len(found))
+        selected = list(found[first:last])
+    return Page(selected, len(found))

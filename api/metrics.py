@@ -116,8 +116,8 @@ class Metrics:
         Times of states are known when the run has written them down: at ``ready`` and at its end.
         """
         rank = _RANK[before] if before else -1
-        told = [step for step in status.transitions if _RANK[step.state] > rank]
-        for state in dict.fromkeys([*(step.state for step in told), status.state]):
+        newer = [step for step in status.transitions if _RANK[step.state] > rank]
+        for state in dict.fromkeys([*(step.state for step in newer), status.state]):
             self.entered.labels(state.value).inc()
         if status.state.terminal or (status.state in _AFTER_READY and before not in _AFTER_READY):
             for step, following in pairwise(status.transitions):

@@ -36,11 +36,11 @@ async def as_kept_now(view: TaskView, bucket: Bucket) -> TaskView:
 
 async def _kept(status: TaskStatus, bucket: Bucket) -> PreservedMachine | None:
     try:
-        said = await asyncio.to_thread(preserved_on, bucket, status.host or "")
+        machines = await asyncio.to_thread(preserved_on, bucket, status.host or "")
     except BucketUnavailable:
-        said = None
-    if said is not None:
-        return said.get(status.id)
+        machines = None
+    if machines is not None:
+        return machines.get(status.id)
     if status.preserved_until is None:
         return None
     return PreservedMachine(

@@ -46,7 +46,7 @@ class Rates:
     def __init__(self, limits: Mapping[RateKind, int], clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
-        self._taken: dict[tuple[RateKind, str], deque[float]] = {}
+        self._requests: dict[tuple[RateKind, str], deque[float]] = {}
         self._streams = Counter[str]()
         self._swept = clock()
 
@@ -57,13 +57,13 @@ class Rates:
             return None
         now = self._clock()
         self._forget(now)
-        taken = self._taken.setdefault((kind, client), deque())
-        while taken and taken[0] <= now - _WINDOW_SECONDS:
-            taken.popleft()
-        refused = len(taken) >= limit
+        times = self._requests.setdefault((kind, client), deque())
+        while times and times[0] <= now - _WINDOW_SECONDS:
+            times.popleft()
+        refused = len(times) >= limit
         if not refused:
-            taken.append(now)
-        return Standing(limit, limit - len(taken), taken[0] + _WINDOW_SECONDS - now, refused)
+            times.append(now)
+        return Standing(limit, limit - len(times), times[0] + _WINDOW_SECONDS - now, refused)
 
     @contextmanager
     def stream(self, client: str) -> Iterator[None]:
@@ -83,7 +83,7 @@ class Rates:
         """Once a minute, forget who has not asked for one."""
         if now - self._swept > _WINDOW_SECONDS:
             self._swept = now
-            self._taken = {key: taken for key, taken in self._taken.items() if taken[-1] > now - _WINDOW_SECONDS}
+            self._requests = {key: times for key, times in self._requests.items() if times[-1] > now - _WINDOW_SECONDS}
 
 
 def limited(kind: RateKind) -> Any:
@@ -118,9 +118,9 @@ class RateHeaders:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def told(message: Message) -> None:
+        async def send_counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(scope.get("state", {}).get("rate_headers", {}))
             await send(message)
 
-        await self._app(scope, receive, told if scope["type"] == "http" else send)
+        await self._app(scope, receive, send_counted if scope["type"] == "http" else send)

@@ -68,11 +68,11 @@ async def _send(socket: WebSocket, task_id: str | None) -> None:
         with rates.stream(address(socket)):
             async with aclosing(_events(socket, task_id)) as events:
                 async for event in events:
-                    await _tell(socket, event)
+                    await _send_event(socket, event)
     except TaskyardError as error:
         code, reason = _CODES.get(type(error), FAILED), error.message
         with suppress(WebSocketDisconnect):
-            await _tell(socket, error_event(task_id, error))
+            await _send_event(socket, error_event(task_id, error))
     except WebSocketDisconnect:
         return
     with suppress(WebSocketDisconnect, RuntimeError):
@@ -89,7 +89,7 @@ def _events(socket: WebSocket, task_id: str | None) -> AsyncGenerator[Event]:
     return events.of_run(task_id, kinds, after_id) if task_id else events.of_all(kinds)
 
 
-async def _tell(socket: WebSocket, event: Event) -> None:
+async def _send_event(socket: WebSocket, event: Event) -> None:
     await socket.send_text(json.dumps(event, ensure_ascii=False))
 
 

@@ -12,7 +12,7 @@ from anyio import CapacityLimiter, to_thread
 from api.snapshot import MAX_LABEL_TOKEN, MAX_LABELS_BYTES, label_token
 from foundation.documents import Document, Unreadable, text_of
 from foundation.errors import InvalidManifest, UnsupportedMediaType
-from foundation.faults import Fault, below, shown
+from foundation.faults import Fault, as_details, below
 from foundation.units import parse_duration
 from foundation.urls import has_credentials
 from workflows import mcp
@@ -98,7 +98,7 @@ def accept(document: Document) -> Submission:
     data = document.data
     unoffered = list(_unoffered(data))
     manifest = parse(_with_effect(data), [*document.faults, *unoffered])
-    return Submission(manifest, shown([*document.remarks, *_in_vain(data, manifest)]))
+    return Submission(manifest, as_details([*document.remarks, *_in_vain(data, manifest)]))
 
 
 def _of_either(body: bytes) -> Document:
@@ -179,8 +179,8 @@ def _in_vain(data: Mapping[str, Any], manifest: Manifest) -> Iterator[Fault]:
     if vm.allowed_hosts and vm.network_mode is not NetworkMode.OUTBOUND:
         message = f"opens nothing: network_mode is '{vm.network_mode}', and only 'outbound' reads it"
         yield Fault("vm.allowed_hosts", message, "unused")
-    given = _part(data, "lifecycle").get("hang_timeout")
-    if given and parse_duration(lifecycle.hang_timeout) > parse_duration(lifecycle.timeout):
+    hang_timeout = _part(data, "lifecycle").get("hang_timeout")
+    if hang_timeout and parse_duration(lifecycle.hang_timeout) > parse_duration(lifecycle.timeout):
         yield Fault("lifecycle.hang_timeout", "never passes: lifecycle.timeout is shorter", "unused")
     if config is not None:
         isolated = vm.network_mode is NetworkMode.ISOLATED

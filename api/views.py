@@ -145,8 +145,8 @@ def submitted(status: TaskStatus, warnings: list[dict[str, str]]) -> SubmitReply
     """The reply to a submission."""
     here = f"{BASE}/{status.id}"
     links = Links(self=here, logs=f"{here}/logs", artifacts=f"{here}/artifacts")
-    told = [Unheeded.model_validate(warning) for warning in warnings]
-    return SubmitReply(task_id=status.id, created_at=status.created_at, links=links, warnings=told)
+    unheeded = [Unheeded.model_validate(warning) for warning in warnings]
+    return SubmitReply(task_id=status.id, created_at=status.created_at, links=links, warnings=unheeded)
 
 
 def checked(warnings: list[dict[str, str]]) -> CheckReply:

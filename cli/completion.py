@@ -32,7 +32,7 @@ def contexts(incomplete: str) -> Offer:
 def task_ids(ctx: typer.Context, incomplete: str) -> Offer:
     """Ids of runs, newest first, with their names."""
     return _begun(
-        _asked(ctx, lambda client: [(task.id, f"{task.state}: {task.name}") for task in _tasks(client)]), incomplete
+        _answer_of(ctx, lambda client: [(task.id, f"{task.state}: {task.name}") for task in _tasks(client)]), incomplete
     )
 
 
@@ -40,7 +40,7 @@ def artifact_names(ctx: typer.Context, incomplete: str) -> Offer:
     """Names of the artifacts of the run that was named before."""
     task_id = str(ctx.params.get("task_id"))
     return _begun(
-        _asked(ctx, lambda client: [(found.name, found.content_type) for found in client.artifacts(task_id)]),
+        _answer_of(ctx, lambda client: [(found.name, found.content_type) for found in client.artifacts(task_id)]),
         incomplete,
     )
 
@@ -91,7 +91,7 @@ def words(*known: str) -> Callable[[str], Offer]:
     return offer
 
 
-def _asked(ctx: typer.Context, ask: Callable[[TaskClient], Offer]) -> Offer:
+def _answer_of(ctx: typer.Context, ask: Callable[[TaskClient], Offer]) -> Offer:
     """What the server that the words typed so far choose has to say."""
     named: dict[str, Any] = {"server": None, "context": None}
     level: Any = ctx

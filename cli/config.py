@@ -162,15 +162,15 @@ def setting_rows(settings: Settings) -> list[dict[str, Any]]:
         value: Any = values[field]
         if isinstance(getattr(settings, field), SecretStr):
             value = _MASK
-        shown = _shown(value)
+        text = _in_words(value)
         if value is None and field in _DERIVED:
             attribute, remark = _DERIVED[field]
-            shown = f"{getattr(settings, attribute)}{remark}"
+            text = f"{getattr(settings, attribute)}{remark}"
         rows.append(
             {
                 "name": variables[0],
                 "value": value,
-                "shown": shown,
+                "shown": text,
                 "source": source,
                 "description": info.description or "",
             }
@@ -178,7 +178,7 @@ def setting_rows(settings: Settings) -> list[dict[str, Any]]:
     return rows
 
 
-def _shown(value: Any) -> str:
+def _in_words(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, list):

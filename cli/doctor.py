@@ -238,14 +238,14 @@ def _model(settings: Settings) -> Iterator[Finding]:
     from foundation.errors import HostNotReady
     from foundation.urls import without_credentials
 
-    shown = without_credentials(settings.anthropic_base_url)
+    address = without_credentials(settings.anthropic_base_url)
     try:
         through = _model_proxy(settings)
     except HostNotReady as error:
         yield Finding("model", "fail", error.message)
     else:
         by = f" through the proxy {without_credentials(through)}" if through else ""
-        yield Finding("model", "ok", f"a key is set; requests go to {shown}{by}")
+        yield Finding("model", "ok", f"a key is set; requests go to {address}{by}")
 
 
 def _model_proxy(settings: Settings) -> str | None:

@@ -85,8 +85,8 @@ def version(ctx: typer.Context) -> None:
     try:
         with open_client(ctx) as client:
             facts["address"] = without_credentials(client.server)
-            told = client.health().get("version")
-            facts["server"] = None if told is None else str(told)
+            found = client.health().get("version")
+            facts["server"] = None if found is None else str(found)
             absent = "it tells no version"
     except TaskyardError as error:
         absent = error.message

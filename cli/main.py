@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cli import streams
-from cli.options import asks_server, given, writes_data
+from cli.options import asks_server, shared_options, writes_data
 
 _USAGE = 2
 _INTERRUPTED = 130
@@ -93,13 +93,13 @@ class _Sandbox(TyperGroup):
         try:
             code = super().main(*args, **(extra | {"standalone_mode": False}))
         except Exception as error:  # noqa: BLE001 -- the last place where one can become a sentence
-            sentence, code = _told(error)
+            sentence, code = _sentence_and_code(error)
             if sentence:
                 streams.complain(sentence)
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _told(error: Exception) -> tuple[str, int]:
+def _sentence_and_code(error: Exception) -> tuple[str, int]:
     """An error as a sentence, none where all has been said, and as an exit code."""
     from foundation.errors import TaskyardError
 
@@ -165,7 +165,7 @@ def sandbox(
     Exit codes: 0 done; 1 failed, refused, or the run waited for did not complete; 2 not found, or the command line was
     not understood; 3 conflict; 4 not authorised; 5 timed out or not reachable; 130 interrupted; 141 nobody reads on.
     """
-    ctx.obj = replace(given(ctx), watch=watch)
+    ctx.obj = replace(shared_options(ctx), watch=watch)
 
 
 def _settings_fault(error: Exception) -> str | None:

@@ -33,7 +33,7 @@ class OutputFormat(StrEnum):
 
 
 @dataclass(frozen=True)
-class Given:
+class SharedOptions:
     """What was given so far; what a command is given itself wins over what stands before its name."""
 
     server: str | None = None
@@ -96,13 +96,13 @@ def _with(command: Callable[..., Any], options: dict[str, Any]) -> Callable[...,
 
 
 def _remember(ctx: typer.Context, **shared: Any) -> None:
-    before = given(ctx)
+    given = shared_options(ctx)
     written = OutputFormat.JSON if shared.get("as_json") else shared.get("output_format")
     ctx.obj = replace(
-        before,
-        server=shared.get("server") or before.server,
-        context=shared.get("context") or before.context,
-        format=written or before.format,
+        given,
+        server=shared.get("server") or given.server,
+        context=shared.get("context") or given.context,
+        format=written or given.format,
     )
     if shared.get("quiet"):
         from cli.streams import be_quiet
@@ -110,14 +110,14 @@ def _remember(ctx: typer.Context, **shared: Any) -> None:
         be_quiet(True)
 
 
-def given(ctx: typer.Context) -> Given:
+def shared_options(ctx: typer.Context) -> SharedOptions:
     """What was given to the command and before its name."""
-    return ctx.obj if isinstance(ctx.obj, Given) else Given()
+    return ctx.obj if isinstance(ctx.obj, SharedOptions) else SharedOptions()
 
 
 def format_of(ctx: typer.Context, default: OutputFormat) -> OutputFormat:
     """How to write: as the command was told, else as was said before it, else the command's own way."""
-    return given(ctx).format or default
+    return shared_options(ctx).format or default
 
 
 def print_data(data: Any, written: OutputFormat) -> bool:
@@ -138,6 +138,6 @@ def open_client(ctx: typer.Context) -> TaskClient:
     from cli.contexts import choose
     from client import TaskClient
 
-    before = given(ctx)
-    target = choose(before.server, before.context)
+    given = shared_options(ctx)
+    target = choose(given.server, given.context)
     return TaskClient(target.server, target.token)

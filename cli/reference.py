@@ -43,8 +43,8 @@ def settings() -> str:
     for field, info in Settings.model_fields.items():
         alias = info.validation_alias
         names = getattr(alias, "choices", None) or [f"TASKYARD_{field.upper()}"]
-        shown = " or ".join(f"`{name}`" for name in names)
-        rows.append(f"| {shown} | {_MADE.get(field) or _default(info)} | {_cell(info.description or '')} |")
+        variables = " or ".join(f"`{name}`" for name in names)
+        rows.append(f"| {variables} | {_MADE.get(field) or _default(info)} | {_cell(info.description or '')} |")
     return "\n".join(rows)
 
 
@@ -57,10 +57,10 @@ def _below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 def _command(name: str, command: Any) -> str:
     context = typer.Context(command, info_name=name)
-    shown = [parameter for parameter in command.params if not _NOT_SHOWN & set(parameter.opts)]
+    visible = [parameter for parameter in command.params if not _NOT_SHOWN & set(parameter.opts)]
     parts = [f"### `{name}`", f"    {_usage(name, command)}", _paragraphs(command.help or "")]
-    if shown:
-        rows = [f"| {_names(parameter, context)} | {_cell(_meaning(parameter))} |" for parameter in shown]
+    if visible:
+        rows = [f"| {_names(parameter, context)} | {_cell(_meaning(parameter))} |" for parameter in visible]
         parts.append("\n".join(["| | |", "|---|---|", *rows]))
     return "\n\n".join(part for part in parts if part)
 

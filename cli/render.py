@@ -19,7 +19,7 @@ _TEXT_LINES = 400
 _INPUT_CHARS = 160
 
 # The argument of each tool that says what it is about.
-_TELLING = ("command", "file_path", "path", "pattern", "url", "query", "description", "prompt")
+_MAIN_FIELDS = ("command", "file_path", "path", "pattern", "url", "query", "description", "prompt")
 
 _SCRIPTED_MODEL = "taskyard-scripted-model"
 # The model that Claude Code names for messages of its own, such as errors.
@@ -86,7 +86,7 @@ class LogRenderer:
                         self._print(Text(_shortened(text, _TEXT_LINES)), mark="●", mark_style="bold")
                 case "tool_use":
                     name = clean(str(block.get("name")))
-                    self._print(Text.assemble((name, "bold cyan"), " ", _told(block.get("input"))), mark="▸")
+                    self._print(Text.assemble((name, "bold cyan"), " ", _tool_input(block.get("input"))), mark="▸")
 
     def _user(self, message: dict[str, Any]) -> None:
         for block in _blocks(message):
@@ -155,12 +155,12 @@ def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
     return [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
 
 
-def _told(given: Any) -> str:
+def _tool_input(value: Any) -> str:
     """A tool's input in one short line."""
-    if not isinstance(given, dict):
+    if not isinstance(value, dict):
         return ""
-    telling = next((given[key] for key in _TELLING if isinstance(given.get(key), str)), None)
-    text = telling if telling is not None else json.dumps(given, ensure_ascii=False)
+    main = next((value[key] for key in _MAIN_FIELDS if isinstance(value.get(key), str)), None)
+    text = main if main is not None else json.dumps(value, ensure_ascii=False)
     flat = " ".join(clean(text).split())
     return flat if len(flat) <= _INPUT_CHARS else flat[: _INPUT_CHARS - 1] + "…"
 

@@ -135,11 +135,11 @@ class Keeper(threading.Thread):
         answered_once = False
         while not self._stopping.is_set():
             started = time.monotonic()
-            self._tell("starting")
+            self._report_event("starting")
             self.part.prepare()
             child = self._child = _Child(self.part, self.log)
             if self._await_ready(child, started):
-                self._tell("ready", self.part.address, time.monotonic() - started)
+                self._report_event("ready", self.part.address, time.monotonic() - started)
                 answered_once = True
                 self.ready.set()
                 while not child.has_ended() and not self._stopping.wait(_POLL_SECONDS):
@@ -152,7 +152,7 @@ class Keeper(threading.Thread):
             quick_deaths = quick_deaths + 1 if lived < _QUICK_DEATH_SECONDS else 1
             reason = f"ended with {_exit_text(code)} after {format_seconds(lived)}"
             if not self._restart:
-                self._tell("died", reason)
+                self._report_event("died", reason)
                 return
             if not answered_once:
                 self._fail(f"{reason}, before it was ready")
@@ -161,7 +161,7 @@ class Keeper(threading.Thread):
                 self._fail(f"{reason}, {quick_deaths} times in a row")
                 return
             pause = _BACKOFF_SECONDS[quick_deaths - 1]
-            self._tell("died", f"{reason}; starting it again in {format_seconds(pause)}")
+            self._report_event("died", f"{reason}; starting it again in {format_seconds(pause)}")
             self._stopping.wait(pause)
 
     def _await_ready(self, child: _Child, started: float) -> bool:
@@ -183,7 +183,7 @@ class Keeper(threading.Thread):
         if child is None or child.process.returncode is not None:
             return
         began = time.monotonic()
-        self._tell("stopping")
+        self._report_event("stopping")
         if not child.has_ended():
             child.process.send_signal(self._stop_signal)
         while not child.has_ended() and time.monotonic() - began < self.part.grace_seconds:
@@ -191,9 +191,9 @@ class Keeper(threading.Thread):
         limit = format_seconds(self.part.grace_seconds)
         forced = "" if child.has_ended() else f"killed, it did not end within {limit}"
         child.reap()
-        self._tell("stopped", forced, time.monotonic() - began)
+        self._report_event("stopped", forced, time.monotonic() - began)
 
-    def _tell(
+    def _report_event(
         self,
         kind: Literal["starting", "ready", "died", "failed", "stopping", "stopped"],
         detail: str = "",
@@ -203,7 +203,7 @@ class Keeper(threading.Thread):
 
     def _fail(self, reason: str) -> None:
         self.failure = reason
-        self._tell("failed", reason)
+        self._report_event("failed", reason)
 
 
 @dataclass

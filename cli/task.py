@@ -16,9 +16,9 @@ from cli.options import (
     TaskIds,
     asks_server,
     format_of,
-    given,
     open_client,
     print_data,
+    shared_options,
     writes_data,
 )
 from cli.task_reading import Timeout, detachable, exit_by_outcome
@@ -172,7 +172,7 @@ def list_tasks(
     wanted = {"state": state, "limit": limit, "offset": offset, "sort": sort, "order": order}
     labels = dict(_label(text) for text in label or [])
     written = format_of(ctx, OutputFormat.TABLE)
-    every = given(ctx).watch or (_LIST_SECONDS if watch else None)
+    every = shared_options(ctx).watch or (_LIST_SECONDS if watch else None)
     seconds = None if every is None else task_reading.pause_seconds(every)
     with open_client(ctx) as client:
 
@@ -268,9 +268,9 @@ def cancel(
 
     def end(client: TaskClient, task_id: str) -> Any:
         if not yes and sys.stdin.isatty() and sys.stderr.isatty():
-            asked = client.get(task_id)
-            if not asked.terminal:
-                typer.confirm(f"Cancel task {task_id}, which is {asked.state}?", abort=True, err=True)
+            task = client.get(task_id)
+            if not task.terminal:
+                typer.confirm(f"Cancel task {task_id}, which is {task.state}?", abort=True, err=True)
         return client.cancel(task_id, reason, force=force)
 
     _each(ctx, task_ids, end, lambda reply: str(reply.get("message") or "Cancellation requested"))

@@ -156,7 +156,7 @@ def download(
                 else:
                     failed.append(fetched)
             if failed:
-                _tell_failed(failed)
+                _exit_after(failed)
             return
         artifact = _named(client, task_id, client.artifacts(task_id), str(name))
         if str(target) == "-":
@@ -293,7 +293,7 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, size: bars.update(bar, completed=done, total=size)
 
 
-def _tell_failed(failed: list[Fetched]) -> NoReturn:
+def _exit_after(failed: list[Fetched]) -> NoReturn:
     """Say which artifacts failed, and exit with the code that all of their errors have, else with 1."""
     from cli.streams import clean
     from cli.terminal import talk

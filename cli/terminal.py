@@ -75,13 +75,13 @@ def print_table(
     if console.is_terminal and not wide:
         kept, widths = _fitted(console.width, widths, flexible, droppable)
     for line in ([Text(head, "bold") for head in heads], *cells):
-        shown = [(head, cell) for head, cell in zip(heads, line, strict=True) if head in kept]
+        visible = [(head, cell) for head, cell in zip(heads, line, strict=True) if head in kept]
         text = Text()
-        for place, (head, cell) in enumerate(shown):
+        for place, (head, cell) in enumerate(visible):
             piece = cell.copy()
             piece.truncate(widths[head], overflow="ellipsis")
             room = widths[head] - piece.cell_len
-            last = place == len(shown) - 1
+            last = place == len(visible) - 1
             text.append(" " * room if head == "SIZE" else "")
             text.append_text(piece)
             text.append("" if last else " " * ((0 if head == "SIZE" else room) + _GAP))

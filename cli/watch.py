@@ -107,7 +107,7 @@ class _States:
             self.live = Live(console=console, transient=True, refresh_per_second=_REFRESHES_PER_SECOND)
         self._console = console
         self._done = 0
-        self._told = ""
+        self._last_line = ""
         self._spinner = Spinner(spinner_name(console))
 
     def show(self, task: Task) -> None:
@@ -123,9 +123,9 @@ class _States:
         text = progress_of(task) or clean(task.state_message or "")
         if self.live is not None:
             self.live.update(self._going_on(task, text))
-        elif (line := f"· {clean(task.state):<{_WIDTH}}{text}".rstrip()) != self._told:
+        elif (line := f"· {clean(task.state):<{_WIDTH}}{text}".rstrip()) != self._last_line:
             self._console.print(line)
-            self._told = line
+            self._last_line = line
 
     def _going_on(self, task: Task, text: str) -> Group:
         age = max(0.0, (datetime.now(UTC) - task.state_changed_at).total_seconds())

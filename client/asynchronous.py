@@ -29,10 +29,10 @@ class AsyncTaskClient:
         self, server: str = DEFAULT_SERVER, token: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS
     ) -> None:
         self.server = server.rstrip("/")
-        self._shown = without_credentials(self.server)
+        self._address = without_credentials(self.server)
         self._seconds = timeout_seconds
         transport = httpx.AsyncHTTPTransport(retries=CONNECT_RETRIES, verify=calls.trust(self.server))
-        with reachable(self._shown):
+        with reachable(self._address):
             self._http = httpx.AsyncClient(
                 base_url=self.server,
                 timeout=calls.timeout(timeout_seconds),
@@ -173,7 +173,7 @@ class AsyncTaskClient:
         while True:
             try:
                 async with self._open(reading.call()) as response:
-                    with understood(self._shown):
+                    with understood(self._address):
                         reading.opened(response.headers)
                         async for piece in response.aiter_bytes():
                             for line in reading.take(piece):
@@ -228,7 +228,7 @@ class AsyncTaskClient:
     async def _send(self, call: Call) -> Any:
         async with self._open(call) as response:
             answer = await self._answer(response)
-        with understood(self._shown):
+        with understood(self._address):
             return answer.checked(call.reply)
 
     async def _answer(self, response: httpx.Response) -> Answer:
@@ -239,9 +239,9 @@ class AsyncTaskClient:
 
     @asynccontextmanager
     async def _open(self, call: Call) -> AsyncIterator[httpx.Response]:
-        with reachable(self._shown):
+        with reachable(self._address):
             async with self._http.stream(call.method, call.path, **call.options) as response:
                 if not response.is_success:
                     body = (await self._answer(response)).body
-                    raise refusal(self._shown, response.status_code, response.headers, body)
+                    raise refusal(self._address, response.status_code, response.headers, body)
                 yield response

@@ -32,10 +32,10 @@ class TaskClient:
         self, server: str = DEFAULT_SERVER, token: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS
     ) -> None:
         self.server = server.rstrip("/")
-        self._shown = without_credentials(self.server)
+        self._address = without_credentials(self.server)
         self._seconds = timeout_seconds
         transport = httpx.HTTPTransport(retries=CONNECT_RETRIES, verify=calls.trust(self.server))
-        with reachable(self._shown):
+        with reachable(self._address):
             self._http = httpx.Client(
                 base_url=self.server,
                 timeout=calls.timeout(timeout_seconds),
@@ -189,7 +189,7 @@ class TaskClient:
         reading = LogReading(task_id, follow=follow, stream=stream, tail=tail, since=since, after_id=after_id)
         while True:
             try:
-                with self._open(reading.call()) as response, understood(self._shown):
+                with self._open(reading.call()) as response, understood(self._address):
                     reading.opened(response.headers)
                     for piece in response.iter_bytes():
                         yield from reading.take(piece)
@@ -244,7 +244,7 @@ class TaskClient:
         """The answer's JSON, in the form that the call expects."""
         with self._open(call) as response:
             answer = self._answer(response)
-        with understood(self._shown):
+        with understood(self._address):
             return answer.checked(call.reply)
 
     def _answer(self, response: httpx.Response) -> Answer:
@@ -255,7 +255,7 @@ class TaskClient:
 
     @contextmanager
     def _open(self, call: Call) -> Iterator[httpx.Response]:
-        with reachable(self._shown), self._http.stream(call.method, call.path, **call.options) as response:
+        with reachable(self._address), self._http.stream(call.method, call.path, **call.options) as response:
             if not response.is_success:
-                raise refusal(self._shown, response.status_code, response.headers, self._answer(response).body)
+                raise refusal(self._address, response.status_code, response.headers, self._answer(response).body)
             yield response

@@ -230,8 +230,8 @@ class Batch:
 
 def size_of(headers: httpx.Headers) -> int:
     """Bytes that the answer will have; 0 when it does not say."""
-    said = headers.get("Content-Length", "")
-    return int(said) if said.isdecimal() else 0
+    length = headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() else 0
 
 
 class _Sentences:

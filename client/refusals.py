@@ -42,9 +42,9 @@ def refusal(server: str, status: int, headers: Mapping[str, str], body: bytes) -
     """The error of an answer that is none of success: by its code, else by its status."""
     by_status = _BY_STATUS.get(status, ForeignServer)
     try:
-        told = json.loads(body)
-        code, message = str(told["error"]), str(told["message"])
-        details = told.get("details")
+        answer = json.loads(body)
+        code, message = str(answer["error"]), str(answer["message"])
+        details = answer.get("details")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST and "location" in headers:
             where = without_credentials(headers["location"])

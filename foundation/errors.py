@@ -50,7 +50,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
-from foundation.faults import Fault, sentence, shown
+from foundation.faults import Fault, as_details, sentence
 
 
 class TaskyardError(Exception):
@@ -80,8 +80,8 @@ class InvalidManifest(TaskyardError):
     @classmethod
     def of(cls, faults: Sequence[Fault]) -> Self:
         """The refusal of all these faults, of which there is at least one."""
-        told = shown(faults)
-        return cls(sentence(told), field=told[0]["field"], validation=told[0]["validation"], errors=told)
+        details = as_details(faults)
+        return cls(sentence(details), field=details[0]["field"], validation=details[0]["validation"], errors=details)
 
 
 class InvalidParameter(TaskyardError):
@@ -100,8 +100,8 @@ class InvalidBody(TaskyardError):
     @classmethod
     def of(cls, faults: Sequence[Fault]) -> Self:
         """The refusal of all these faults, of which there is at least one."""
-        told = shown(faults)
-        return cls(sentence(told), errors=told)
+        details = as_details(faults)
+        return cls(sentence(details), errors=details)
 
 
 class UsageError(TaskyardError):

@@ -35,9 +35,9 @@ def below(field: str, key: str | int) -> str:
     return f"{field}.{key[:_LONGEST_KEY]}" if field else key[:_LONGEST_KEY]
 
 
-def shown(faults: Sequence[Fault]) -> list[dict[str, str]]:
+def as_details(faults: Sequence[Fault]) -> list[dict[str, str]]:
     """The faults as JSON-ready data, as many as are told, printable and without credentials."""
-    told = [
+    details = [
         {
             "field": _plain(fault.field, _LONGEST_FIELD + _LONGEST_KEY),
             "message": _plain(fault.message, _LONGEST_MESSAGE),
@@ -46,13 +46,13 @@ def shown(faults: Sequence[Fault]) -> list[dict[str, str]]:
         for fault in faults[:MOST_FAULTS]
     ]
     if len(faults) > MOST_FAULTS:
-        told.append({"field": "", "message": "and more faults, which are not told", "validation": "more"})
-    return told
+        details.append({"field": "", "message": "and more faults, which are not told", "validation": "more"})
+    return details
 
 
-def sentence(told: Sequence[dict[str, str]]) -> str:
+def sentence(details: Sequence[dict[str, str]]) -> str:
     """The faults in one line."""
-    parts = [f"{fault['field']}: {fault['message']}" if fault["field"] else fault["message"] for fault in told]
+    parts = [f"{fault['field']}: {fault['message']}" if fault["field"] else fault["message"] for fault in details]
     more = f"; and {len(parts) - _IN_SENTENCE} more, all of them in details.errors" if len(parts) > _IN_SENTENCE else ""
     return "; ".join(parts[:_IN_SENTENCE]) + more
 

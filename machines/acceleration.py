@@ -81,10 +81,10 @@ def qemu_version() -> str:
     """The version line of the installed QEMU. Raises HostNotReady when there is none."""
     if shutil.which(QEMU) is None:
         raise HostNotReady(f"{QEMU} is not installed; `sandbox doctor` says which packages are missing")
-    shown = subprocess.run(
+    completed = subprocess.run(
         [QEMU, "--version"], env=child_environment(), capture_output=True, text=True, check=True, timeout=30
     )
-    return shown.stdout.partition("\n")[0].strip()
+    return completed.stdout.partition("\n")[0].strip()
 
 
 def seconds_to_start_sector(acceleration: Acceleration) -> float | None:

@@ -183,11 +183,11 @@ class Boot:
         )
 
     def _explained(self, error: Exception) -> MachineError:
-        shown = qemu.tail(self.paths.output)
+        output = qemu.tail(self.paths.output)
         console = qemu.tail(self.paths.console)
         sentence = str(error)
-        if shown:
-            sentence += f"\nQEMU said:\n{shown}"
+        if output:
+            sentence += f"\nQEMU said:\n{output}"
         if console:
             sentence += f"\nthe serial console ends with:\n{console}"
         # Whatever the fault, another attempt may go better: it starts over.

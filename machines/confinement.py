@@ -62,18 +62,22 @@ class Confinement:
         Raises ConfinedTimeout; MachineError with the program's last words when ``check`` and the exit code is not 0, or
         when it prints too much; HostNotReady when bubblewrap is missing or may not make its namespaces.
         """
-        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as talk:
-            given.write(input)
-            given.seek(0)
-            process = self._start(command, given, stdout or printed, talk)
+        with (
+            tempfile.TemporaryFile() as in_file,
+            tempfile.TemporaryFile() as out_file,
+            tempfile.TemporaryFile() as err_file,
+        ):
+            in_file.write(input)
+            in_file.seek(0)
+            process = self._start(command, in_file, stdout or out_file, err_file)
             try:
-                self._wait(process, command[0], {printed.fileno(): self.output_bytes, talk.fileno(): _ERROR_BYTES})
+                self._wait(process, command[0], {out_file.fileno(): self.output_bytes, err_file.fileno(): _ERROR_BYTES})
             finally:
                 _end_group(process)
-            printed.seek(0)
-            output = printed.read(self.output_bytes)
-            talk.seek(max(0, os.fstat(talk.fileno()).st_size - _LAST_BYTES))
-            errors = talk.read(_LAST_BYTES)
+            out_file.seek(0)
+            output = out_file.read(self.output_bytes)
+            err_file.seek(max(0, os.fstat(err_file.fileno()).st_size - _LAST_BYTES))
+            errors = err_file.read(_LAST_BYTES)
         if process.returncode and errors.startswith(b"bwrap:"):
             raise HostNotReady(
                 f"bubblewrap cannot confine {command[0]} on this host: {_last_line(errors)}. "

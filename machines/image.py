@@ -103,12 +103,12 @@ def build_image(settings: Settings, profile: str, report: Callable[[str], None],
     digest = digest_of(inputs)
     settings.make_home()
     settings.images.mkdir(parents=True, exist_ok=True)
-    asked = time.time()
+    requested_at = time.time()
     with _locked(settings.images, digest, report):
         _sweep(settings.images, digest)
         found = _read(settings.images / digest)
         # Whoever waited for another builder has what it asked for, also when it asked for a new one.
-        if found and (not rebuild or found.built_at.timestamp() >= asked):
+        if found and (not rebuild or found.built_at.timestamp() >= requested_at):
             report(f"image {digest[:12]} of profile '{profile}' is there already ({format_size(found.size_bytes)})")
             return found
         check_tools()

@@ -124,11 +124,11 @@ def _fits_at_all(capacity: Capacity, request: Reservation) -> None:
     if request.cpus > capacity.cpus:
         faults.append(f"{request.cpus} CPUs are more than the {capacity.cpus} it hands out (vm.cpus)")
     if request.memory_bytes > capacity.guest_memory_bytes:
-        asked, most = format_size(request.memory_bytes), format_size(capacity.guest_memory_bytes)
-        faults.append(f"{asked} of memory are more than the {most} it hands out (vm.memory)")
+        size, most = format_size(request.memory_bytes), format_size(capacity.guest_memory_bytes)
+        faults.append(f"{size} of memory are more than the {most} it hands out (vm.memory)")
     if request.disk_bytes > capacity.disk_total_bytes:
-        asked, most = format_size(request.disk_bytes), format_size(capacity.disk_total_bytes)
-        faults.append(f"a disk of {asked} is larger than its own of {most} (vm.disk)")
+        size, most = format_size(request.disk_bytes), format_size(capacity.disk_total_bytes)
+        faults.append(f"a disk of {size} is larger than its own of {most} (vm.disk)")
     if faults:
         raise InsufficientResources(
             f"This host can never give what the manifest asks for: {'; '.join(faults)}; ask for less",

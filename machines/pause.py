@@ -61,8 +61,8 @@ class Pause:
             if leftover is not None:
                 qemu.stop(self.paths, leftover)
             self.store.write(record.model_copy(update={"holds_room": False}))
-            shown = qemu.tail(self.paths.output)
-            raise MachineError(f"Machine {record.id} could not be resumed: {error}\n{shown}".strip()) from error
+            output = qemu.tail(self.paths.output)
+            raise MachineError(f"Machine {record.id} could not be resumed: {error}\n{output}".strip()) from error
 
     def _save(self, record: MachineRecord, process: psutil.Process) -> MachineRecord:
         draft = self.paths.memory.with_name(f".{self.paths.memory.name}.draft")

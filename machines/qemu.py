@@ -162,8 +162,8 @@ def start_ticks(pid: int) -> int:
 
 def forwarded_port(monitor: Monitor) -> int:
     """The loopback port that QEMU chose for the guest's SSH."""
-    shown = monitor.execute("human-monitor-command", {"command-line": "info usernet"})
-    match = _FORWARDED.search(str(shown))
+    answer = monitor.execute("human-monitor-command", {"command-line": "info usernet"})
+    match = _FORWARDED.search(str(answer))
     if match is None:
         raise MachineError("QEMU does not say which port it forwards to the guest's SSH")
     return int(match[1])

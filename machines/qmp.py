@@ -58,23 +58,23 @@ class Monitor:
 
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, limit: float = 10) -> Any:
         """QEMU's answer to one command. Raises CommandRefused with QEMU's reason, or MachineError without an answer."""
-        with _told(command, self._socket):
+        with _errors_of(command, self._socket):
             return self._runner.run(asyncio.wait_for(self._client.execute(command, dict(arguments or {})), limit))
 
     def give(self, name: str, file: IO[bytes]) -> None:
         """Give QEMU an open file, which a later command finds under this name."""
-        with _told("getfd", self._socket):
+        with _errors_of("getfd", self._socket):
             self._client.send_fd_scm(file.fileno())
         self.execute("getfd", {"fdname": name})
 
     def lend(self, number: int, file: IO[bytes]) -> None:
         """Give QEMU an open file, which it opens by the path ``/dev/fdset/<number>`` from then on."""
-        with _told("add-fd", self._socket):
+        with _errors_of("add-fd", self._socket):
             self._client.send_fd_scm(file.fileno())
         self.execute("add-fd", {"fdset-id": number})
 
     def _connected(self) -> bool:
-        with _told("connections", self._socket):
+        with _errors_of("connections", self._socket):
             try:
                 self._runner.run(asyncio.wait_for(self._client.connect(str(self._socket)), self._limit))
             except (QMPError, OSError):
@@ -93,7 +93,7 @@ def execute(socket: Path, command: str, arguments: Mapping[str, Any] | None = No
 
 
 @contextlib.contextmanager
-def _told(command: str, socket: Path) -> Iterator[None]:
+def _errors_of(command: str, socket: Path) -> Iterator[None]:
     try:
         yield
     except ExecuteError as error:

@@ -45,12 +45,12 @@ def _set_memory(monitor: Monitor, mapped: bool) -> None:
 def _wait(monitor: Monitor, what: str, look: Callable[[], object] | None) -> None:
     end = time.monotonic() + _LIMIT_SECONDS
     while True:
-        shown = monitor.execute("query-migrate")
-        status = shown.get("status")
+        answer = monitor.execute("query-migrate")
+        status = answer.get("status")
         if status == "completed":
             return
         if status in {"failed", "cancelled"}:
-            reason = shown.get("error-desc", "QEMU gives no reason")
+            reason = answer.get("error-desc", "QEMU gives no reason")
             raise MachineError(f"The guest's memory could not be {what}: {reason}")
         if time.monotonic() > end:
             raise MachineError(f"The guest's memory was not {what} within {_LIMIT_SECONDS:g} s")

@@ -249,10 +249,10 @@ def _drain(channel: paramiko.Channel, data: bytes | None, end: float) -> Complet
         selector.register(channel, selectors.EVENT_READ)
         while True:
             over = channel.eof_received or channel.closed  # asked first: what came before the end is read below
-            taken = _take(channel, stdout, stderr)
-            if over and not taken:
+            received = _receive(channel, stdout, stderr)
+            if over and not received:
                 break
-            if not taken and not selector.select(_left(end)):
+            if not received and not selector.select(_left(end)):
                 raise TimeoutError
     if not channel.status_event.wait(_left(end)):
         raise TimeoutError
@@ -262,17 +262,17 @@ def _drain(channel: paramiko.Channel, data: bytes | None, end: float) -> Complet
     return Completed(channel.exit_status, bytes(stdout), bytes(stderr))
 
 
-def _take(channel: paramiko.Channel, stdout: bytearray, stderr: bytearray) -> bool:
-    taken = False
+def _receive(channel: paramiko.Channel, stdout: bytearray, stderr: bytearray) -> bool:
+    received = False
     if channel.recv_ready():
         stdout += channel.recv(_CHUNK)
-        taken = True
+        received = True
     if channel.recv_stderr_ready():
         stderr += channel.recv_stderr(_CHUNK)
-        taken = True
+        received = True
     if len(stdout) + len(stderr) > _OUTPUT_MAX:
         raise OSError("a command's output is larger than the host takes")
-    return taken
+    return received
 
 
 def _feed(channel: paramiko.Channel, data: bytes) -> None:

@@ -43,8 +43,8 @@ def make_template(paths: MachinePaths, shape: Shape, report: Callable[[str], Non
                 _settle(process.pid)
                 save(monitor, paths.directory / STATE, mapped_memory=True, look=watch.look)
     except MachineError as error:
-        shown = [qemu.tail(path) for path in (paths.output, paths.console)]
-        raise MachineError("\n".join([f"The snapshot was not made: {error}", *filter(None, shown)])) from error
+        outputs = [qemu.tail(path) for path in (paths.output, paths.console)]
+        raise MachineError("\n".join([f"The snapshot was not made: {error}", *filter(None, outputs)])) from error
     finally:
         process.terminate()
         try:

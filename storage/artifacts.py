@@ -164,6 +164,6 @@ class _Redacted:
             for piece in self._stream.feed(data) if data else self._stream.finish():
                 self._ready += piece.data
                 self.redacted |= piece.replaced
-        given = bytes(self._ready[:wanted])
+        content = bytes(self._ready[:wanted])
         del self._ready[:wanted]
-        return given
+        return content

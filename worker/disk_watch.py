@@ -37,16 +37,16 @@ async def watch_disks(settings: Settings, host: MachineHost, metrics: WorkerMetr
             log.warning("the machines' disks could not be looked after", error=str(error))
         else:
             metrics.take_stopped(len(look.stopped))
-            await asyncio.to_thread(_tell, settings, host, bucket, look, set(stopped))
+            await asyncio.to_thread(_report, settings, host, bucket, look, set(stopped))
             stopped = look.stopped
         await asyncio.sleep(LOOK_SECONDS)
 
 
-def _tell(settings: Settings, host: MachineHost, bucket: Bucket, look: DiskLook, before: set[str]) -> None:
+def _report(settings: Settings, host: MachineHost, bucket: Bucket, look: DiskLook, before: set[str]) -> None:
     """What has changed since the last look: in the worker's log, and in the logs of the runs."""
     if look.resumed:
         log.info("machines go on: the disk has room again", machines=look.resumed)
-        _tell_runs(host, bucket, look.resumed, _RESUMED)
+        _note_in_runs(host, bucket, look.resumed, _RESUMED)
     fresh = [machine_id for machine_id in look.stopped if machine_id not in before]
     if fresh:
         log.error(
@@ -55,10 +55,10 @@ def _tell(settings: Settings, host: MachineHost, bucket: Bucket, look: DiskLook,
             free=format_size(look.free_bytes),
             machines=look.stopped,
         )
-        _tell_runs(host, bucket, fresh, _STOPPED)
+        _note_in_runs(host, bucket, fresh, _STOPPED)
 
 
-def _tell_runs(host: MachineHost, bucket: Bucket, machine_ids: Iterable[str], message: str) -> None:
+def _note_in_runs(host: MachineHost, bucket: Bucket, machine_ids: Iterable[str], message: str) -> None:
     for machine_id in machine_ids:
         try:
             owner = host.record(machine_id).owner_workflow

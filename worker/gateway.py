@@ -238,9 +238,9 @@ class Gateway:
     def _machine_of(self, request: Request) -> str | None:
         """The machine whose valid token the request shows; tokens end with the machine's record."""
         bearer = request.headers.get("authorization", "")
-        shown = bearer[7:].strip() if bearer[:7].lower() == "bearer " else request.headers.get("x-api-key", "")
-        match = _TOKEN.match(shown)
-        if not match or not hmac.compare_digest(shown, self.token(match["machine"])):
+        token = bearer[7:].strip() if bearer[:7].lower() == "bearer " else request.headers.get("x-api-key", "")
+        match = _TOKEN.match(token)
+        if not match or not hmac.compare_digest(token, self.token(match["machine"])):
             return None
         return match["machine"] if self._exists(match["machine"]) else None
 

@@ -75,24 +75,24 @@ class HandedConnections:
                 _log.warning("a guest's connection was not taken", error=str(error))
                 return
             descriptors, user = _contents(ancillary)
-            taken = _as_connection(descriptors)
-            if taken is None or not _NAME.fullmatch(name) or not (user == os.geteuid() or is_machine_user(user)):
-                if taken is not None:
-                    taken.close()
+            connection = _as_connection(descriptors)
+            if connection is None or not _NAME.fullmatch(name) or not (user == os.geteuid() or is_machine_user(user)):
+                if connection is not None:
+                    connection.close()
                 continue
-            task = asyncio.create_task(self._serve(taken, name.decode()))
+            task = asyncio.create_task(self._serve(connection, name.decode()))
             self._taking.add(task)
             task.add_done_callback(self._taking.discard)
 
-    async def _serve(self, taken: socket.socket, machine: str) -> None:
+    async def _serve(self, connection: socket.socket, machine: str) -> None:
         config, state = self._server.config, self._server.state
         protocol = partial(
             GuestConnection, config=config, server_state=state, app_state={}, table=self._table, machine=machine
         )
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(protocol, taken)
+            await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)
         except OSError as error:
-            taken.close()
+            connection.close()
             _log.warning("a guest's connection was lost", machine=machine, error=str(error))
 
 

@@ -31,7 +31,7 @@ from worker.disk_watch import watch_disks
 from worker.gateway import Gateway
 from worker.metrics import WorkerMetrics
 from worker.pool import kept_pool
-from worker.room import telling_room
+from worker.room import published_room
 from worker.sweeper import sweep_forever
 from workflows.task_workflow import TaskWorkflow
 
@@ -74,7 +74,7 @@ async def run(settings: Settings) -> None:
         disks = asyncio.create_task(watch_disks(settings, host, metrics, bucket))
         stack.callback(disks.cancel)
         stack.enter_context(metrics.serving(settings.worker_metrics_port, host))
-        await stack.enter_async_context(telling_room(settings.host_name, host, bucket))
+        await stack.enter_async_context(published_room(settings.host_name, host, bucket))
         await stack.enter_async_context(kept_pool(settings, host))
         log.info("ready", host=settings.host_name, queue=host_queue(settings), temporal=settings.temporal_target)
         if settings.model_is_scripted:

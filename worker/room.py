@@ -19,24 +19,24 @@ log = structlog.get_logger("room")
 
 
 @asynccontextmanager
-async def telling_room(name: str, host: MachineHost, bucket: Bucket) -> AsyncIterator[None]:
+async def published_room(name: str, host: MachineHost, bucket: Bucket) -> AsyncIterator[None]:
     """Tell it every few seconds while the block runs, and that there is none afterwards."""
-    telling = asyncio.create_task(_tell_forever(name, host, bucket))
+    publishing = asyncio.create_task(_publish_forever(name, host, bucket))
     try:
         yield
     finally:
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
+        publishing.cancel()
+        await asyncio.gather(publishing, return_exceptions=True)
         # A bucket that is away already forgets this host by itself.
         with suppress(TaskyardError):
             await asyncio.to_thread(withdraw, bucket, name)
 
 
-async def _tell_forever(name: str, host: MachineHost, bucket: Bucket) -> None:
+async def _publish_forever(name: str, host: MachineHost, bucket: Bucket) -> None:
     kept = 1  # what a worker before this one has said is not known
     while True:
         try:
-            await asyncio.to_thread(_tell, name, host, bucket)
+            await asyncio.to_thread(_publish, name, host, bucket)
             if kept or any(record.preserved for record in await asyncio.to_thread(host.records)):
                 kept = await asyncio.to_thread(say_preserved, name, host, bucket)
         except (TaskyardError, OSError) as error:
@@ -44,7 +44,7 @@ async def _tell_forever(name: str, host: MachineHost, bucket: Bucket) -> None:
         await asyncio.sleep(SAY_SECONDS)
 
 
-def _tell(name: str, host: MachineHost, bucket: Bucket) -> None:
+def _publish(name: str, host: MachineHost, bucket: Bucket) -> None:
     capacity, free = host.room()
     room = HostRoom(
         host=name,

@@ -34,7 +34,7 @@ async def sweep(host: MachineHost, client: Client) -> list[str]:
     A machine goes when the run that owns it has ended without keeping it. A run that cannot be asked about is taken
     to live: unreachable is not dead.
     """
-    taken: list[str] = []
+    removed: list[str] = []
     for record in await asyncio.to_thread(host.records):
         # A member of the pool has no owner, nor has one that was given away: the host's own sweep knows about those.
         if not record.owner_workflow or record.preserved:
@@ -43,13 +43,13 @@ async def sweep(host: MachineHost, client: Client) -> list[str]:
         try:
             if await _owner_is_over(client, record.owner_workflow, record.owner_run):
                 await asyncio.to_thread(host.destroy, record.id)
-                taken.append(f"{record.id}: its run {record.owner_workflow} has ended")
+                removed.append(f"{record.id}: its run {record.owner_workflow} has ended")
         except (MachineError, OSError, RPCError) as error:
             log.warning("a machine could not be swept", machine=record.id, error=str(error))
-    taken += await asyncio.to_thread(host.sweep)
-    for line in taken:
+    removed += await asyncio.to_thread(host.sweep)
+    for line in removed:
         log.info("swept", what=line)
-    return taken
+    return removed
 
 
 async def _owner_is_over(client: Client, workflow_id: str, run_id: str) -> bool:

@@ -85,11 +85,11 @@ class Calls:
             await self.start(step, request, summary)
         except ActivityError as error:
             workflow.logger.warning("%s: %s", step.name, error.cause)
-            self.hear(step, error)
+            self.note_failure(step, error)
             return False
         return True
 
-    def hear(self, step: Step[In, Out], error: ActivityError) -> None:
+    def note_failure(self, step: Step[In, Out], error: ActivityError) -> None:
         """Learn from a failed step whether its host is away."""
         self.away = self.away or (step.queue is Queue.HOST and host_is_away(error))
 

@@ -10,7 +10,7 @@ from workflows.messages import MESSAGE_BYTES, MESSAGE_ID_CHARS, UserMessage
 
 # Messages that may wait at once, and that one run takes: each costs its history some fifteen events.
 WAITING_MOST = 100
-TAKEN_MOST = 1_500
+MESSAGES_MOST = 1_500
 # Ids of undelivered messages that a run's status names.
 NAMED_MOST = 100
 
@@ -24,7 +24,7 @@ class Inbox:
         self.undelivered: list[str] = []
         self._waiting: deque[tuple[str, str]] = deque()
         self._known: set[str] = set()
-        self._taken = 0
+        self._accepted = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -43,13 +43,15 @@ class Inbox:
             return f"A message of more than {format_size(MESSAGE_BYTES)} was not delivered."
         if len(self._waiting) >= WAITING_MOST:
             return f"A message was not delivered because {WAITING_MOST} were waiting already."
-        if self._taken >= TAKEN_MOST:
-            return f"A message was not delivered because the run had taken {TAKEN_MOST} already, the most for one run."
+        if self._accepted >= MESSAGES_MOST:
+            return (
+                f"A message was not delivered because the run had taken {MESSAGES_MOST} already, the most for one run."
+            )
         return None
 
     def add(self, message_id: str, text: str) -> None:
         """Queue a message."""
-        self._taken += 1
+        self._accepted += 1
         self._waiting.append((message_id, text))
 
     def first(self) -> tuple[str, str]:

@@ -259,12 +259,12 @@ class TaskWorkflow:
                 Cause.RUN_TIMEOUT,
                 f"The agent was stopped: lifecycle.timeout of {lifecycle.timeout} passed; set a longer one.",
             )
-        told = True
+        reported = True
         if not handle.done():
             stopped = stopped or self._unwanted()
-            told = await self._end_agent(handle)
+            reported = await self._end_agent(handle)
         try:
-            result: AgentResult | None = await handle if told else None
+            result: AgentResult | None = await handle if reported else None
         except ActivityError as error:
             raise stopped or self._ended_by(steps.RUN_AGENT, error) from error
         finally:
@@ -405,7 +405,7 @@ class TaskWorkflow:
         except ActivityError as error:
             # The sweeper takes a machine whose owner has ended; the run's outcome stands.
             workflow.logger.warning("the machine could not be released: %s", error.cause)
-            self._calls.hear(steps.RELEASE, error)
+            self._calls.note_failure(steps.RELEASE, error)
             if not self._calls.away:
                 self._report.note("The machine could not be torn down at once; the sweeper of its host tries it again.")
 
@@ -433,7 +433,7 @@ class TaskWorkflow:
             )
 
     def _ended_by(self, step: Step[In, Out], error: ActivityError) -> RunEnded:
-        self._calls.hear(step, error)
+        self._calls.note_failure(step, error)
         return ended_by(step.name, error, self._manifest.lifecycle, self._report.status.host)
 
     async def _interruptible(

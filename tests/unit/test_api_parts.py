@@ -76,7 +76,7 @@ def test_each_client_and_kind_has_a_limit_of_its_own_and_the_oldest_request_free
     assert [refused(), refused(), refused()] == [False, False, True]
     now = 10_000.0
     assert not refused("c")
-    assert list(rates._taken) == [("submit", "c")]
+    assert list(rates._requests) == [("submit", "c")]
 
 
 @given(st.text(), st.text())

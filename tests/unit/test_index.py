@@ -121,7 +121,7 @@ class Course:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rows are many here, so that every way of reading them is gone."""
     monkeypatch.setattr(index_module, "_SPAN_ROWS", 2)
-    monkeypatch.setattr(index_module, "_ASKED_AT_ONCE", 2)
+    monkeypatch.setattr(index_module, "_BATCH_RUNS", 2)
     monkeypatch.setattr(index_module, "_PAUSE_ROWS", 2)
 
 
