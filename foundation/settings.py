@@ -156,7 +156,7 @@ class Settings(BaseSettings):
                 "set TASKYARD_HOME to a directory of yours"
             ) from error
 
-    # Paths below home: the one place that names them.
+    # Paths below home that more than one module needs. What a module keeps there for itself alone, it names itself.
 
     @property
     def images(self) -> Path:

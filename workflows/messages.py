@@ -275,7 +275,7 @@ class AgentRequest(Message):
 
 
 class AgentResult(Message):
-    """How the agent ended. ``cause`` is null when it succeeded: a result that is no error, and exit code 0.
+    """How the agent ended. ``cause`` is null when it succeeded: a result that is no error, exit code 0, a model asked.
 
     A follower that finds a reason to end the agent does not do so itself, since the stop may outlast its attempt: it
     gives the reason as ``cause`` with ``running``, and the workflow, which keeps it, stops the agent.
@@ -370,7 +370,7 @@ class ReleaseResult(Message):
 
 
 class CloseRequest(Message):
-    """Close the agent's session: it ends after what it was already given."""
+    """Close the agent's session: it ends after the messages that were delivered before."""
 
     machine_id: str
 
