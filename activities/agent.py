@@ -66,7 +66,7 @@ class RunGateway(Protocol):
 class Agent:
     """Steps that run Claude Code in the guest of a lease.
 
-    ``client`` and ``loop`` let the follower's thread speak to its workflow; ``on_result`` hears how each agent ended.
+    ``client`` and ``loop`` let the follower's thread reach its workflow; ``on_result`` gets each agent's result.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Agent:
         workflow = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
 
         def report(results: int) -> bool:
-            # Another attempt that tells the same is given the same answer.
+            # Another attempt with the same turn gets the same answer.
             update = workflow.execute_update(
                 "end_turn", TurnEnded(results=results), id=f"turn-{results}", result_type=bool
             )
@@ -192,7 +192,7 @@ class Agent:
 
 
 class _Ticker:
-    """Heartbeats with the live progress and the guest's figures, and leaves when the worker is told to stop."""
+    """Heartbeats with the live progress and the guest's figures, and ends when the worker is stopping."""
 
     def __init__(self, progress: AgentProgress) -> None:
         self.figures: GuestFigures | None = None

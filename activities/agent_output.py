@@ -1,4 +1,4 @@
-"""What the agent's stream-json output tells: progress, the result, and with the exit code the outcome.
+"""What the agent's stream-json output says: progress, the result, and with the exit code the outcome.
 
 The output is the guest's word: whatever cannot be read is no event, and what is read is cut to the limits below before
 it goes into messages. The run log keeps every byte all the same.

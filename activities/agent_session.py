@@ -2,12 +2,12 @@
 
 Everything lives in files of the guest, so that a follower can go away and another can come:
 
-    /var/lib/taskyard/agent   argv, workdir, inbox, stdout, stderr (activities/guest/run-agent tells their form)
+    /var/lib/taskyard/agent   argv, workdir, inbox, stdout, stderr (their form is in activities/guest/run-agent)
     /run/taskyard             tmpfs: the environment, with secrets and the gateway token; the exit record, where a full
                               disk cannot keep it from being written
 
 The agent may be root in its guest: any of them may be forged, filled, frozen or gone. There is an end all the same:
-what cannot be read is no record, a unit that is gone has ended, and a stop that does not succeed is told.
+what cannot be read is no record, a unit that is gone has ended, and a stop that does not succeed is an error.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ class ExitRecord:
         self._watch(f"{_WATCH_UNIT} & {_WATCH_FILE}")
 
     def read(self) -> bool:
-        """Take what has come. True when the record or the news of the unit's end is in it."""
+        """Read what has come. True when the record, or the end of the unit, is in it."""
         known = self.sizes is not None or self.gone
         # All of it, since only what comes later wakes whoever waits for more.
         while self.sizes is None and not self.gone and self._channel.recv_ready():
@@ -286,7 +286,7 @@ class ExitRecord:
         del self._output[: max(len(lines), len(self._output) - _RECORD_BYTES_MOST)]
 
     def close(self) -> None:
-        """Hear no more."""
+        """End the watch."""
         self._channel.close()
 
     def _watch(self, command: str) -> None:
@@ -303,7 +303,7 @@ class DrainEnd:
         self._since: float | None = None
 
     def reached(self, record: ExitRecord, position: Mapping[GuestStream, int], *, busy: bool) -> bool:
-        """Whether the end was told, and nothing more is to be had; ``busy``: something came just now."""
+        """Whether the agent has ended and all of its output is read; ``busy``: some of it came just now."""
         now = self._clock()
         if busy:
             self._last_bytes = now

@@ -25,7 +25,7 @@ _CLOCKS_APART = timedelta(minutes=5)
 def announce(
     bucket: Bucket, task_id: str, kind: str, message: str, *, redactor: Redactor | None = None, **facts: Any
 ) -> None:
-    """One event ``{type, message, ...}``. A later attempt of a step does not say again what an earlier one said."""
+    """Log one event ``{type, message, ...}``, unless an earlier attempt of the step has logged the same."""
     # What users say stays as they said it; everything else may name URLs that a host's own git has rewritten.
     event = {"type": kind, "message": message if kind == USER_MESSAGE else without_credentials(message), **facts}
     if redactor is not None:
@@ -35,7 +35,7 @@ def announce(
 
 
 def _is_logged(bucket: Bucket, task_id: str, event: dict[str, Any]) -> bool:
-    """Whether an earlier attempt of this step, of which there need not be one, has said the same."""
+    """Whether an earlier attempt of this step, if there was one, has logged the event."""
     info = activity.info()
     entries: Iterable[LogEntry]
     if info.activity_type == steps.RESERVE.name:

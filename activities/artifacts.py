@@ -78,7 +78,7 @@ class Artifacts:
     def collect_artifacts(self, request: CollectRequest) -> CollectResult:
         """Store patch, list of untracked files, the patterns' files and metadata; a repeated call replaces them.
 
-        What can be had is stored first; then what failed is raised. Only after that the machine is let go.
+        What can be read is stored first, then what failed is raised. Only after that the machine is torn down.
         """
         with beating():
             if activity.info().attempt > 1 and request.release and self._is_going(request.machine_id):

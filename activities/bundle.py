@@ -87,7 +87,7 @@ class _Bundling:
         return found[:_TIPS_MOST]
 
     def _take(self, tips: list[Tip]) -> list[Tip]:
-        """Take what the tips need into our repository. Those that cannot be had whole are told and left out."""
+        """Copy what the tips need into our repository. Those that are not whole are left out and named in the notes."""
         if not tips:
             return []
         self._index_packs()

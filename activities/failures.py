@@ -64,7 +64,7 @@ def boundary(step: Function) -> Function:
 
 @contextmanager
 def translated(step: str) -> Iterator[None]:
-    """Raise what the block raises as ``boundary`` tells; ``step`` names the block in the log."""
+    """Raise what the block raises as ``boundary`` does; ``step`` names the block in the log."""
     try:
         yield
     except FailureError:

@@ -21,7 +21,7 @@ PROMPT = "prompt"
 
 # A follower that has just come looks at least this long before it judges the silence of before.
 _FIRST_LOOK_SECONDS = 30.0
-# Each turn that the workflow is told of stays in its history, which has an end.
+# Turns of one run that are reported to its workflow: each stays in a history whose size is limited.
 _TURNS_MOST = 1000
 
 

@@ -1,4 +1,4 @@
-"""Careful runs of git: no prompts, no hooks, only allowed transports, progress told, the whole process group ended."""
+"""Careful runs of git: no prompts, no hooks, only allowed transports, progress reported, all processes ended."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STALL_SECONDS = 30
 _STALL_BYTES_PER_SECOND = 1000
 _POLL_SECONDS = 0.5
 _WORDS_KEPT = 200
-# What git adds after ssh has told the reason.
+# What git adds after ssh has named the reason.
 _SAYS_NOTHING = (
     "fatal: Could not read from remote",
     "Please make sure you have the correct",
@@ -180,7 +180,7 @@ def _started(
 
 
 def _listen(process: subprocess.Popen[bytes], seconds: float | None, report: Report) -> deque[str]:
-    """What git says until it ends, progress told and left out. Waits in short turns, for the sake of cancellation.
+    """What git prints until it ends, without its progress, which is reported. Waits in short turns, to be cancellable.
 
     A helper that lives on (a credential cache) may hold the pipe open; so the end of git counts, not the pipe's.
     """

@@ -1,4 +1,4 @@
-"""What a guest uses, told by itself every few seconds over the connection that is open anyway; nothing is kept."""
+"""What a guest uses, by its own figures every few seconds over the connection that is open anyway; nothing is kept."""
 
 from __future__ import annotations
 

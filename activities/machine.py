@@ -63,7 +63,7 @@ class Machines:
     def start_early(self, request: StageRequest) -> None:
         """Start the machine beside the staging of its repository; returns at once.
 
-        A help and no more: the provisioning step waits for it or does it anew, and tells what goes wrong.
+        A help and no more: the provisioning step waits for it or does it anew, and reports what goes wrong.
         """
         vm = request.vm
         if vm is None:

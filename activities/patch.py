@@ -78,7 +78,7 @@ def write_patch(
     """Write the patch from commit ``base`` to the tree, which holds no entry named ``.git``.
 
     Commits of the agent, new files and binary files are in it; ignored files are not, unless they are ``tracked``.
-    ``unread`` tells why a path that is not in the tree may be on the disk.
+    ``unread`` has, for a path that is not in the tree and may be on the disk, the reason.
     ``links`` are the base's submodules: files below them are in the patch as new ones. Raises MachineError.
     """
     git = replace(git, readable={**git.readable, "/tree": tree})

@@ -1,4 +1,4 @@
-"""What a repository's server says: its branches, and its refusals told as errors of the project."""
+"""What a repository's server says: its branches, and its refusals as errors of the project."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ _REFUSALS: list[tuple[tuple[str, ...], type[RepositoryError], str]] = [
 
 @dataclass(frozen=True)
 class RemoteBranch:
-    """A branch as the server has it now. ``head`` is the name of the server's default branch, when it tells."""
+    """A branch as the server has it now. ``head`` is the name of the server's default branch, if it names one."""
 
     tip: str
     head: str | None

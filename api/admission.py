@@ -11,7 +11,7 @@ from storage.hosts import HostRoom, live_hosts, require_host
 from workflows.wire import Manifest
 
 _KNOWN_SECONDS = 5.0
-# A server and the worker beside it are started at once: what is submitted meanwhile waits for a host to speak.
+# A server and the worker beside it are started at once: what is submitted meanwhile waits for the first host's room.
 FIRST_SECONDS = 8.0
 _FIRST_LOOK_SECONDS = 0.25
 
@@ -26,7 +26,7 @@ class Admission:
         self._first_until = time.monotonic() + FIRST_SECONDS
 
     async def check(self, manifest: Manifest) -> None:
-        """Return when a host is large enough, or when none is known: the run then waits, and hears the hosts itself.
+        """Return when a host is large enough, or when none is known: the run then waits, and its hosts decide.
 
         Raises InsufficientResources with the requested figures and those of the largest hosts.
         """
@@ -34,7 +34,7 @@ class Admission:
         require_host(await self._hosts(), cpus=vm.cpus, memory=vm.memory, disk=vm.disk)
 
     async def _hosts(self) -> list[HostRoom]:
-        """What the hosts say; just after the start, a moment is given to the first of them."""
+        """The live hosts; just after the start, the first of them is waited for a moment."""
         while not (rooms := await self._live()) and time.monotonic() < self._first_until:
             await asyncio.sleep(_FIRST_LOOK_SECONDS)
             self._known_until = 0.0

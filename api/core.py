@@ -103,12 +103,12 @@ class Core:
         """The run as it stands; with ``definition`` its manifest is always there.
 
         Where no worker has answered a moment ago, none is asked, unless the caller is ``patient``.
-        A running workflow is asked itself; when no worker answers, and for one that has ended, its record in Temporal
-        tells; after Temporal has forgotten the run, the final record in the bucket does. Raises TaskNotFound.
+        The status comes from the running workflow; from its record in Temporal when no worker answers or it has ended;
+        and from the final record in the bucket once Temporal has forgotten the run. Raises TaskNotFound.
         """
         _check_form(task_id)
         queried = patient or time.monotonic() >= self._unanswered_until
-        # Asked of the run beside Temporal's own description of it; of an ended run, no worker is asked at all.
+        # The query runs beside Temporal's own description of the run; for an ended run there is none.
         query = asyncio.create_task(self._query(task_id)) if queried and self._index.may_run(task_id) else None
         try:
             described = await self._describe(task_id)

@@ -80,7 +80,7 @@ async def _known(request: Request, error: Exception) -> JSONResponse:
 
 
 def refusal(request: Request, error: TaskyardError) -> JSONResponse:
-    """The answer that tells an error."""
+    """The answer with an error's body."""
     if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.warning("request failed", path=_path(request), code=error.code, message=error.message)
     return _answer(request, error.http_status, error.code, error.message, error.details)

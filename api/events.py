@@ -158,7 +158,7 @@ class RunEvents:
 
 
 class _Run:
-    """What one stream was told of one run: ``known`` its last state, and before it all (``whole``) or the newest."""
+    """One run as one stream has shown it: ``known`` is the last state that it sent."""
 
     def __init__(
         self, task_id: str, kinds: frozenset[str], known: TaskState | None = None, *, whole: bool = False
@@ -196,7 +196,7 @@ class _Run:
         return events
 
     def of_status(self, status: TaskStatus) -> list[Event]:
-        """All that a status tells of a run that is not followed."""
+        """The events of a run that is not followed, from its status."""
         return self.end(status) if status.state.terminal else self._state_changes(status, ending=False)
 
     async def until_log_is_over(self) -> None:
@@ -208,7 +208,7 @@ class _Run:
                 return
 
     def _state_changes(self, status: TaskStatus, *, ending: bool) -> list[Event]:
-        """States entered since those that were told; a run comes through them in one order only."""
+        """States entered since the last one that was sent; a run comes through them in one order only."""
         entered = [(step.state, step.at) for step in status.transitions]
         if not entered or entered[-1][0] is not status.state:
             entered.append((status.state, status.state_changed_at))

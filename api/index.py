@@ -6,12 +6,12 @@ in whatever the store shows otherwise by then. Each server process derives the s
 A look reads the runs that are under way and those that began or closed since the last look that succeeded, asks by
 their ids for those that were under way and are not any more, and counts the earlier ones. Where the store counts
 others than the rows, it is read anew, in the part where the counts differ, before anything is answered. "Since" and
-"earlier" are by the times that Temporal has written itself, so no clock of this host has a say; and a run that the
+"earlier" are by the times that Temporal has written itself, so no clock of this host counts; and a run that the
 store shows late, or under a time that lies behind, is found by the counts.
 
 How old an answer can be: a look is shared by all requests of the next half second; when the store is slow, of four
 times its own length, but of two seconds at most. All rows are read anew every ten minutes, beside the answers, for what
-counts cannot tell: a run that Temporal forgets in the very moment in which another one shows for the first time, long
+counts do not show: a run that Temporal forgets in the very moment in which another one shows for the first time, long
 after its end.
 """
 
@@ -57,7 +57,7 @@ OnChange = Callable[[TaskStatus, TaskState | None], None]
 
 @dataclass
 class _Look:
-    """What one look has seen: runs by their ids, and the latest time that the store has told.
+    """What one look has seen: runs by their ids, and the latest time of the store.
 
     ``reached`` is the time up to which it has read everything; the next look begins there.
     """
@@ -73,7 +73,7 @@ class _Look:
 
 
 class RunIndex:
-    """The rows of one process. ``on_change`` hears of every run seen in another state, and of the one before."""
+    """The rows of one process. ``on_change`` gets the status of each run seen in a new state, and the state before."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class RunIndex:
             self._put(make_row(status, run_id, datetime.now(UTC), None, None), status)
 
     def may_run(self, task_id: str) -> bool:
-        """Whether the run has not ended, as far as the rows tell without a look."""
+        """Whether the run has not ended, as far as the rows show without a look."""
         row = self._current.get(task_id)
         return row is not None and not row.state.terminal
 

@@ -1,4 +1,4 @@
-"""How large a request's body may be, and that it comes as it is: told by the error body of all others."""
+"""How large a request's body may be, and that it has no encoding; refused with the error body of all others."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def negotiate(accept: str, *, follow: bool) -> Writing:
 
 
 class LogResponse(StreamingResponse):
-    """A log as it is written. When the client goes, whatever the log is read from is let go of at once."""
+    """A log as it is written. When the client goes, what the log is read from is closed at once."""
 
     def __init__(self, content: AsyncGenerator[bytes], media_type: str) -> None:
         self._content = content
@@ -111,7 +111,7 @@ async def written(
         if status.state.terminal:
             yield writing.completed(status)
     except TaskyardError as error:
-        # The answer has begun: its status can no longer tell.
+        # The answer has begun: its status can no longer say so.
         yield writing.error(error)
 
 
@@ -237,7 +237,7 @@ class EventStream:
         return KEEPALIVE_COMMENT
 
     def completed(self, status: TaskStatus) -> bytes:
-        # Clients drop events without data, so a run that left no exit code tells its state.
+        # Clients drop events without data, so a run that left no exit code has its state in them.
         data = status.state.value if status.exit_code is None else str(status.exit_code)
         return format_sse_event(data_str=data, event="completed")
 

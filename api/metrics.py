@@ -1,7 +1,7 @@
 """Counters, gauges and histograms of the API process, in the text form that Prometheus reads.
 
-What they tell of runs follows from the index: each server process sees every run by itself, so that several servers
-tell the same, and a sum over them would count twice. Labels are states, outcomes, stages and kinds only.
+The figures of runs follow from the index: each server process sees every run by itself, so that several servers
+show the same, and a sum over them would count twice. Labels are states, outcomes, stages and kinds only.
 """
 
 from __future__ import annotations

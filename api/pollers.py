@@ -45,7 +45,7 @@ class Pollers:
         return self.take(polls)
 
     def take(self, polls: Mapping[str, float]) -> int:
-        """How many of these are still there, each told with the time of its last poll, in unix seconds of Temporal."""
+        """How many of these are still there. Each has the time of its last poll, in unix seconds of Temporal."""
         now = self._clock()
         if any(at < self._polls.get(identity, at) for identity, at in polls.items()):
             # Temporal's clock was put back.

@@ -43,7 +43,7 @@ _CHARSETS = frozenset({"", "utf-8", "utf8", "utf-16", "us-ascii", "ascii"})
 
 @dataclass(frozen=True)
 class Submission:
-    """A manifest that was taken, and what it says in vain."""
+    """An accepted manifest, and warnings of fields in it that have no effect."""
 
     manifest: Manifest
     warnings: list[dict[str, str]]
@@ -145,7 +145,7 @@ def _with_effect(data: Any) -> Any:
 
 
 def _unoffered(data: Any) -> Iterator[Fault]:
-    """Faults of what is well-formed but not to be had here. Parts of another shape are left to the manifest's rules."""
+    """Faults of what is well-formed but not available here. Parts of another shape are left to the manifest's rules."""
     mode = _part(data, "vm").get("network_mode")
     if isinstance(mode, str) and mode in set(NetworkMode) - set(OFFERED_NETWORK_MODES):
         offered = ", ".join(OFFERED_NETWORK_MODES)

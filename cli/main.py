@@ -100,7 +100,7 @@ class _Sandbox(TyperGroup):
 
 
 def _sentence_and_code(error: Exception) -> tuple[str, int]:
-    """An error as a sentence, none where all has been said, and as an exit code."""
+    """The sentence of an error, empty where it has been printed already, and its exit code."""
     from foundation.errors import TaskyardError
 
     if isinstance(error, TaskyardError):

@@ -34,7 +34,7 @@ class OutputFormat(StrEnum):
 
 @dataclass(frozen=True)
 class SharedOptions:
-    """What was given so far; what a command is given itself wins over what stands before its name."""
+    """The values of shared options so far; those after a command's name win over those before it."""
 
     server: str | None = None
     context: str | None = None
@@ -111,12 +111,12 @@ def _remember(ctx: typer.Context, **shared: Any) -> None:
 
 
 def shared_options(ctx: typer.Context) -> SharedOptions:
-    """What was given to the command and before its name."""
+    """The shared options of the command, and of what stands before its name."""
     return ctx.obj if isinstance(ctx.obj, SharedOptions) else SharedOptions()
 
 
 def format_of(ctx: typer.Context, default: OutputFormat) -> OutputFormat:
-    """How to write: as the command was told, else as was said before it, else the command's own way."""
+    """The format: of the command's own option, else of the one before its name, else the default."""
     return shared_options(ctx).format or default
 
 

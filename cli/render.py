@@ -45,7 +45,7 @@ class LogRenderer:
         self._model_is_real = False
 
     def show(self, line: LogLine) -> None:
-        """Print one line of the log; lines that tell a person nothing print nothing."""
+        """Print one line of the log; lines that mean nothing to a person print nothing."""
         if self._timestamps:
             self._at = line.timestamp.astimezone().strftime("%H:%M:%S ")
         if line.stream == "event":

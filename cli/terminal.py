@@ -13,7 +13,7 @@ from rich.text import Text
 
 from cli.streams import clean, is_quiet
 
-# The least of a name that still tells something.
+# The least of a name that is still of use.
 _LEAST_CHARS = 8
 _GAP = 2
 

@@ -67,7 +67,7 @@ class AsyncTaskClient:
         sort: str | None = None,
         order: str | None = None,
     ) -> TaskPage:
-        """A page of runs, newest first unless told otherwise. ``state`` is a comma-separated list."""
+        """A page of runs, newest first by default. ``state`` is a comma-separated list."""
         wanted = {"state": state, "limit": limit, "offset": offset, "sort": sort, "order": order}
         return TaskPage.model_validate(await self.find_raw(wanted, labels or {}))
 
@@ -186,7 +186,7 @@ class AsyncTaskClient:
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def health(self, path: str = "/api/v1/health") -> Any:
-        """What the server tells of itself under one of its health paths, as its own JSON."""
+        """The answer of one of the server's health paths, as its own JSON."""
         return await self._send(calls.health(path))
 
     async def close(self) -> None:

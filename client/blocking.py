@@ -76,7 +76,7 @@ class TaskClient:
         sort: str | None = None,
         order: str | None = None,
     ) -> TaskPage:
-        """A page of runs, newest first unless told otherwise. ``state`` is a comma-separated list."""
+        """A page of runs, newest first by default. ``state`` is a comma-separated list."""
         wanted = {"state": state, "limit": limit, "offset": offset, "sort": sort, "order": order}
         return TaskPage.model_validate(self.find_raw(wanted, labels or {}))
 
@@ -156,7 +156,7 @@ class TaskClient:
     ) -> Generator[Fetched, None, None]:
         """Write every artifact of a run to a file below the directory, each called as the artifact is.
 
-        How it went is told one by one: what fails, for whichever reason, stops no other. Nothing is written outside of
+        Results come one by one: what fails, for whichever reason, stops no other. Nothing is written outside of
         the directory, through a symbolic link, or by two artifacts to one file.
         """
         batch = Batch(Path(directory))
@@ -201,7 +201,7 @@ class TaskClient:
             time.sleep(RECONNECT_SECONDS)
 
     def health(self, path: str = "/api/v1/health") -> Any:
-        """What the server tells of itself under one of its health paths, as its own JSON.
+        """The answer of one of the server's health paths, as its own JSON.
 
         Raises ServiceUnavailable where it is up and something that it needs is not.
         """

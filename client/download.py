@@ -25,7 +25,7 @@ from client.replies import Artifact
 from foundation.errors import Conflict, ServiceUnavailable, TaskyardError
 
 Progress = Callable[[int, int], None]
-"""Is told bytes done and bytes in all."""
+"""Called with bytes done and bytes in all."""
 
 CHUNK_BYTES = 256 * 1024
 

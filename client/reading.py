@@ -82,7 +82,7 @@ class LogReading:
             raise ValueError("not the type of a log")
 
     def take(self, piece: bytes) -> Iterator[LogLine]:
-        """The lines that a piece of the answer completes. Raises ServiceUnavailable when the answer tells of one.
+        """The lines that a piece of the answer completes. Raises ServiceUnavailable when the answer says so.
 
         Only newlines end a line; what else does so in Unicode may stand in a line of the log.
         """
@@ -105,7 +105,7 @@ class LogReading:
                 # What was asked of the beginning is done; a resumed log goes on from here.
                 self._after_id, self._params["tail"] = line.id, 0
             elif line.type == "error":
-                # An answer that has begun tells of its failure in its last line, which is no entry of the log.
+                # An answer that has begun reports its failure in its last line, which is no entry of the log.
                 raise ServiceUnavailable(str(line.event.get("message")))
             elif line.type == "completed":
                 self.over = True

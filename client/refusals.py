@@ -54,7 +54,7 @@ def refusal(server: str, status: int, headers: Mapping[str, str], body: bytes) -
             f"one that stands before it. {_CURE}"
         )
     known = _errors_by_code().get(code, _BY_STATUS.get(status, TaskyardError))
-    # What another version tells of an error may have the names of its parameters.
+    # Details of another version may be named as the error's own parameters are.
     facts = {str(key): value for key, value in details.items()} if isinstance(details, dict) else {}
     for name in ("self", "message"):
         facts.pop(name, None)
@@ -85,7 +85,7 @@ def reachable(server: str) -> Iterator[None]:
 
 
 def still_going(task: Task) -> TimedOut:
-    """What is told when waiting for a run takes too long."""
+    """The error of a wait for a run that took too long."""
     return TimedOut(f"Task '{task.id}' is still {task.state}; it goes on, and can be waited for again.")
 
 

@@ -111,12 +111,12 @@ class ArtifactPage(_Reply):
     artifacts: list[Artifact]
 
 
-# Each health path tells one of these.
+# Each health path has one of these.
 _FACTS = {"status": str, "http": str, "alive": bool, "ready": bool}
 
 
 class Facts(RootModel[dict[str, Any]]):
-    """What a server tells of itself; which of the facts depends on the path."""
+    """A server's health page; which of the fields are set depends on the path."""
 
     @model_validator(mode="after")
     def _known(self) -> Self:

@@ -1,4 +1,4 @@
-"""What is wrong with a thing that a user wrote: every fault of it with its place, told without what is secret in it."""
+"""What is wrong with a thing that a user wrote: every fault with its place, written without what is secret."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from foundation.urls import without_credentials
 
-# Faults told at once, characters of each, and how many of them the sentence about all has.
+# Faults in one refusal, characters of each, and how many of them its sentence names.
 MOST_FAULTS = 100
 _LONGEST_FIELD = 300
 _LONGEST_KEY = 80
@@ -36,7 +36,7 @@ def below(field: str, key: str | int) -> str:
 
 
 def as_details(faults: Sequence[Fault]) -> list[dict[str, str]]:
-    """The faults as JSON-ready data, as many as are told, printable and without credentials."""
+    """The first faults as JSON-ready data, printable and without credentials."""
     details = [
         {
             "field": _plain(fault.field, _LONGEST_FIELD + _LONGEST_KEY),

@@ -1,4 +1,4 @@
-"""Machines on a host whose disk has run full: QEMU stops them at the write that failed, and here they are let go on."""
+"""Machines on a host whose disk has run full: QEMU stops them at the write that failed, and here they are continued."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ANSWER_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class DiskLook:
-    """What one look found: ids of machines that stand still for want of disk, and of those that were let go on."""
+    """What one look found: ids of machines that a full disk has stopped, and of those that were continued."""
 
     stopped: list[str] = field(default_factory=list)
     resumed: list[str] = field(default_factory=list)

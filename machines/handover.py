@@ -1,4 +1,4 @@
-"""The program that hands a guest's connection to the worker, as QEMU is told to start it."""
+"""The program that hands a guest's connection to the worker, as an argument of QEMU, which starts it."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def qemu_arguments(paths: MachinePaths, shape: Shape, start: Start = BOOT) -> li
         *("-kernel", str(shape.image.kernel), "-initrd", str(shape.image.initrd), "-append", shape.image.command_line),
         *("-chardev", f"file,id=console,path={_option(paths.console)},append=on", "-serial", "chardev:console"),
         *("-blockdev", json.dumps(root), "-device", "virtio-blk-pci,drive=root,serial=root"),
-        # No switch has to be told that a restored guest is here now, which would cost the guest five packets.
+        # No switch has to learn that a restored guest is here now, which would cost the guest five packets.
         *("-netdev", network, "-device", "virtio-net-pci,netdev=network,romfile=,guest_announce=off"),
         *("-chardev", f"socket,id=identity,path={paths.identity.name},server=on,wait=off"),
         *("-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=identity,name={PORT_NAME}"),

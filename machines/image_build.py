@@ -136,7 +136,7 @@ class ImageBuilder:
         (project / "package.json").write_text(json.dumps({"name": "guest", "private": True, **wanted}))
         (project / "package-lock.json").write_text(json.dumps(lock))
         node = _node_directory()
-        # Where its registry is and how to reach it may be told in the environment as well as in its files.
+        # The address of its registry may be set in the environment as well as in its files.
         npm = [name for name in os.environ if name.lower().startswith("npm_config_")]
         environment = child_environment([*NETWORK, *npm], PATH=f"{node / 'bin'}:{_search_path()}")
         environment["npm_config_cache"] = str(self._work / "npm-cache")
@@ -221,7 +221,7 @@ class LoggedProcess:
     """A child process whose lines go to the log and to the caller; it never outlives the ``with`` block.
 
     Entering gives the lines; a silence is reported under ``label``. Leaving raises ImageBuildFailed with ``advice`` and
-    the end of the log when the process failed. When this process is killed, the child is told to end too.
+    the end of the log when the process failed. When this process is killed, the child is ended too.
     """
 
     def __init__(

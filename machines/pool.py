@@ -48,7 +48,7 @@ def members(records: Sequence[MachineRecord]) -> list[MachineRecord]:
 
 
 def keeper() -> str:
-    """The present process as one that keeps members: its id, and its start, by which another of that id is told."""
+    """The present process as one that keeps members: its id, and its start, as another process may get that id."""
     own = psutil.Process().pid
     return f"{own} {qemu.start_ticks(own)}"
 

@@ -176,7 +176,7 @@ def guest_is_listening(monitor: Monitor) -> bool:
 
 
 def grow_root(monitor: Monitor, size_bytes: int) -> None:
-    """Make the running machine's root disk that large; its guest is told. Does nothing when it is no smaller."""
+    """Make the running machine's root disk that large; its guest sees it. Does nothing when it is no smaller."""
     nodes: list[dict[str, Any]] = monitor.execute("query-named-block-nodes", {"flat": True})
     size = next(node["image"]["virtual-size"] for node in nodes if node.get("node-name") == "root")
     if size < size_bytes:

@@ -151,7 +151,7 @@ def sweep_snapshots(settings: Settings) -> list[str]:
 
 
 def _inputs(shape: Shape) -> dict[str, Any]:
-    # The arguments with made-up places, so that they tell the hardware and nothing else.
+    # The arguments with made-up paths, so that they describe the hardware and nothing else.
     nowhere = Path("/-")
     image = replace(shape.image, directory=nowhere)
     arguments = qemu_arguments(MachinePaths(nowhere, nowhere, "-"), replace(shape, image=image), Start())

@@ -276,7 +276,7 @@ def _receive(channel: paramiko.Channel, stdout: bytearray, stderr: bytearray) ->
 
 
 def _feed(channel: paramiko.Channel, data: bytes) -> None:
-    # A command that does not read all of its input closes its side; its exit code tells the rest.
+    # A command that does not read all of its input closes its side; its exit code says the rest.
     with contextlib.suppress(OSError, paramiko.SSHException, EOFError):
         channel.sendall(data)
         channel.shutdown_write()

@@ -225,7 +225,7 @@ class WorkspaceDisk:
             return file.read()
 
     def copy(self, entry: Entry, target: Path) -> bool:
-        """Copy a regular file to the new path ``target``. False, and told, when it cannot be read."""
+        """Copy a regular file to the new path ``target``. False, and noted in ``result``, when it cannot be read."""
         try:
             descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         except OSError as error:

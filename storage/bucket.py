@@ -39,7 +39,7 @@ _ABSENT = frozenset({"NoSuchKey", "NoSuchObject", "ResourceNotFound"})
 _REFUSED = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed"})
 _ALREADY_THERE = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
 
-# The transport warns of each repeated try with its URL, which is signed; the final failure is told by an error of ours.
+# The transport warns of each repeated try with its URL, which is signed; the final failure becomes an error of ours.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 

@@ -1,4 +1,4 @@
-"""What each VM host last said of its room, so that a server can tell what no host will ever give."""
+"""The room of each VM host as it last wrote it, so that a server can refuse what no host will ever have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foundation.units import parse_size
 from storage.bucket import ObjectStore
 from storage.layout import host_key, hosts_prefix
 
-# Said every SAY_SECONDS; who has not for this long is taken to be away.
+# Written every SAY_SECONDS; a host that has not for this long counts as away.
 SAY_SECONDS = 10.0
 STALE = timedelta(seconds=60)
 
@@ -32,7 +32,7 @@ class HostRoom(BaseModel):
 
 
 def say_room(store: ObjectStore, room: HostRoom) -> None:
-    """Replace what the host said before."""
+    """Write the host's room over its last one."""
     store.put(host_key(room.host), room.model_dump_json().encode(), content_type="application/json")
 
 
@@ -42,7 +42,7 @@ def withdraw(store: ObjectStore, host: str) -> None:
 
 
 def live_hosts(store: ObjectStore) -> list[HostRoom]:
-    """What the hosts said that have spoken lately."""
+    """The rooms of hosts that have written theirs lately."""
     return _live(store.get(found.key) for found in store.list(hosts_prefix()))
 
 

@@ -28,7 +28,7 @@ _BEYOND_ASCII = re.compile("[^\x00-\x7f]+")
 
 
 def as_text(path: str) -> str:
-    """A path as text from which its bytes can be had back by percent-decoding. Its slashes stay."""
+    """A path as text; percent-decoding it gives the path's bytes. Its slashes stay."""
     return "/".join(_part_as_text(part) for part in os.fsencode(path).decode(errors="surrogateescape").split("/"))
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 # Shorter values (a port, "yes", a digit) occur everywhere: replacing them would destroy the text and tell the value by
-# what is missing. They are named in ``unredacted`` so that somebody can be told.
+# what is missing. They are named in ``unredacted``, for a warning.
 MIN_VALUE_BYTES = 4
 # A line such as "}" or "-----" of a value of several lines says nothing by itself.
 _MIN_LINE_BYTES = 8

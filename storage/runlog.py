@@ -49,7 +49,7 @@ _MERGE_BYTES = 4 * 1024 * 1024
 class RunLogWriter:
     """Appends to the log of one run. Thread-safe.
 
-    Call ``resume`` first and feed each guest file from the offset it tells; call ``flush`` a few times a second,
+    Call ``resume`` first and feed each guest file from the offset it returns; call ``flush`` a few times a second,
     since a writer has no clock of its own. All methods may raise BucketUnavailable, after which nothing is lost and
     the call can be repeated, and Conflict when the log is closed.
     """

@@ -66,5 +66,5 @@ def _note_in_runs(host: MachineHost, bucket: Bucket, machine_ids: Iterable[str],
                 append_event(bucket, owner.removeprefix("task-"), {"type": "note", "message": message})
         except (TaskyardError, OSError) as error:
             # A bucket on the same disk takes nothing now; that the machine stood still is said when it goes on.
-            log.warning("the runs could not be told", error=str(error))
+            log.warning("the logs of the runs could not be written", error=str(error))
             return

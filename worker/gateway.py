@@ -281,7 +281,7 @@ class Gateway:
                     raise httpx.ReadTimeout("the answer has taken too long")
         except httpx.HTTPError as error:
             _log.warning("model API broke off", machine=machine_id, error=type(error).__name__)
-            # The status is sent already. A stream can still tell of an error; else breaking off is what tells of it.
+            # The status is sent already. A stream can still carry an error; any other answer is broken off.
             if not reader.streamed:
                 raise
             yield _BROKEN_OFF
@@ -347,7 +347,7 @@ def _lower(counter: Counter[str], key: str, count: int) -> None:
 
 
 def _refusal(fault: Exception) -> Response:
-    """What a guest is told whose request did not come whole."""
+    """The answer to a request that did not come whole."""
     if isinstance(fault, ClientDisconnect):
         return Response(status_code=_CLIENT_GONE)
     if isinstance(fault, TimeoutError):

@@ -1,4 +1,4 @@
-"""What a worker tells Prometheus, on a loopback port of its own: its gateway, its agents' costs, its host's room."""
+"""A worker's metrics for Prometheus, on a loopback port of its own: its gateway, its agents' costs, its host's room."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells the servers, through the bucket, how much room this host has and which machines of failed runs it keeps."""
+"""Writes into the bucket, for the servers, how much room this host has and which machines of failed runs it keeps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = structlog.get_logger("room")
 
 @asynccontextmanager
 async def published_room(name: str, host: MachineHost, bucket: Bucket) -> AsyncIterator[None]:
-    """Tell it every few seconds while the block runs, and that there is none afterwards."""
+    """Write this host's room every few seconds while the block runs, and remove it afterwards."""
     publishing = asyncio.create_task(_publish_forever(name, host, bucket))
     try:
         yield
@@ -33,14 +33,14 @@ async def published_room(name: str, host: MachineHost, bucket: Bucket) -> AsyncI
 
 
 async def _publish_forever(name: str, host: MachineHost, bucket: Bucket) -> None:
-    kept = 1  # what a worker before this one has said is not known
+    kept = 1  # what an earlier worker has written is not known
     while True:
         try:
             await asyncio.to_thread(_publish, name, host, bucket)
             if kept or any(record.preserved for record in await asyncio.to_thread(host.records)):
                 kept = await asyncio.to_thread(say_preserved, name, host, bucket)
         except (TaskyardError, OSError) as error:
-            log.warning("this host's room could not be told", error=str(error))
+            log.warning("this host's room could not be written", error=str(error))
         await asyncio.sleep(SAY_SECONDS)
 
 

@@ -90,7 +90,7 @@ class Scenario(_Part):
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a request's messages tell: each user text with the number of model turns before it, and all turns."""
+    """What is in a request's messages: each user text with the number of model turns before it, and all turns."""
 
     user_texts: list[tuple[int, str]]
     turns: int

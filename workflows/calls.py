@@ -59,11 +59,11 @@ class Calls:
             schedule_to_start_timeout=wait,
             heartbeat_timeout=step.heartbeat,
             retry_policy=step.retry,
-            # An attempt that is told to stop says when it has: nothing of it runs on beside the tear-down.
+            # A cancelled attempt reports when it has stopped: nothing of it runs on beside the tear-down.
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=summary,
         )
-        # A step that was called off may fail when nobody listens any more, which asyncio would tell as an error.
+        # A step that was called off may fail when nobody awaits it any more, which asyncio would log as an error.
         handle.add_done_callback(lambda done: None if done.cancelled() else done.exception())
         return handle
 
@@ -90,7 +90,7 @@ class Calls:
         return True
 
     def note_failure(self, step: Step[In, Out], error: ActivityError) -> None:
-        """Learn from a failed step whether its host is away."""
+        """Set ``away`` when a step failed because its host is."""
         self.away = self.away or (step.queue is Queue.HOST and host_is_away(error))
 
 
@@ -104,6 +104,6 @@ async def is_done(handle: workflow.ActivityHandle[Any], limit: timedelta) -> boo
 
 
 async def called_off(handle: workflow.ActivityHandle[Any]) -> bool:
-    """Call a step off; whether it has stopped in time. One that has not is heard of no more."""
+    """Call a step off. Whether it has stopped in time; one that has not is awaited no more."""
     handle.cancel()
     return await is_done(handle, steps.SETTLE)

@@ -51,7 +51,7 @@ class Conversation:
             self.inbox.add(message_id, message.text)
 
     def want_close(self) -> None:
-        """Close the session once the agent has answered what it was given."""
+        """Close the session once the agent has answered its messages."""
         self._close_wanted = True
 
     def turn_ended(self) -> None:
@@ -71,7 +71,7 @@ class Conversation:
         """Deliver messages in order, one at a time, and close the session when nothing more is to come.
 
         Serving both here is what makes the close safe: no message can slip in between the look at the queue and
-        the close, since this one coroutine does both. A follower that was told to close takes it from here.
+        the close, since this one coroutine does both. Once ``end_turn`` has answered true, the follower closes it.
         """
         while True:
             await workflow.wait_condition(lambda: bool(self.inbox) or self._may_close())
@@ -93,7 +93,7 @@ class Conversation:
         delivered = await self._calls.attempt(steps.DELIVER, request, "Deliver a message")
         if delivered:
             self.inbox.delivered(message_id)
-        # A delivery that was under way when the agent ended is heard of although its task was cancelled.
+        # A delivery that was under way when the agent ended comes back here although its task was cancelled.
         if self._over and (not delivered or not self.inbox or workflow.patched(_REDELIVERS)):
             return False
         if delivered:

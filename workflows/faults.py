@@ -17,7 +17,7 @@ _LONGEST_NAME = 100
 
 
 def of_rules(errors: Sequence[Any], form: type[BaseModel], above: tuple[str, ...] = ()) -> list[Fault]:
-    """Pydantic's errors in data of the form, or in what stands ``above`` in it; no more of them than are told."""
+    """Pydantic's errors in data of the form, or in what stands ``above`` in it; no more than a refusal shows."""
     return [_fault(error, form, above) for error in errors[: MOST_FAULTS + 1]]
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from foundation.units import format_size
 from workflows.messages import MESSAGE_BYTES, MESSAGE_ID_CHARS, UserMessage
 
-# Messages that may wait at once, and that one run takes: each costs its history some fifteen events.
+# Messages that may wait at once, and that one run accepts: each costs its history some fifteen events.
 WAITING_MOST = 100
 MESSAGES_MOST = 1_500
 # Ids of undelivered messages that a run's status names.
@@ -18,7 +18,7 @@ _DIGEST_CHARS = 16
 
 
 class Inbox:
-    """In the order of their coming; each message once. ``undelivered`` names those that were refused or given up."""
+    """The queue of messages, each once. ``undelivered`` names those that were refused or given up."""
 
     def __init__(self) -> None:
         self.undelivered: list[str] = []
@@ -36,7 +36,7 @@ class Inbox:
         return known
 
     def refusal(self, message: UserMessage, *, closed: bool) -> str | None:
-        """Why the message cannot be taken, as a sentence; None when it can."""
+        """Why the message is refused, as a sentence; None when it is not."""
         if closed:
             return "A message that came after the session was closed was not delivered."
         if len(message.text.encode(errors="replace")) > MESSAGE_BYTES:

@@ -44,7 +44,7 @@ class RunEnded(Exception):
 
 
 def host_is_away(error: ActivityError) -> bool:
-    """Whether no worker of its host took a step in time, or the last that did was not heard of any more."""
+    """Whether no worker of its host began a step in time, or the last that did sent no more heartbeats."""
     cause = error.cause
     if not isinstance(cause, StepTimeout):
         return False

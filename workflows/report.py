@@ -83,7 +83,7 @@ class RunReport:
             self.take_end(RunEnded(agent.cause, agent.error or STATE_MESSAGES[TaskState.FAILED]))
 
     def take_end(self, end: RunEnded) -> None:
-        """The first cause stands, except that a cancellation asked for before the end is what the user is told."""
+        """The first cause stands, except that a cancellation before the end replaces it."""
         if self.status.cause is None or end.cause is Cause.CANCELLED:
             self.status.cause = end.cause
             self.status.error = end.error

@@ -19,9 +19,9 @@ Every step ends, whatever guest, host, bucket and client do. ``wait`` and ``boun
     FINISH      -                       24 h         24 h; the run shows its last state from the beginning of it
 
 A cancelled run waits for its host for ABSENCE only. Nothing more is asked of a host that stayed away; its sweeper finds
-the machine. A step that is called off has SETTLE to say that it has stopped, and is heard of no more after that.
+the machine. A step that is called off has SETTLE to report that it has stopped, and is awaited no longer than that.
 
-An agent that is to end has 14 min, beside the wait for its host: STOP_AGENT (5 min), REPORT for its follower to tell of
+An agent that is to end has 14 min, beside the wait for its host: STOP_AGENT (5 min), REPORT for its follower to report
 the end, the end of its machine from the host (5 min) when it does not, and SETTLE twice, before and after the follower
 is called off. Whatever comes of it, the run goes on to COLLECT with the cause that it had before the stop.
 """

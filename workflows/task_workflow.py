@@ -89,7 +89,7 @@ class TaskWorkflow:
     def user_message(self, message: UserMessage) -> None:
         """Public API. A message with a known id is a repetition and changes nothing.
 
-        One that cannot be taken is told in the status.
+        One that is refused is named in the status.
         """
         self._conversation.take(message)
         self._mind_history()
@@ -101,7 +101,7 @@ class TaskWorkflow:
 
     @workflow.update(description="Sent by Taskyard's own follower when the agent has answered")
     def end_turn(self, _: TurnEnded) -> bool:
-        """Not public: the follower tells that the agent waits for input, and closes the session when this is true."""
+        """Not public: the agent waits for input, says its follower, and closes the session when this is true."""
         self._conversation.turn_ended()
         self._mind_history()
         return self._conversation.close_if_idle()
@@ -280,7 +280,7 @@ class TaskWorkflow:
         return result.model_copy(update={"cause": stopped.cause, "error": stopped.error})
 
     async def _end_agent(self, handle: workflow.ActivityHandle[AgentResult]) -> bool:
-        """Stop the agent, and its machine if that does not help. False when its follower has not told of the end."""
+        """Stop the agent, and its machine if that does not help. False when its follower has not reported the end."""
         stopped = await self._stop_agent()
         if handle.done() or not workflow.patched(_BOUNDED):
             return True
@@ -368,7 +368,7 @@ class TaskWorkflow:
                 return False
             seen = self._cancel
             if not self._forced():
-                # The stop has nothing to do any more: whether it begins at all tells of the host's worker.
+                # The agent has ended already: what counts is whether the host's worker begins the step at all.
                 await self._calls.attempt(
                     steps.STOP_AGENT, StopAgentRequest(machine_id=self._machine_id), "Look for the host"
                 )
@@ -452,7 +452,7 @@ class TaskWorkflow:
         try:
             result = await handle
         except ActivityError as error:
-            # Whoever asked for the end is told of it, also when the attempt under way failed instead of being
+            # The cancellation is the cause, also when the attempt under way failed instead of being
             # cancelled: the server tries no further one then. A lost host stays one: nothing is to be done there.
             end = self._ended_by(step, error)
             if end.cause is not Cause.HOST_LOST:
