@@ -40,7 +40,7 @@ from machines.host import MachineHost
 from machines.workspace import NO_FILE, DiskUnreadable, Extraction, WorkspaceDisk, opened
 from storage import artifacts as stored
 from storage.bucket import Bucket
-from storage.names import METADATA, as_text, bundle_name, names_of, patch_name, untracked_name
+from storage.names import METADATA, bundle_name, names_of, patch_name, redacted_text, untracked_name
 from storage.redaction import Redactor
 from workflows import steps
 from workflows.messages import Artifact, CollectRequest, CollectResult
@@ -267,7 +267,7 @@ class _Collection:
         name = bundle_name(self.request.task_id)
         with bundle.path.open("rb") as content:
             self._store(name, content)
-        self.bundled = {self.redactor.redact_text(ref): what for ref, what in bundle.refs.items()}
+        self.bundled = {self._text(ref): self._text(what) for ref, what in bundle.refs.items()}
         if bundle.beside_patch:
             what = self._named(bundle.beside_patch, _REFS_TOLD)
             self.notes.append(f"Work that is not in the patch is in {name} ({FETCH.format(name)}): {what}.")
@@ -306,7 +306,7 @@ class _Collection:
             self._store(patch_name(task_id), content)
         if self.artifacts[-1].redacted:
             self.notes.append("A secret value was taken out of the patch; it may not apply as it is.")
-        untracked = "".join(f"{as_text(name)}\n" for name in self.changes.untracked)
+        untracked = "".join(f"{self._text(name)}\n" for name in self.changes.untracked)
         self._store(untracked_name(task_id), untracked.encode())
 
     def _note_unread(self) -> None:
@@ -332,9 +332,12 @@ class _Collection:
 
     def _named(self, paths: Sequence[str], most: int = _NAMES_MOST) -> str:
         """The first of some paths as part of a sentence."""
-        texts = [self.redactor.redact_text(as_text(path)) for path in paths[:most]]
+        texts = [self._text(path) for path in paths[:most]]
         names = [name if name.isprintable() else ascii(name) for name in texts]
         return ", ".join(name[:_NAME_CHARS] for name in names) + (" and more" if len(paths) > len(names) else "")
+
+    def _text(self, path: str) -> str:
+        return redacted_text(path, self.redactor)
 
     def _pattern_files(self, tree: Path) -> None:
         selection = select(regular_files(tree), self.request.patterns, self.ignored)
@@ -374,7 +377,7 @@ class _Collection:
                 pattern: {"matched": matched, "stored": count}
                 for pattern, (matched, count) in self.selection.cut.items()
             },
-            "left_out": {as_text(path): reason for path, reason in first.items()},
+            "left_out": {self._text(path): reason for path, reason in first.items()},
             "left_out_count": len(left_out),
             "notes": self.notes,
         }

@@ -5,8 +5,10 @@ Git copies the guest's objects into a repository of ours and checks each of them
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,7 @@ class _Bundling:
                 taken.append(tip)
             else:
                 self._bundle.notes.append(
-                    f"Damaged, too large or incomplete, and not in the bundle: {_printable(tip.what)}."
+                    f"Damaged, too large or incomplete, and not in the bundle: {self._printable(tip.what)}."
                 )
         return taken
 
@@ -155,14 +157,15 @@ class _Bundling:
         """A commit of what was changed in a work tree and not committed, on top of the commit that it checked out."""
         if worktree.path is None:
             self._bundle.notes.append(
-                f"The work tree {_printable(worktree.name)} lies outside of the workspace, in "
-                f"{_printable(worktree.place)}: what was not committed there is not collected."
+                f"The work tree {self._printable(worktree.name)} lies outside of the workspace, in "
+                f"{self._printable(worktree.place)}: "
+                "what was not committed there is not collected."
             )
             return []
         if tree is None:
             return []
         if self._git.is_late:
-            self._bundle.notes.append(f"There was no time left for the work tree {_printable(worktree.path)}.")
+            self._bundle.notes.append(f"There was no time left for the work tree {self._printable(worktree.path)}.")
             return []
         head = worktree.head if worktree.head and self._has(worktree.head) else self._base
         path = worktree.path
@@ -180,9 +183,15 @@ class _Bundling:
     def _make(self, tips: list[Tip]) -> None:
         named = {}
         for tip in tips:
-            ref = tip.ref if self._name(tip.ref, tip.object_id) else f"refs/unnamed/{tip.object_id[:12]}"
-            if ref == tip.ref or self._name(ref, tip.object_id):
+            ref = next(filter(partial(self._name, object_id=tip.object_id), _names(tip)), None)
+            if ref is None:
+                self._bundle.notes.append(
+                    f"Git could not name it, and it is not in the bundle: {self._printable(tip.what)}."
+                )
+            else:
                 named[ref] = tip.what
+        if not named:
+            return
         checked_out = self._guest.checked_out
         self._git.run("symbolic-ref", "HEAD", checked_out if checked_out in named else next(iter(named)))
         revisions = "".join(f"{ref}\n" for ref in ("HEAD", *named)) + "".join(
@@ -190,15 +199,15 @@ class _Bundling:
         )
         if self._redactor is not None and self._holds_secrets(revisions, self._redactor):
             self._bundle.notes.append(
-                f"A secret value is in the agent's commits, so there is no bundle of {_list(named)}."
+                f"A secret value is in the agent's commits, so there is no bundle of {self._list(named)}."
             )
             return
-        self._careful("bundle", "create", "--quiet", "/scratch/work.bundle", "--stdin", input=revisions.encode())
+        self._careful("bundle", "create", "--quiet", "/scratch/work.bundle", "--stdin", input=os.fsencode(revisions))
         path = self._git.scratch / "work.bundle"
         if (size := path.stat().st_size) > BUNDLE_MAX:
             self._bundle.notes.append(
-                f"The bundle of {_list(named)} would have {format_size(size)}, more than {format_size(BUNDLE_MAX)}: "
-                "there is none."
+                f"The bundle of {self._list(named)} would have {format_size(size)}, more than "
+                f"{format_size(BUNDLE_MAX)}: there is none."
             )
             return
         self._bundle.path = path
@@ -209,7 +218,7 @@ class _Bundling:
 
     def _holds_secrets(self, revisions: str, redactor: Redactor) -> bool:
         """Whether a known secret is in an object of the bundle, where it is compressed."""
-        listing = self._careful("rev-list", "--objects", "--no-object-names", "--stdin", input=revisions.encode())
+        listing = self._careful("rev-list", "--objects", "--no-object-names", "--stdin", input=os.fsencode(revisions))
         stream = redactor.stream()
         with (self._git.scratch / "contents").open("w+b") as contents:
             self._careful("cat-file", "--batch", input=listing, stdout=contents)
@@ -220,6 +229,9 @@ class _Bundling:
         return any(piece.replaced for piece in stream.finish())
 
     def _name(self, ref: str, object_id: str) -> bool:
+        """Give an object a ref of our repository. False for a ref that git refuses, or that holds a secret."""
+        if self._redactor is not None and self._redactor.redact_text(ref) != ref:
+            return False
         try:
             self._git.run("update-ref", "--no-deref", ref, object_id)
         except MachineError:
@@ -233,6 +245,14 @@ class _Bundling:
             return False
         return True
 
+    def _list(self, named: dict[str, str]) -> str:
+        return self._printable(", ".join(named.values()))
+
+    def _printable(self, text: str) -> str:
+        # Redacted before it is cut: a half of a value is not recognised.
+        text = (self._redactor.redact_text(text) if self._redactor else text).encode(errors="replace").decode()
+        return (text if text.isprintable() else ascii(text))[:200]
+
     def _line(self, *arguments: str, **options: Any) -> str:
         return self._git.run(*arguments, **options).decode().strip()
 
@@ -240,13 +260,9 @@ class _Bundling:
         return self._git.run(*_CAREFUL, *arguments, **options)
 
 
-def _list(named: dict[str, str]) -> str:
-    return _printable(", ".join(named.values()))
-
-
-def _printable(text: str) -> str:
-    text = text.encode(errors="replace").decode()
-    return (text if text.isprintable() else ascii(text))[:200]
+def _names(tip: Tip) -> tuple[str, str]:
+    """The refs under which a bundle may have a tip, the better one first."""
+    return tip.ref, f"refs/unnamed/{tip.object_id[:12]}"
 
 
 _IDENTITY = {

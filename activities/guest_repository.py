@@ -6,6 +6,7 @@ checked them in a repository of ours.
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from foundation.units import format_size
 from machines.workspace import Entry, WorkspaceDisk
+from storage.names import as_text
 
 # Where the guest has its workspace mounted.
 _MOUNT = "/workspace/"
@@ -20,13 +22,13 @@ _MOUNT = "/workspace/"
 _OBJECTS_BYTES = 2 * 2**30
 _OBJECT_FILES = 200_000
 _REF_BYTES = 4096
-_TABLE_BYTES = 16 * 2**20
+_TABLE_BYTES = 64 * 2**20
 _LOG_BYTES = 8 * 2**20
-_REFS_MOST = 20_000
+_REFS_MOST = 200_000
 _PACK = re.compile(r"^\.git/objects/pack/(pack-[0-9a-f]{40,64}\.pack)$")
 _LOOSE = re.compile(r"^\.git/objects/([0-9a-f]{2})/([0-9a-f]{38}|[0-9a-f]{62})$")
 _WORKTREE = re.compile(r"^\.git/worktrees/([^/]+)/(HEAD|gitdir)$")
-_GITDIR = re.compile(r"^gitdir: (?:.*/)?\.git/worktrees/([^/\n]+)\s*$")
+_GITDIR = re.compile(r"gitdir: (?:[^\n\0]*/)?\.git/worktrees/([^/\n\0]+)")
 _LEFT = re.compile(r"^[0-9a-f]+ [0-9a-f]+ .*\tcheckout: moving from ([0-9a-f]{40}|[0-9a-f]{64}) to ", re.MULTILINE)
 _BAD_REF = re.compile(r"[\x00-\x20~^:?*\[\\\x7f]|\.\.|@\{|//|/\.|\.lock(?:/|$)|[./]$")
 
@@ -67,7 +69,7 @@ def worktree_paths(disk: WorkspaceDisk) -> dict[str, str]:
         directory, slash, name = entry.path.rpartition("/")
         if slash and name == ".git" and stat.S_ISREG(entry.mode):
             content = disk.content(entry, _REF_BYTES) or b""
-            match = _GITDIR.match(content.decode(errors="surrogateescape"))
+            match = _GITDIR.fullmatch(os.fsdecode(content).rstrip("\r\n"))
             # A second directory of one name is no work tree that git knows of.
             if match and match[1] not in found.values():
                 found[directory] = match[1]
@@ -112,18 +114,25 @@ class _Refs:
     def __init__(self, disk: WorkspaceDisk, base: str, places: dict[str, str]) -> None:
         self._disk = disk
         self._places = {name: path for path, name in places.items()}
-        self._entries = {entry.path: entry for entry in disk.entries if entry.path.startswith(".git/")}
+        self._entries = {
+            entry.path: entry
+            for entry in disk.entries
+            if entry.path.startswith(".git/") and not stat.S_ISDIR(entry.mode)
+        }
         self._id = re.compile(rf"^[0-9a-f]{{{len(base)}}}$")
         self._found = GuestRepository()
+        self._unread: list[str] = []
 
     def read(self) -> GuestRepository:
         found = self._found
-        refs = self._packed() | self._loose()
+        # What the agent made or moved is loose, as long as nothing packs it: a limit is spent on that first.
+        loose = self._loose()
+        refs = loose | {name: object_id for name, object_id in self._packed().items() if name not in loose}
         if len(refs) > _REFS_MOST:
             found.notes.append(f"The guest's repository has {len(refs)} refs; {_REFS_MOST} were looked at.")
         head = self._text(".git/HEAD", _REF_BYTES).strip()
         found.checked_out = head.removeprefix("ref: ")
-        for name, object_id in sorted(refs.items())[:_REFS_MOST]:
+        for name, object_id in sorted(list(refs.items())[:_REFS_MOST]):
             if name != "refs/stash":
                 self._add(name, object_id, _kind(name))
         self._stashes(refs.get("refs/stash"))
@@ -132,10 +141,26 @@ class _Refs:
             self._add("refs/detached/HEAD", head, "the detached HEAD")
         for object_id in dict.fromkeys(_LEFT.findall(self._text(".git/logs/HEAD", _LOG_BYTES))):
             self._add(f"refs/detached/{object_id[:12]}", object_id, "a detached HEAD that was left")
+        self._tell_unread()
         return found
 
+    def _tell_unread(self) -> None:
+        notes = self._found.notes
+        if ".git/HEAD" not in self._entries:
+            notes.append("The workspace has no git directory any more: what was committed or stashed is not collected.")
+        if any(path.startswith(".git/reftable/") for path in self._entries):
+            notes.append(
+                "The guest's repository keeps its refs in a reftable, which is not read: no commits of its own."
+            )
+        if self._unread:
+            more = f" and {len(self._unread) - 1} more" if len(self._unread) > 1 else ""
+            notes.append(
+                f"What {as_text(self._unread[0])}{more} in the guest's repository names is not collected: it is "
+                "damaged or too large."
+            )
+
     def _packed(self) -> dict[str, str]:
-        rows = (line.split(" ", 1) for line in self._text(".git/packed-refs", _TABLE_BYTES).splitlines() if " " in line)
+        rows = (line.split(" ", 1) for line in _lines(self._text(".git/packed-refs", _TABLE_BYTES)) if " " in line)
         return {name: object_id for object_id, name in rows if self._id.match(object_id)}
 
     def _loose(self) -> dict[str, str]:
@@ -148,9 +173,7 @@ class _Refs:
         return found
 
     def _stashes(self, newest: str | None) -> None:
-        log = [
-            line.split(" ", 2)[1] for line in self._text(".git/logs/refs/stash", _LOG_BYTES).splitlines() if " " in line
-        ]
+        log = [line.split(" ", 2)[1] for line in _lines(self._text(".git/logs/refs/stash", _LOG_BYTES)) if " " in line]
         stashes = [object_id for object_id in reversed(log) if self._id.match(object_id)]
         if newest and newest not in stashes:
             stashes.insert(0, newest)
@@ -177,13 +200,22 @@ class _Refs:
 
     def _text(self, path: str, most: int) -> str:
         entry = self._entries.get(path)
-        content = self._disk.content(entry, most) if entry else None
-        return (content or b"").decode(errors="surrogateescape")
+        if entry is None:
+            return ""
+        content = self._disk.content(entry, most)
+        if content is None:
+            self._unread.append(path)
+        return os.fsdecode(content or b"")
 
 
 def worktree_ref(name: str) -> str:
     """The ref under which a bundle has the work tree of this name."""
     return f"refs/worktrees/{name}"
+
+
+def _lines(text: str) -> list[str]:
+    """Lines as git has them; ``splitlines`` would cut names that hold other separators."""
+    return text.split("\n")
 
 
 def _kind(ref: str) -> str:

@@ -32,6 +32,11 @@ def as_text(path: str) -> str:
     return "/".join(_part_as_text(part) for part in os.fsencode(path).decode(errors="surrogateescape").split("/"))
 
 
+def redacted_text(path: str, redactor: Redactor) -> str:
+    """A path as text, with known secrets replaced: as they are in the path, and as the text would write them."""
+    return redactor.redact_text(as_text(os.fsdecode(redactor.redact(os.fsencode(path)))))
+
+
 def patch_name(task_id: str) -> str:
     """Name of the run's patch."""
     return f"{task_id}.patch"

@@ -314,6 +314,106 @@ def test_nothing_but_objects_of_the_guests_repository_is_used(tmp_path: Path) ->
     assert found.returncode != 0
 
 
+# Names and places that a guest may give its work. The work is in the bundle, or a note says that it is not.
+
+
+def a_name_that_is_no_text(tree: Path, made: str) -> None:
+    (tree / ".git" / "packed-refs").write_bytes(made.encode() + b" refs/heads/caf\xe9\n")
+
+
+def a_name_with_a_separator_of_lines(tree: Path, made: str) -> None:
+    (tree / ".git" / "packed-refs").write_text(f"{made} refs/heads/main\u2028{made}\n")
+
+
+def names_within_names(tree: Path, made: str) -> None:
+    (tree / ".git" / "packed-refs").write_text(f"{made} refs/heads/a\n{made} refs/heads/a/b\n")
+
+
+def a_name_like_an_option(tree: Path, made: str) -> None:
+    (tree / ".git" / "refs" / "heads" / "--all").write_text(f"{made}\n")
+
+
+def a_tree_under_a_tag(tree: Path, made: str) -> None:
+    (tree / ".git" / "refs" / "tags" / "tree").write_text(git(tree, "rev-parse", f"{made}^{{tree}}") + "\n")
+
+
+def among_many_packed_refs(tree: Path, made: str) -> None:
+    others = "".join(f"{git(tree, 'rev-parse', 'main')} refs/heads/a{number}\n" for number in range(2))
+    (tree / ".git" / "packed-refs").write_text(f"{others * 200_000}{made} refs/heads/late\n")
+
+
+def in_a_table_that_is_too_large(tree: Path, made: str) -> None:
+    with (tree / ".git" / "packed-refs").open("w") as table:
+        table.write(f"{made} refs/heads/side\n")
+        table.truncate(2**30)
+
+
+def in_a_repository_that_is_gone(tree: Path, made: str) -> None:
+    assert made
+    shutil.rmtree(tree / ".git")
+
+
+def in_a_reftable(tree: Path, made: str) -> None:
+    (tree / ".git" / "reftable").mkdir()
+    (tree / ".git" / "reftable" / "tables.list").write_text(f"{made}\n")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        a_name_that_is_no_text,
+        a_name_with_a_separator_of_lines,
+        names_within_names,
+        a_name_like_an_option,
+        a_tree_under_a_tag,
+        among_many_packed_refs,
+        in_a_table_that_is_too_large,
+        in_a_repository_that_is_gone,
+        in_a_reftable,
+    ],
+    ids=lambda place: place.__name__,
+)
+def test_work_is_in_the_bundle_or_told_wherever_it_is_named(tmp_path: Path, place: Callable[[Path, str], None]) -> None:
+    project = cloned(Project(tmp_path))
+    made = on_a_branch(project.tree)
+    git(project.tree, "branch", "--quiet", "-D", "fix/side")
+    place(project.tree, made)
+
+    project.changes()
+
+    bundled = bool(project.bundle.path) and git(project.fetched(), "for-each-ref", "refs/agent")
+    assert bundled or any("not collected" in note or "not read" in note for note in project.bundle.notes)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\0b", b"..", b"x.lock", b"-x", b" ", b"a\xe2\x80\xa8b"])
+def test_whatever_a_worktree_is_called_its_files_are_kept(tmp_path: Path, name: bytes) -> None:
+    project = cloned(Project(tmp_path))
+    place = project.tree / "there"
+    place.mkdir()
+    (place / ".git").write_bytes(b"gitdir: /workspace/.git/worktrees/" + name + b"\n")
+    (place / "new.txt").write_text("new\n")
+
+    changes = project.changes()
+
+    if changes.untracked != ["there/new.txt"]:
+        ref = git(project.fetched(), "for-each-ref", "--format=%(objectname)", "refs/agent")
+        assert git(project.root / "fetched", "show", f"{ref}:new.txt") == "new"
+
+
+def test_a_secret_in_the_name_of_a_branch_does_not_leave_in_a_bundle(tmp_path: Path) -> None:
+    project = cloned(Project(tmp_path))
+    project.secret = "canary-2f6b1c0a"
+    git(project.tree, "checkout", "--quiet", "-b", f"{'b' * 190}{project.secret}")
+    made = commit(project.tree, "side.txt")
+    git(project.tree, "checkout", "--quiet", "main")
+
+    project.changes()
+
+    assert project.bundle.path
+    assert project.secret.encode() not in project.bundle.path.read_bytes()
+    assert git(project.fetched(), "for-each-ref", f"--contains={made}", "refs/agent")
+
+
 def test_a_bundle_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("activities.bundle.BUNDLE_MAX", 1000)
     project = cloned(Project(tmp_path))

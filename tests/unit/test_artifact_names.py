@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.names import METADATA, as_text, names_of, patch_name, shown_path, untracked_name
+from storage.names import METADATA, as_text, names_of, patch_name, redacted_text, shown_path, untracked_name
 from storage.redaction import Redactor
 
 TASK = "fix-1"
@@ -105,3 +105,16 @@ def test_names_that_only_a_secret_told_apart_stay_apart_and_do_not_tell_it(paths
 def test_the_longest_names_are_told_whole(raw: bytes) -> None:
     (name,) = names_of([os.fsdecode(raw)], TASK, NOTHING).values()
     assert unquote_to_bytes(name) == raw
+
+
+@given(
+    path=st.binary(min_size=1, max_size=20).filter(lambda raw: b"\0" not in raw),
+    value=st.text(st.sampled_from("a\\%4\u0301 \u200b/\n"), min_size=4, max_size=12).filter(
+        lambda text: len(text.strip()) >= 4
+    ),
+)
+def test_a_secret_in_a_path_is_replaced_before_its_letters_are_written_otherwise(path: bytes, value: str) -> None:
+    text = redacted_text(os.fsdecode(path + value.encode() + b"x"), Redactor({"TOKEN": value}))
+
+    assert value.strip() not in text
+    assert "[redacted:TOKEN]" in text
