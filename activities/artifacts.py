@@ -226,7 +226,7 @@ class _Collection:
                 places = {path: directory / f"worktree-{number}" for number, path in enumerate(found.worktrees)}
                 with set_aside(tree, places) as aside:
                     self._changes(git, base, tree, found)
-                    self._bundle(git, guest, {found.worktrees[path]: places[path] for path in aside})
+                    self._bundle(git, guest, found, {found.worktrees[path]: places[path] for path in aside})
         self._note_unread()
         return True
 
@@ -251,11 +251,11 @@ class _Collection:
         guest.notes += copy_objects(disk, git.mirror, git.scratch / "guest")
         return guest
 
-    def _bundle(self, git: ConfinedGit, guest: GuestRepository, trees: dict[str, Path]) -> None:
+    def _bundle(self, git: ConfinedGit, guest: GuestRepository, found: Reading, trees: dict[str, Path]) -> None:
         """Store the agent's work that is not in its work tree."""
         redactor = self.redactor if self.request.secrets else None
         try:
-            bundle = write_bundle(git, self.request.base_commit, guest, trees, self.extraction.reason, redactor)
+            bundle = write_bundle(git, self.request.base_commit, guest, trees, found.reason, redactor)
         except TaskyardError as error:
             self._failed(f"The bundle of the agent's further work could not be made: {error.message}", error)
             return
@@ -290,7 +290,7 @@ class _Collection:
                 tree,
                 patch,
                 tracked=found.tracked,
-                unread=found.extraction.reason,
+                unread=found.reason,
                 links=submodules(base),
             )
         except TaskyardError as error:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from activities.confined_git import ConfinedGit, null_separated
@@ -15,6 +17,8 @@ from foundation.errors import MachineError
 from machines.workspace import Entry, Extraction, WorkspaceDisk
 
 _INDEX = ".git/index"
+_SHARED_INDEX = re.compile(r"^\.git/sharedindex\.[0-9a-f]{40,64}$")
+_INDEXES_MOST = 20
 _INDEX_BYTES = 256 * 2**20
 _IGNORE_BYTES = 2**20
 _IGNORE_FILES = 10_000
@@ -34,6 +38,7 @@ class BaseEntry:
 class Reading:
     """What was read. ``tracked`` are the names of the guest's index, None when it could not be read.
 
+    ``sparse`` are files, and directories with a slash at the end, that the guest's sparse checkouts leave away.
     ``ignored`` are paths that git's ignore files name, as far as those are known and nothing tracks the path;
     ``repositories`` directories below the workspace with a git directory of their own, ignored ones left out;
     ``worktrees`` those that are further work trees of the workspace's own repository, with the names it has for them.
@@ -41,10 +46,18 @@ class Reading:
 
     extraction: Extraction
     tracked: set[str] | None = None
+    sparse: set[str] = field(default_factory=set)
     ignored: set[str] = field(default_factory=set)
     repositories: list[str] = field(default_factory=list)
     worktrees: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def reason(self, path: str) -> str | None:
+        """Why a file that is not in the tree is not deleted; None when it is."""
+        parts = path.split("/")
+        if path in self.sparse or any("/".join(parts[:count]) + "/" in self.sparse for count in range(1, len(parts))):
+            return "outside of the guest's sparse checkout"
+        return self.extraction.reason(path)
 
 
 def base_entries(git: ConfinedGit, base: str) -> dict[str, BaseEntry]:
@@ -74,7 +87,7 @@ def read_tree(disk: WorkspaceDisk, tree: Path, base: dict[str, BaseEntry], git: 
     worktrees = {path: name for path, name in worktree_paths(disk).items() if path not in known and path not in base}
     reading = Reading(disk.result, worktrees=worktrees)
     if git is not None:
-        reading.tracked = _index_names(disk, git, reading.notes)
+        _read_indexes(disk, git, reading)
         mine = reading.tracked or set()
         others = [each for each in entries if each.path not in base and each.path not in mine]
         reading.ignored = _ignored(disk, git, others)
@@ -136,17 +149,38 @@ def _within_worktree(path: str, worktrees: Collection[str]) -> str:
     return path
 
 
-def _index_names(disk: WorkspaceDisk, git: ConfinedGit, notes: list[str]) -> set[str] | None:
-    entry = next((entry for entry in disk.entries if entry.path == _INDEX), None)
-    if entry is None:
-        return None
+def _read_indexes(disk: WorkspaceDisk, git: ConfinedGit, reading: Reading) -> None:
+    """What the index of the workspace and those of its further work trees say of their files."""
+    places = {f".git/worktrees/{name}/index": f"{path}/" for path, name in reading.worktrees.items()}
+    entries = {entry.path: entry for entry in disk.entries if entry.path == _INDEX or entry.path in places}
+    shared = (entry for entry in disk.entries if _SHARED_INDEX.match(entry.path))
+    for entry in islice(shared, _INDEXES_MOST):
+        (git.scratch / "git" / entry.path.rpartition("/")[2]).write_bytes(disk.content(entry, _INDEX_BYTES) or b"")
+    # The workspace's own first.
+    for path in sorted(entries, key=len)[:_INDEXES_MOST]:
+        rows = _index_rows(disk.content(entries[path], _INDEX_BYTES), git)
+        above = places.get(path, "")
+        if rows is None:
+            # A further work tree's says nothing but what its sparse checkout leaves away.
+            if not above:
+                reading.notes.append("The guest's git index could not be read; every new file counts as untracked.")
+            continue
+        if not above:
+            reading.tracked = {row[2:] for row in rows}
+        reading.sparse |= {above + row[2:] for row in rows if row.startswith("S ")}
+
+
+def _index_rows(index: bytes | None, git: ConfinedGit) -> list[str] | None:
+    """Each entry's letter (``S`` for one that the work tree need not have), a blank and its path."""
     try:
-        (git.scratch / "index").write_bytes(disk.content(entry, _INDEX_BYTES) or b"unreadable")
-        listing = git.run("ls-files", "-z", "--cached", environment={"GIT_INDEX_FILE": "/scratch/index"})
+        (git.scratch / "index").write_bytes(index or b"unreadable")
+        # Directories of a sparse index stay as they are: their trees need not be among the objects that git has here.
+        listing = git.run(
+            "ls-files", "-z", "-t", "--cached", "--sparse", environment={"GIT_INDEX_FILE": "/scratch/index"}
+        )
     except MachineError:
-        notes.append("The guest's git index could not be read; every new file counts as untracked.")
         return None
-    return set(null_separated(listing))
+    return null_separated(listing)
 
 
 def _ignored(disk: WorkspaceDisk, git: ConfinedGit, candidates: Iterable[Entry]) -> set[str]:

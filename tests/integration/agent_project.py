@@ -72,7 +72,7 @@ class Project:
             self.reading = read_tree(disk, back, base, git)
             guest = read_repository(disk, self.base, self.reading.worktrees)
             guest.notes += copy_objects(disk, git.mirror, scratch / "guest")
-        unread, worktrees = self.reading.extraction.reason, self.reading.worktrees
+        unread, worktrees = self.reading.reason, self.reading.worktrees
         places = {path: self.root / f"aside-{number}" for number, path in enumerate(worktrees)}
         with set_aside(back, places) as aside:
             changes = write_patch(

@@ -202,6 +202,55 @@ def test_submodules_of_the_base_stay_as_they_are(tmp_path: Path) -> None:
     assert b"vendor" not in project.patch.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "mode", [["--no-cone", "/app.py"], ["--cone", "elsewhere"], ["--cone", "--sparse-index", "elsewhere"]]
+)
+@pytest.mark.parametrize("in_worktree", [False, True])
+def test_what_a_sparse_checkout_leaves_away_is_not_deleted(
+    project: Project, mode: list[str], in_worktree: bool
+) -> None:
+    (project.tree / "deep" / "er").mkdir(parents=True)
+    (project.tree / "deep" / "er" / "file.txt").write_text("deep\n")
+    git(project.tree, "add", "--all")
+    git(project.tree, "commit", "--quiet", "--message", "deep")
+    project.base = git(project.tree, "rev-parse", "HEAD")
+    git(project.mirror, "fetch", "--quiet", str(project.tree), "+refs/heads/*:refs/heads/*")
+    tree = project.tree
+    if in_worktree:
+        tree = project.tree / "one"
+        git(project.tree, "worktree", "add", "--quiet", str(tree), "-b", "one")
+    git(tree, "sparse-checkout", "set", *mode)
+    assert not (tree / "deep").exists()
+    (tree / "app.py").unlink()
+    (tree / "new.txt").write_text("new\n")
+
+    changes = project.changes()
+
+    if in_worktree:
+        assert changes.files == 0
+        rows = git(project.fetched(), "diff", "--name-status", project.base, "refs/agent/worktrees/one")
+    else:
+        assert "deep/er/file.txt" in changes.unread
+        clone = project.applied()
+        git(clone, "add", "--all")
+        rows = git(clone, "diff", "--cached", "--name-status", project.base)
+    assert rows.splitlines() == ["D\tapp.py", "A\tnew.txt"]
+
+
+@pytest.mark.parametrize(
+    "form", [["--split-index"], ["--index-version=4", "--untracked-cache"]], ids=lambda form: form[0]
+)
+def test_the_guests_index_is_read_in_every_form(project: Project, form: list[str]) -> None:
+    git(project.tree, "update-index", *form)
+    (project.tree / "kept.log").write_text("kept\n")
+    git(project.tree, "add", "--force", "kept.log")
+
+    changes = project.changes()
+
+    assert (changes.files, changes.untracked, project.reading.notes) == (1, [], [])
+    assert (project.applied() / "kept.log").read_text() == "kept\n"
+
+
 def test_a_base_commit_that_the_mirror_lost_is_an_error(project: Project) -> None:
     project.base = "0" * 39 + "1"
 
