@@ -22,10 +22,11 @@ from activities.guest_repository import GuestRepository, copy_objects, read_repo
 from activities.heartbeat import beating
 from activities.metadata import change_facts, run_facts
 from activities.mirror import reading
-from activities.patch import Changes, regular_files, set_aside, write_patch
+from activities.patch import Changes, write_patch
 from activities.reading import BaseEntry, Reading, base_entries, read_tree, submodules
 from activities.secrets import RunSecrets
 from activities.selection import Selection, select
+from activities.tree import regular_files, set_aside
 from foundation.errors import (
     ArtifactNotFound,
     GuestUnreachable,
@@ -292,6 +293,7 @@ class _Collection:
                 tracked=found.tracked,
                 unread=found.reason,
                 links=submodules(base),
+                redactor=self.redactor if self.request.secrets else None,
             )
         except TaskyardError as error:
             self._failed(f"The patch could not be made: {error.message}", error)
@@ -322,7 +324,11 @@ class _Collection:
         self._note_paths("Not read from the disk", "file", left_out)
         if self.changes:
             self._note_paths("Not compared, and in the patch as in the base", "file", list(self.changes.unread))
-            self._note_paths("Not in the patch, too large or refused by git", "new file", list(self.changes.left_out))
+            self._note_paths(
+                "Not in the patch, as they are too large, refused by git, or binary with a secret in them",
+                "new file",
+                list(self.changes.left_out),
+            )
 
     def _note_paths(self, what: str, kind: str, paths: list[str]) -> None:
         if paths:

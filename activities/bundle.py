@@ -26,7 +26,6 @@ FETCH = "git fetch {} 'refs/*:refs/agent/*'"
 
 _TIPS_MOST = 200
 _MIRROR_TIPS_MOST = 500
-_CHUNK = 2**20
 # Contents of an object are held in memory as a whole only below this.
 _MEMORY = 4 * 2**30
 _CAREFUL = ("-c", "core.bigFileThreshold=8m", "-c", "pack.windowMemory=128m", "-c", "core.packedGitLimit=512m")
@@ -219,14 +218,10 @@ class _Bundling:
     def _holds_secrets(self, revisions: str, redactor: Redactor) -> bool:
         """Whether a known secret is in an object of the bundle, where it is compressed."""
         listing = self._careful("rev-list", "--objects", "--no-object-names", "--stdin", input=os.fsencode(revisions))
-        stream = redactor.stream()
         with (self._git.scratch / "contents").open("w+b") as contents:
             self._careful("cat-file", "--batch", input=listing, stdout=contents)
             contents.seek(0)
-            while chunk := contents.read(_CHUNK):
-                if any(piece.replaced for piece in stream.feed(chunk)):
-                    return True
-        return any(piece.replaced for piece in stream.finish())
+            return redactor.finds_in(contents)
 
     def _name(self, ref: str, object_id: str) -> bool:
         """Give an object a ref of our repository. False for a ref that git refuses, or that holds a secret."""

@@ -141,10 +141,10 @@ class _Refs:
             self._add("refs/detached/HEAD", head, "the detached HEAD")
         for object_id in dict.fromkeys(_LEFT.findall(self._text(".git/logs/HEAD", _LOG_BYTES))):
             self._add(f"refs/detached/{object_id[:12]}", object_id, "a detached HEAD that was left")
-        self._tell_unread()
+        self._note_unread()
         return found
 
-    def _tell_unread(self) -> None:
+    def _note_unread(self) -> None:
         notes = self._found.notes
         if ".git/HEAD" not in self._entries:
             notes.append("The workspace has no git directory any more: what was committed or stashed is not collected.")

@@ -6,20 +6,19 @@ the base has is unchanged, whatever its line-ending rules say; all others are in
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from activities.confined_git import ConfinedGit, null_separated, object_format
+from activities.tree import blob_id, files_and_links, is_file, may_be_made, same_content, set_aside
 from foundation.errors import MachineError
 from foundation.units import format_size
+from storage.redaction import Redactor
 
 # New files above this size are named, but not put into the patch.
 FILE_MAX = 100 * 2**20
@@ -31,8 +30,8 @@ _REGULAR = {"100644", "100755"}
 # Contents as they are. Line endings are converted only where a checkout of the base converts them too.
 _RAW = "* -text\n"
 _RAW_ENCODED = "* !working-tree-encoding\n"
-_CHUNK = 2**20
 _REFUSED = "git refuses it"
+_HIDDEN = "a binary file with a secret value in it"
 # Parts of a path that stand for .git on some system; git refuses them everywhere.
 _REFUSED_NAME = re.compile(r"(?:^|[/\\])(?:\.git|git~1)[ .]*(?:[/\\:]|$)", re.IGNORECASE)
 
@@ -53,18 +52,6 @@ class Changes:
     notes: list[str] = field(default_factory=list)
 
 
-def regular_files(tree: Path) -> dict[str, int]:
-    """Size in bytes of every regular file of the tree by its relative path, symlinks not followed, sorted."""
-    found: dict[str, int] = {}
-    for directory, _, names in os.walk(tree):
-        for name in names:
-            path = Path(directory, name)
-            status = path.lstat()
-            if stat.S_ISREG(status.st_mode):
-                found[str(path.relative_to(tree))] = status.st_size
-    return dict(sorted(found.items()))
-
-
 def write_patch(
     git: ConfinedGit,
     base: str,
@@ -74,15 +61,17 @@ def write_patch(
     tracked: set[str] | None = None,
     unread: Callable[[str], str | None] = lambda _: None,
     links: Iterable[str] = (),
+    redactor: Redactor | None = None,
 ) -> Changes:
     """Write the patch from commit ``base`` to the tree, which holds no entry named ``.git``.
 
     Commits of the agent, new files and binary files are in it; ignored files are not, unless they are ``tracked``.
     ``unread`` has, for a path that is not in the tree and may be on the disk, the reason.
-    ``links`` are the base's submodules: files below them are in the patch as new ones. Raises MachineError.
+    ``links`` are the base's submodules: files below them are in the patch as new ones. Git writes binary files
+    compressed, where no secret can be replaced: those in which ``redactor`` finds one stay out. Raises MachineError.
     """
     git = replace(git, readable={**git.readable, "/tree": tree})
-    comparison = _Comparison(git, base, tree, tracked or set(), unread)
+    comparison = _Comparison(git, base, tree, tracked or set(), unread, redactor)
     with set_aside(tree, {path: git.scratch / "links" / path for path in links}) as below:
         return comparison.write(patch, below_links=bool(below))
 
@@ -113,18 +102,21 @@ class _Comparison:
         tree: Path,
         tracked: set[str],
         unread: Callable[[str], str | None],
+        redactor: Redactor | None = None,
     ) -> None:
         self._git = git
         self._base = base
         self._tree = tree
         self._tracked = tracked
         self._unread = unread
+        self._redactor = redactor
         self._attributes = ""
         self._changes = Changes()
 
     def write(self, patch: Path, *, below_links: bool) -> Changes:
         changes = self._changes
-        added = self._compare()
+        added = set(self._compare())
+        added -= self._leave_out_secrets(added)
         with patch.open("wb") as file:
             self._run("diff-index", *_PATCH, self._base, stdout=file)
         self._count(self._run("diff-index", "--cached", "--shortstat", "--no-renames", self._base))
@@ -187,7 +179,7 @@ class _Comparison:
         kept = []
         for row in self._rows("--diff-filter=D"):
             path = self._tree / row.path
-            there = _may_be_made(self._tree, row.path)
+            there = may_be_made(self._tree, row.path)
             reason = self._unread(row.path) if there else None
             if not there and os.path.lexists(path) and not path.is_dir():
                 reason = _REFUSED
@@ -227,9 +219,9 @@ class _Comparison:
                 there = Path(checkout, "tree", row.path)
                 if not there.is_file():
                     continue
-                if _same(there, self._tree / row.path):
+                if same_content(there, self._tree / row.path):
                     unchanged.append((row.new_mode, row.old_id, row.path))
-                elif _blob_id(there, object_format(self._base)) != row.old_id:
+                elif blob_id(there, object_format(self._base)) != row.old_id:
                     converted.append((row.old_mode, row.old_id, row.path))
         self._enter(unchanged + converted)
         self._update_index("--add", (path for _, _, path in converted))
@@ -253,7 +245,7 @@ class _Comparison:
     def _add_ignored(self) -> None:
         """Files that the agent tracks although they are ignored."""
         known = set(null_separated(self._run("ls-files", "-z", "--cached")))
-        missing = sorted((self._tracked - known) & set(_files_and_links(self._tree)))
+        missing = sorted((self._tracked - known) & set(files_and_links(self._tree)))
         self._git.set_attributes(_RAW + self._attributes)
         self._update_index("--add", missing)
         # Where nothing would be converted, git takes contents from the tree and not from the index.
@@ -267,6 +259,31 @@ class _Comparison:
             self._changes.left_out[name] = f"not in the patch: {reason}"
         self._update_index("--force-remove", large, **options)
 
+    def _leave_out_secrets(self, added: set[str]) -> set[str]:
+        """Take out binary files that hold a secret; the names of the new ones among them."""
+        secret = set(self._binary_with_secret(self._tree, self._base))
+        rows = [row for row in self._rows("--diff-filter=MT") if row.path in secret]
+        self._changes.unread |= {row.path: _HIDDEN for row in rows}
+        self._enter([(row.old_mode, row.old_id, row.path) for row in rows])
+        new = added & secret
+        self._changes.left_out |= dict.fromkeys(sorted(new), _HIDDEN)
+        self._update_index("--force-remove", new)
+        return new
+
+    def _binary_with_secret(self, tree: Path, commit: str, **options: Any) -> Iterator[str]:
+        """Files of the index that git takes for binary, and in whose content is a secret."""
+        if self._redactor is None:
+            return
+        # Figures of lines, which binary files do not have.
+        for row in null_separated(
+            self._run("diff-index", "--cached", "--numstat", "-z", "--no-renames", commit, **options)
+        ):
+            added, _, path = row.split("\t", 2)
+            if added == "-" and is_file(tree / path):
+                with (tree / path).open("rb") as file:
+                    if self._redactor.finds_in(file):
+                        yield path
+
     def _append_links(self, patch: Path) -> None:
         """Add the files below submodules to the patch. An index of their own holds them, beside the base's commit."""
         environment = {"GIT_INDEX_FILE": "/scratch/links-index"}
@@ -275,7 +292,11 @@ class _Comparison:
         self._git.run("add", "--all", work_tree="/scratch/links", environment=environment)
         self._git.set_attributes(self._attributes)
         added = null_separated(self._run("ls-files", "-z", "--cached", environment=environment))
-        self._leave_out_large(added, self._git.scratch / "links", environment=environment)
+        below = self._git.scratch / "links"
+        self._leave_out_large(added, below, environment=environment)
+        secret = list(self._binary_with_secret(below, nothing, environment=environment))
+        self._changes.left_out |= dict.fromkeys(secret, _HIDDEN)
+        self._update_index("--force-remove", secret, environment=environment)
         with patch.open("ab") as file:
             self._run("diff-index", *_PATCH, nothing, environment=environment, stdout=file)
         self._count(self._run("diff-index", "--cached", "--shortstat", nothing, environment=environment))
@@ -324,74 +345,6 @@ _PATCH = (
     "--src-prefix=a/",
     "--dst-prefix=b/",
 )
-
-
-@contextmanager
-def set_aside(tree: Path, places: Mapping[str, Path]) -> Iterator[set[str]]:
-    """Move directories of the tree to their places outside of it while the block runs; empty ones stand for them.
-
-    Gives the paths of those that were there and not empty.
-    """
-    moved: dict[str, Path] = {}
-    try:
-        # The innermost first: what holds another one is moved without it.
-        for path in sorted(places, key=len, reverse=True):
-            source, target = tree / path, places[path]
-            if _is_directory(tree, path) and any(source.iterdir()):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                source.rename(target)
-                source.mkdir()
-                moved[path] = target
-        yield set(moved)
-    finally:
-        for path, target in reversed(moved.items()):
-            (tree / path).rmdir()
-            target.rename(tree / path)
-
-
-def _is_directory(tree: Path, path: str) -> bool:
-    """True for a directory that no symbolic link leads to."""
-    return not any(part.is_symlink() for part in _steps(tree, path)) and (tree / path).is_dir()
-
-
-def _may_be_made(tree: Path, path: str) -> bool:
-    """True when nothing in the tree stands in the place of the path."""
-    *above, last = _steps(tree, path)
-    return not os.path.lexists(last) and not any(
-        part.is_symlink() or (part.exists() and not part.is_dir()) for part in above
-    )
-
-
-def _steps(tree: Path, path: str) -> list[Path]:
-    parts = path.split("/")
-    return [tree.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
-
-
-def _files_and_links(tree: Path) -> Iterator[str]:
-    for directory, below, names in os.walk(tree):
-        for name in names + below:
-            path = Path(directory, name)
-            if path.is_symlink() or stat.S_ISREG(path.lstat().st_mode):
-                yield str(path.relative_to(tree))
-
-
-def _same(one: Path, other: Path) -> bool:
-    if one.stat().st_size != other.stat().st_size:
-        return False
-    with one.open("rb") as first, other.open("rb") as second:
-        while chunk := first.read(_CHUNK):
-            if chunk != second.read(_CHUNK):
-                return False
-    return True
-
-
-def _blob_id(path: Path, algorithm: str) -> str:
-    """The id that git gives the bytes of a file."""
-    digest = hashlib.new(algorithm, b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _lines(names: Iterable[str]) -> bytes:

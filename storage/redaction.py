@@ -12,13 +12,14 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 # Shorter values (a port, "yes", a digit) occur everywhere: replacing them would destroy the text and tell the value by
 # what is missing. They are named in ``unredacted``, for a warning.
 MIN_VALUE_BYTES = 4
 # A line such as "}" or "-----" of a value of several lines says nothing by itself.
 _MIN_LINE_BYTES = 8
+_CHUNK = 2**20
 
 
 class Piece(NamedTuple):
@@ -68,6 +69,14 @@ class Redactor:
         if isinstance(value, list | tuple):
             return [self.redact_json(item) for item in value]
         return value
+
+    def finds_in(self, file: BinaryIO) -> bool:
+        """Whether a known value is in the rest of the file."""
+        stream = self.stream()
+        while chunk := file.read(_CHUNK):
+            if any(piece.replaced for piece in stream.feed(chunk)):
+                return True
+        return any(piece.replaced for piece in stream.finish())
 
     def stream(self) -> RedactionStream:
         """A new stream: the same result as ``redact`` on everything that is fed, whatever the pieces."""

@@ -11,8 +11,9 @@ from pathlib import Path
 from activities.bundle import Bundle, write_bundle
 from activities.confined_git import ConfinedGit
 from activities.guest_repository import copy_objects, read_repository
-from activities.patch import Changes, set_aside, write_patch
+from activities.patch import Changes, write_patch
 from activities.reading import Reading, base_entries, read_tree, submodules
+from activities.tree import set_aside
 from machines.workspace import Limits, build_workspace, opened
 from storage.redaction import Redactor
 
@@ -74,12 +75,19 @@ class Project:
             guest.notes += copy_objects(disk, git.mirror, scratch / "guest")
         unread, worktrees = self.reading.reason, self.reading.worktrees
         places = {path: self.root / f"aside-{number}" for number, path in enumerate(worktrees)}
+        redactor = Redactor({"TOKEN": self.secret}) if self.secret else None
         with set_aside(back, places) as aside:
             changes = write_patch(
-                git, self.base, back, self.patch, tracked=self.reading.tracked, unread=unread, links=submodules(base)
+                git,
+                self.base,
+                back,
+                self.patch,
+                tracked=self.reading.tracked,
+                unread=unread,
+                links=submodules(base),
+                redactor=redactor,
             )
             trees = {worktrees[path]: places[path] for path in aside}
-            redactor = Redactor({"TOKEN": self.secret}) if self.secret else None
             self.bundle = write_bundle(git, self.base, guest, trees, unread, redactor)
         return changes
 

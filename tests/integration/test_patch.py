@@ -251,6 +251,30 @@ def test_the_guests_index_is_read_in_every_form(project: Project, form: list[str
     assert (project.applied() / "kept.log").read_text() == "kept\n"
 
 
+@pytest.mark.parametrize("attributes", ["", "* -diff\n", "* binary\n", "* -text -diff\n"], ids=repr)
+def test_a_secret_does_not_hide_in_what_git_takes_for_binary(project: Project, attributes: str) -> None:
+    project.secret = "canary-2f6b1c0a"
+    holding = b"\0" * (2**20 - 5) + project.secret.encode()
+    (project.tree / ".gitattributes").write_text(attributes)
+    (project.tree / "new").write_bytes(holding)
+    (project.tree / "picture").write_bytes(bytes(range(256)) + project.secret.encode())
+    (project.tree / "harmless").write_bytes(b"\0harmless")
+    (project.tree / "gone").unlink()
+    (project.tree / "gone").symlink_to(project.secret)
+    if attributes:
+        (project.tree / "app.py").write_text(f"token = '{project.secret}'\n")
+
+    changes = project.changes()
+
+    clone = project.applied()
+    kept = {"picture", "app.py"} if attributes else {"picture"}
+    assert (set(changes.unread), list(changes.left_out)) == (kept, ["new"])
+    assert (clone / "harmless").exists()
+    assert not (clone / "new").exists()
+    for name in kept:
+        assert project.secret.encode() not in (clone / name).read_bytes()
+
+
 def test_a_base_commit_that_the_mirror_lost_is_an_error(project: Project) -> None:
     project.base = "0" * 39 + "1"
 
