@@ -97,7 +97,7 @@ class Agent:
         token = self._gateway.token(machine_id)
         redactor = Redactor({**self._secrets.known(machine_id, request.secrets), "GATEWAY_TOKEN": token})
         writer = RunLogWriter(self._bucket, request.task_id, redactor)
-        output = AgentOutput()
+        output = AgentOutput(redactor.redact_text)
         ticker = _Ticker(output.progress)
         most = parse_size(self._settings.log_limit)
         follower = Follower(writer, output, request.hang_timeout, most, self._turn_end_report(), ticker)
@@ -115,9 +115,6 @@ class Agent:
         if ended is None:
             # The workflow keeps it, and stops the agent.
             result.running, result.cause, result.error = True, follower.verdict, follower.judgement
-        for field in ("result", "error", "session_id"):
-            if text := getattr(result, field):
-                setattr(result, field, redactor.redact_text(text))
         self._on_result(result)
         return result
 

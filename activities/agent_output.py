@@ -7,7 +7,7 @@ it goes into messages. The run log keeps every byte all the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -72,9 +72,13 @@ class _Result:
 
 
 class AgentOutput:
-    """Reads the agent's stdout line by line; the same lines give the same answer, so a new attempt reads them again."""
+    """Reads the agent's stdout line by line; the same lines give the same answer, so a new attempt reads them again.
 
-    def __init__(self) -> None:
+    ``redact`` takes known secrets out of every text that is kept.
+    """
+
+    def __init__(self, redact: Callable[[str], str] = lambda text: text) -> None:
+        self._redact = redact
         self.progress = AgentProgress()
         self.results = 0
         self.last_error_line: str | None = None
@@ -94,20 +98,20 @@ class AgentOutput:
             for block in _blocks(event):
                 if block.get("type") == "tool_use":
                     self.progress.tool_calls += 1
-                    self.progress.current_tool = _text(block.get("name"), NAME_CHARS, cut="…")
+                    self.progress.current_tool = self._text(block.get("name"), NAME_CHARS, cut="…")
         elif kind == "user":
             if any(block.get("type") == "tool_result" for block in _blocks(event)):
                 self.progress.current_tool = None
         elif kind == "result":
             self.results += 1
-            self._result = _read_result(event)
+            self._result = self._read_result(event)
             self.progress.current_tool = None
 
     def take_error(self, line: str, size: int, at: datetime) -> None:
         """One line of stderr."""
         self._count(size, at)
         if complaint := line.strip():
-            self.last_error_line = _text(complaint, COMPLAINT_CHARS, cut="…")
+            self.last_error_line = self._text(complaint, COMPLAINT_CHARS, cut="…")
 
     def outcome(self, exit_code: int | None, usage: TokenUsage | None) -> AgentResult:
         """The agent's end: success is a result that is no error *and* exit code 0, nothing less.
@@ -151,6 +155,42 @@ class AgentOutput:
         self.progress.output_bytes += size
         self.progress.last_activity_at = at
 
+    def _read_result(self, event: dict[str, Any]) -> _Result:
+        subtype = self._text(event.get("subtype"), NAME_CHARS, cut="…") or ""
+        answer = event.get("result")
+        turns, cost, session = event.get("num_turns"), event.get("total_cost_usd"), event.get("session_id")
+        return _Result(
+            failed=bool(event.get("is_error")) or subtype != "success",
+            subtype=subtype,
+            text=self._text(answer, RESULT_CHARS, cut=CUT),
+            complaint=self._complaint(answer or event.get("errors")),
+            session_id=self._text(session, NAME_CHARS)
+            if isinstance(session, str) and len(session) <= NAME_CHARS
+            else None,
+            num_turns=turns if isinstance(turns, int) and _is_number(turns, _COUNT_MAX) else None,
+            total_cost_usd=float(cost) if isinstance(cost, int | float) and _is_number(cost, _COST_MAX) else None,
+        )
+
+    def _complaint(self, value: Any) -> str:
+        try:
+            text = value if isinstance(value, str) else json.dumps(value)
+        except (ValueError, RecursionError):
+            text = "it cannot be read"
+        return self._text(text, COMPLAINT_CHARS, cut="…") or ""
+
+    def _text(self, value: Any, most: int, cut: str = "") -> str | None:
+        """A text that passes through JSON, cut to ``most`` characters; None for what is no text.
+
+        Known secrets are replaced.
+        """
+        if not isinstance(value, str):
+            return None
+        # Before the cut: of a value that is cut in two, no part is recognised.
+        text = self._redact(value)
+        kept = text if len(text) <= most else text[: most - len(cut)] + cut
+        # Halves of characters, which JSON can name and no encoding can write.
+        return kept.encode(errors="replace").decode()
+
 
 def _event(line: str) -> dict[str, Any] | None:
     if not line.lstrip(" \t\r").startswith("{") or line.count(",") + line.count("[") > _EVENT_VALUES_MAX:
@@ -162,41 +202,9 @@ def _event(line: str) -> dict[str, Any] | None:
     return event if isinstance(event, dict) else None
 
 
-def _read_result(event: dict[str, Any]) -> _Result:
-    subtype = _text(event.get("subtype"), NAME_CHARS, cut="…") or ""
-    answer = event.get("result")
-    turns, cost, session = event.get("num_turns"), event.get("total_cost_usd"), event.get("session_id")
-    return _Result(
-        failed=bool(event.get("is_error")) or subtype != "success",
-        subtype=subtype,
-        text=_text(answer, RESULT_CHARS, cut=CUT),
-        complaint=_complaint(answer or event.get("errors")),
-        session_id=_text(session, NAME_CHARS) if isinstance(session, str) and len(session) <= NAME_CHARS else None,
-        num_turns=turns if isinstance(turns, int) and _is_number(turns, _COUNT_MAX) else None,
-        total_cost_usd=float(cost) if isinstance(cost, int | float) and _is_number(cost, _COST_MAX) else None,
-    )
-
-
 def _is_number(value: float, below: float) -> bool:
     # Comparisons are false for NaN.
     return not isinstance(value, bool) and 0 <= value < below
-
-
-def _text(value: Any, most: int, cut: str = "") -> str | None:
-    """A text that passes through JSON, cut to ``most`` characters; None for what is no text."""
-    if not isinstance(value, str):
-        return None
-    kept = value if len(value) <= most else value[: most - len(cut)] + cut
-    # Halves of characters, which JSON can name and no encoding can write.
-    return kept.encode(errors="replace").decode()
-
-
-def _complaint(value: Any) -> str:
-    try:
-        text = value if isinstance(value, str) else json.dumps(value)
-    except (ValueError, RecursionError):
-        text = "it cannot be read"
-    return _text(text, COMPLAINT_CHARS, cut="…") or ""
 
 
 def _blocks(event: dict[str, Any]) -> list[dict[str, Any]]:

@@ -146,6 +146,8 @@ def _clone(mirror: Path, repository: Repository, base: str, tree: Path, report: 
 
     in_tree("config", "remote.origin.url", without_credentials(repository.url))
     if repository.commit is None:
+        # Another run may have fetched since the base was looked up, and the branch of the mirror gone on.
+        in_tree("update-ref", "HEAD", base)
         in_tree("checkout", "--progress", "--force", repository.branch, "--")
     else:
         in_tree("checkout", "--progress", "--force", "--detach", base, "--")

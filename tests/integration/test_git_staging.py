@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from activities.mirror import evict, mirror_path, reading
-from activities.remote import LOOK_SECONDS
+from activities.mirror import Mirror, evict, mirror_path, reading
+from activities.remote import LOOK_SECONDS, RemoteBranch
 from activities.repository import stage
 from foundation.errors import (
     RefNotFound,
@@ -272,7 +272,7 @@ def test_a_commit_that_no_branch_holds_is_fetched_by_its_id(settings: Settings, 
 
 
 @pytest.mark.parametrize(
-    "branch", ["feature/a-b", "ünïcode", "semi;colon", "$(touch)", "a'b\"c", "#1", "v1", "@", "deadbeef1", "a&b|c<d>"]
+    "branch", ["feature/a-b", "ünïcode", "semi;colon", "$(touch)", "a'b\"c", "#1", "v1", "deadbeef1", "a&b|c<d>"]
 )
 def test_unusual_branch_names(settings: Settings, server: Server, project: Path, tmp_path: Path, branch: str) -> None:
     git(project, "update-ref", f"refs/heads/{branch}", "HEAD")
@@ -530,6 +530,27 @@ def test_two_runs_of_one_repository_at_once(settings: Settings, server: Server, 
 
     assert {result.base_commit for result in results} == {git(project, "rev-parse", "main")}
     assert len({result.workspace_image for result in results}) == 4
+
+
+def test_a_branch_that_goes_on_while_it_is_staged_leaves_the_work_tree_at_the_base(
+    settings: Settings, server: Server, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Mirror.commit
+
+    def looked_up_and_fetched_again(mirror: Mirror, path: Path, branch: RemoteBranch) -> str:
+        base = look(mirror, path, branch)
+        commit(project, "later.txt", "later\n")
+        git(path, "fetch", "--quiet", str(project), "+refs/heads/*:refs/heads/*")
+        return base
+
+    monkeypatch.setattr(Mirror, "commit", looked_up_and_fetched_again)
+
+    result = staged(settings, server.url("project"))
+
+    with work_tree(result, tmp_path / "out") as tree:
+        assert git(tree, "rev-parse", "HEAD") == result.base_commit
+        assert git(tree, "symbolic-ref", "HEAD") == "refs/heads/main"
+        assert git(tree, "status", "--porcelain") == ""
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.agent_output import CUT, AgentOutput, LineSplitter
-from workflows.messages import RESULT_CHARS, AgentResult, LiveProgress, TokenUsage
+from activities.agent_output import COMPLAINT_CHARS, CUT, AgentOutput, LineSplitter
+from storage.redaction import Redactor
+from workflows.messages import NAME_CHARS, RESULT_CHARS, AgentResult, LiveProgress, TokenUsage
 from workflows.states import Cause
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)
@@ -148,3 +149,19 @@ def test_a_success_without_the_model_is_none(requests: int, cause: Cause | None)
 def test_an_agent_that_is_gone_without_an_exit_code_did_not_succeed() -> None:
     result = output_of(GOOD).outcome(None, None)
     assert (result.exit_code, result.cause, result.result) == (None, Cause.AGENT_EXIT, "All done.")
+
+
+@given(padding=st.integers(0, 40), limit=st.sampled_from([NAME_CHARS, COMPLAINT_CHARS, RESULT_CHARS]))
+def test_no_part_of_a_secret_is_left_where_a_text_is_cut(padding: int, limit: int) -> None:
+    secret = "canary-2f6b1c0a-55e1-4c7e"
+    said = "x" * (limit - padding) + secret + "y" * 100
+    output = AgentOutput(Redactor({"TOKEN": secret}).redact_text)
+    output.take_error(said, len(said), AT)
+    call = {"type": "assistant", "message": {"content": [{"type": "tool_use", "name": said}]}}
+    output.take(json.dumps(call), len(said), AT)
+    shown = [output.progress.current_tool or "", output.outcome(1, None).error or ""]
+    for event in ({"subtype": said, "result": said}, {"subtype": "success", "result": said}, {"errors": [said]}):
+        output.take(json.dumps({"type": "result", **event}), len(said), AT)
+        shown.append(output.outcome(0, None).model_dump_json())
+
+    assert not any(secret[:8] in text for text in shown)
