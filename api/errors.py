@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from foundation.errors import InvalidBody, InvalidParameter, OriginRefused, ServiceUnavailable, TaskyardError
 from foundation.faults import Fault, as_details, sentence
@@ -23,6 +24,8 @@ _ALSO_ON_TOP = ("existing_task", "task_state")
 
 _RETRY_AFTER_SECONDS = 2
 _LONGEST_PATH = 200
+_LONGEST_METHOD = 20
+_ALL_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 _CODES = {
     400: "bad_request",
@@ -112,7 +115,8 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     if status == HTTPStatus.NOT_FOUND:
         message = f"There is nothing at {_path(request)}; /docs lists what there is."
     elif status == HTTPStatus.METHOD_NOT_ALLOWED:
-        message = f"{request.method} does not work on {_path(request)}; allowed: {headers.get('allow', '')}."
+        headers = {"Allow": ", ".join(_methods(request))}
+        message = f"{request.method[:_LONGEST_METHOD]} does not work on {_path(request)}; allowed: {headers['Allow']}."
     elif status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         message = "The body is too large; 2 MiB are taken at most."
     else:
@@ -124,6 +128,15 @@ async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
     _log.error("unforeseen failure", path=_path(request), exc_info=error)
     message = "Taskyard failed at this; the server's log has the cause."
     return _answer(request, 500, _CODES[500], message, {})
+
+
+def _methods(request: Request) -> list[str]:
+    """What the path takes, by all of its routes; the framework names the first one's only."""
+    return [
+        method
+        for method in _ALL_METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 def _path(request: Request) -> str:

@@ -84,7 +84,8 @@ def _events(socket: WebSocket, task_id: str | None) -> AsyncGenerator[Event]:
     kinds = parse_filter(",".join(socket.query_params.getlist("filter")))
     unknown = sorted(socket.query_params.keys() - _PARAMETERS)
     if unknown:
-        raise InvalidParameter(f"'{unknown[0][:80]}' is no parameter of this; there is {', '.join(_PARAMETERS)}.")
+        there = ", ".join(sorted(_PARAMETERS))
+        raise InvalidParameter(f"'{unknown[0][:80]}' is no parameter of this; there is {there}.")
     after_id = parse_entry_id(socket.query_params.get("after_id", ""), "after_id")
     return events.of_run(task_id, kinds, after_id) if task_id else events.of_all(kinds)
 

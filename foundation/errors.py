@@ -51,12 +51,14 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 from foundation.faults import Fault, as_details, sentence
+from foundation.urls import without_credentials
 
 
 class TaskyardError(Exception):
     """Root of all errors a user can meet.
 
-    ``message`` is a sentence that says what was wrong and what to do. ``details`` holds JSON-ready facts.
+    ``message`` is a sentence that says what was wrong and what to do. ``details`` holds JSON-ready facts. Both may
+    repeat what somebody sent, so credentials in URLs are taken out of them.
     ``retryable`` says whether doing the same again can help; the workflow's retry policies read it.
     """
 
@@ -66,9 +68,18 @@ class TaskyardError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, **details: Any) -> None:
-        super().__init__(message)
-        self.message = message
-        self.details = details
+        self.message = without_credentials(message)
+        self.details = _bare(details)
+        super().__init__(self.message)
+
+
+def _bare(fact: Any) -> Any:
+    """A fact without credentials."""
+    if isinstance(fact, dict):
+        return {key: _bare(value) for key, value in fact.items()}
+    if isinstance(fact, list):
+        return [_bare(part) for part in fact]
+    return without_credentials(fact) if isinstance(fact, str) else fact
 
 
 class InvalidManifest(TaskyardError):

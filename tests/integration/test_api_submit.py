@@ -431,6 +431,25 @@ async def test_unknown_paths_and_methods_answer_in_the_one_error_shape(site: Api
         assert path in reply.json()["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [(TASKS, "GET, POST"), (f"{TASKS}/x", "DELETE, GET"), (f"{TASKS}/x/artifacts/y", "GET, HEAD"), ("/health", "GET")],
+)
+async def test_a_method_that_does_not_work_is_answered_with_those_that_do(
+    site: ApiSite, path: str, allowed: str
+) -> None:
+    reply = await site.http.patch(path)
+    assert (reply.status_code, reply.headers["allow"]) == (405, allowed)
+    assert f"allowed: {allowed}." in reply.json()["message"]
+
+
+@pytest.mark.parametrize("query", ["state", "filter", "sort", "limit", "label.a", "https://a:hush@b/"])
+async def test_no_refusal_repeats_credentials(site: ApiSite, query: str) -> None:
+    for path in (TASKS, f"{TASKS}/x", f"{TASKS}/x/logs", "/https://a:hush@b/", f"{TASKS}/https:%2F%2Fa:hush@b/logs"):
+        reply = await site.http.get(path, params={query: "https://a:hush@b/", "since": "https://a:hush@b/"})
+        assert "hush" not in reply.text
+
+
 async def test_health_in_every_spelling_and_metrics_that_move(site: ApiSite) -> None:
     async with site.worker():
         for path in (
