@@ -20,6 +20,8 @@ from temporalio.exceptions import ApplicationError, FailureError
 from temporalio.service import RPCError, RPCStatusCode
 
 from foundation.errors import BucketUnavailable, EngineUnavailable, TaskyardError
+from foundation.urls import without_credentials
+from workflows.messages import SENTENCE_CHARS, cut
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -79,7 +81,7 @@ def translated(step: str) -> Iterator[None]:
             raise
         log.exception("step failed by a fault", step=step)
         raise ApplicationError(
-            f"Taskyard failed in {step}: {type(error).__name__}: {error}",
+            cut(without_credentials(f"Taskyard failed in {step}: {type(error).__name__}: {error}"), SENTENCE_CHARS),
             type=TaskyardError.code,
             non_retryable=isinstance(error, _PROGRAM_FAULTS),
         ) from None

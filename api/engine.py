@@ -9,7 +9,7 @@ from datetime import timedelta
 from temporalio.client import Client
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
-from foundation.engine import connect_engine
+from foundation.engine import connect_engine, lacks_namespace
 from foundation.errors import EngineUnavailable
 from foundation.settings import Settings
 
@@ -59,7 +59,7 @@ class Engine:
                     f"Temporal at {self._settings.temporal_target} refused the server's credentials; "
                     "check TASKYARD_TEMPORAL_API_KEY and TASKYARD_TEMPORAL_TLS."
                 ) from error
-            if error.status is RPCStatusCode.NOT_FOUND and "amespace" in error.message:
+            if lacks_namespace(error):
                 raise EngineUnavailable(
                     f"Temporal at {self._settings.temporal_target} has no namespace "
                     f"'{self._settings.temporal_namespace}'; create it, or set TASKYARD_TEMPORAL_NAMESPACE."

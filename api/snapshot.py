@@ -7,6 +7,7 @@ import re
 from datetime import datetime
 from urllib.parse import quote
 
+import structlog
 from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 
@@ -15,6 +16,8 @@ from workflows.messages import LiveProgress, TaskStatus, Transition
 from workflows.report import CHANGED_KEY, STARTED_KEY, STATE_KEY, STATUS_MEMO
 from workflows.states import STATE_MESSAGES, Cause, TaskState
 from workflows.wire import Manifest
+
+_log = structlog.get_logger()
 
 WORKFLOW_TYPE = "TaskWorkflow"
 ID_PREFIX = "task-"
@@ -89,8 +92,14 @@ def _keyword(text: str) -> str:
 async def status_of(execution: WorkflowExecution) -> TaskStatus:
     """The run's status from its memo, brought up to date with the search attributes and the execution itself."""
     attributes = execution.typed_search_attributes
-    status = await execution.memo_value(STATUS_MEMO, None, type_hint=TaskStatus) or _without_memo(execution)
-    state = TaskState(attributes.get(STATE_KEY, status.state))
+    try:
+        status = await execution.memo_value(STATUS_MEMO, None, type_hint=TaskStatus) or _without_memo(execution)
+    except (ValueError, TypeError, RuntimeError) as error:
+        # Who starts workflows may write a memo of any form; one run that cannot be read takes no list with it.
+        _log.warning("the memo of a run cannot be read", workflow=execution.id, error=type(error).__name__)
+        status = _without_memo(execution)
+    state = attributes.get(STATE_KEY, status.state)
+    state = TaskState(state) if state in set(TaskState) else status.state
     changes: dict[str, object] = {"created_at": attributes.get(CREATED_KEY, status.created_at)}
     if state is not status.state:
         changes |= {

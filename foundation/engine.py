@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.service import RetryConfig
+from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
 from foundation.settings import Settings
 
@@ -21,3 +21,8 @@ async def connect_engine(settings: Settings, *, lazy: bool = False, retry: Retry
         retry_config=retry,
         lazy=lazy,
     )
+
+
+def lacks_namespace(error: RPCError) -> bool:
+    """Whether Temporal answered that it has not even the namespace, which says nothing of a run."""
+    return error.status is RPCStatusCode.NOT_FOUND and "amespace" in error.message

@@ -9,6 +9,7 @@ import structlog
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
+from foundation.engine import lacks_namespace
 from foundation.errors import MachineError
 from machines.host import MachineHost
 
@@ -56,7 +57,7 @@ async def _owner_is_over(client: Client, workflow_id: str, run_id: str) -> bool:
     try:
         description = await client.get_workflow_handle(workflow_id, run_id=run_id).describe(rpc_timeout=_RPC_LIMIT)
     except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND:
+        if error.status is RPCStatusCode.NOT_FOUND and not lacks_namespace(error):
             return True
         raise
     return description.status is not WorkflowExecutionStatus.RUNNING

@@ -5,7 +5,6 @@ from __future__ import annotations
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutType
 from temporalio.exceptions import TimeoutError as StepTimeout
 
-from foundation.units import format_seconds
 from workflows import steps
 from workflows.states import Cause
 from workflows.wire import Lifecycle
@@ -65,10 +64,10 @@ def ended_by(step: str, error: ActivityError, lifecycle: Lifecycle, host: str | 
 
 def _timed_out(step: str, cause: StepTimeout, lifecycle: Lifecycle, host: str | None) -> RunEnded:
     if cause.type is TimeoutType.SCHEDULE_TO_START:
-        patience = format_seconds(steps.HOST_PATIENCE.total_seconds())
         return RunEnded(
             Cause.HOST_LOST,
-            f"Host {host} did not come back within {patience}; start its worker again, or submit the task again.",
+            f"Host {host} did not come back in time for the step '{step}'; start its worker again, or submit the task "
+            "again.",
         )
     last = cause.cause
     silent = f" Host {host} was not heard of at last." if isinstance(last, StepTimeout) else ""

@@ -63,3 +63,8 @@ class Cause(StrEnum):
     COLLECT = "collect"  # the artifacts could not be collected
     CANCELLED = "cancelled"  # somebody cancelled the run
     INTERNAL = "internal_error"  # a fault of Taskyard
+
+    @classmethod
+    def _missing_(cls, _: object) -> Cause:
+        """A newer process may have a cause that this one does not know."""
+        return cls.INTERNAL

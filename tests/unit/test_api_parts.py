@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
 
 from api.core import new_task_id
 from api.definition import REDACTED, definition
@@ -16,11 +17,13 @@ from api.listing import parse_states
 from api.logs import EventStream, JsonLines, LogQuery, PlainText, negotiate, parse_since
 from api.ranges import parse_range
 from api.rates import Rates
-from api.snapshot import label_token
+from api.snapshot import label_token, status_of
 from api.submission import accept, read_body
 from foundation.documents import Document
 from foundation.errors import InvalidManifest, InvalidParameter, RangeNotSatisfiable, TaskyardError
 from storage.runlog import LogEntry
+from workflows.messages import TaskStatus
+from workflows.report import STATE_KEY
 from workflows.states import TaskState
 from workflows.wire import Manifest
 
@@ -189,6 +192,21 @@ def test_a_definition_shows_mcp_servers_of_any_shape(config: dict[str, Any]) -> 
     assert [len(told[name]) for name in told if isinstance(told[name], list)] == [
         len(part) for part in config.values() if isinstance(part, list)
     ]
+
+
+@pytest.mark.parametrize("memo", [{"state": "napping"}, {"id": 7}, {}, [], "x", 1, b"\xff"])
+@pytest.mark.parametrize("state", ["running", "napping", ""])
+async def test_a_run_whose_memo_or_state_cannot_be_read_is_shown_by_what_temporal_knows(memo: Any, state: str) -> None:
+    class Execution:
+        id, start_time, close_time, status = "task-a", AT, None, WorkflowExecutionStatus.RUNNING
+        typed_search_attributes: ClassVar[dict[Any, Any]] = {STATE_KEY: state}
+
+        async def memo_value(self, _key: str, _default: None, *, type_hint: type[TaskStatus]) -> TaskStatus:
+            return type_hint.model_validate(memo)
+
+    status = await status_of(cast("WorkflowExecution", Execution()))
+    assert (status.id, status.created_at) == ("a", AT)
+    assert status.state == (state if state in set(TaskState) else TaskState.PENDING)
 
 
 @pytest.mark.parametrize(

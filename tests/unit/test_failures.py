@@ -16,6 +16,7 @@ from temporalio.testing import ActivityEnvironment
 from activities import failures
 from activities.failures import boundary, bounded_retries
 from foundation.errors import BucketUnavailable, GuestUnreachable, RefNotFound, RepositoryUnreachable
+from workflows.messages import SENTENCE_CHARS
 
 
 def failing(error: Exception) -> ApplicationError:
@@ -38,6 +39,15 @@ def test_an_error_of_the_project_keeps_its_sentence_code_and_details() -> None:
 
 def test_a_retryable_error_stays_retryable() -> None:
     assert not failing(RepositoryUnreachable("No answer.")).non_retryable
+
+
+@pytest.mark.parametrize("url", ["https://me:hush@host/", "ssh://git:hush@host/a", "https://host/?token=hush"])
+def test_what_reaches_history_is_bounded_and_holds_no_credentials(url: str) -> None:
+    words = f"unable to access '{url}': " + "x" * 5000
+    assert "hush" not in failing(OSError(words)).message
+    assert len(failing(OSError(words)).message) <= SENTENCE_CHARS
+    assert "hush" not in str(failing(RefNotFound(words, url=[{"a": words}])))
+    assert "hush" not in str(failing(RefNotFound(words, url=[{"a": words}])).details)
 
 
 @pytest.mark.parametrize(("error", "final"), [(OSError(28, "No space left"), False), (KeyError("x"), True)])

@@ -22,6 +22,8 @@ import workflows.manifest
 import workflows.messages
 import workflows.wire
 from foundation.errors import InvalidManifest
+from workflows.messages import TaskStatus
+from workflows.states import Cause
 
 NEWER = {"of a newer version": {"below it": [1, {"deeper": None}]}}
 ENCODED = {"encoding": b"json/plain"}
@@ -103,6 +105,12 @@ def test_the_user_s_form_has_the_fields_of_the_wire_and_takes_no_others() -> Non
     assert workflows.wire.Manifest.model_validate_json(written).model_dump_json() == written
     with pytest.raises(InvalidManifest):
         workflows.manifest.parse(manifest | NEWER)
+
+
+def test_a_cause_that_only_a_newer_process_knows_is_read_as_a_fault_of_ours() -> None:
+    status = {"id": "a", "name": "a", "created_at": "2026-01-01T00:00:00Z", "state_changed_at": "2026-01-01T00:00:00Z"}
+    assert TaskStatus.model_validate(status | {"cause": "struck_by_lightning"}).cause is Cause.INTERNAL
+    assert TaskStatus.model_validate(status | {"cause": "agent_exit"}).cause is Cause.AGENT_EXIT
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,8 @@ class Engine:
         return Handle()
 
 
-def refusal(status: RPCStatusCode) -> RPCError:
-    return RPCError("no answer", status, b"")
+def refusal(status: RPCStatusCode, message: str = "no answer") -> RPCError:
+    return RPCError(message, status, b"")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,7 @@ def refusal(status: RPCStatusCode) -> RPCError:
         (ENDED, True),
         (WorkflowExecutionStatus.TERMINATED, True),
         (refusal(RPCStatusCode.NOT_FOUND), True),
+        (refusal(RPCStatusCode.NOT_FOUND, "Namespace default is not found."), False),
         (refusal(RPCStatusCode.UNAVAILABLE), False),
         (refusal(RPCStatusCode.DEADLINE_EXCEEDED), False),
         (refusal(RPCStatusCode.PERMISSION_DENIED), False),
