@@ -142,8 +142,9 @@ class AgentSession:
 
     def deliver(self, message_id: str, text: str) -> None:
         """Hand a message over, once for each id. Raises SessionClosed."""
-        command = shlex.join([f"{AGENT_DIR}/bin/deliver", AGENT_DIR, message_id, VOLATILE_DIR])
-        done = self._shell.run(command, input=message_line(text), check=False)
+        line = message_line(text)
+        command = shlex.join([f"{AGENT_DIR}/bin/deliver", AGENT_DIR, message_id, VOLATILE_DIR, str(len(line))])
+        done = self._shell.run(command, input=line, check=False)
         if done.exit_code == _CLOSED_EXIT_CODE:
             raise SessionClosed("The agent's session is closed; the message was not delivered.")
         if done.exit_code != 0:

@@ -12,7 +12,7 @@ import pytest
 from activities import agent_session
 from activities.agent_session import AgentSession, Chunk, Ended, Launch, message_line
 from foundation.errors import GuestUnreachable, SessionClosed
-from machines.ssh import GuestShell
+from machines.ssh import Completed, GuestShell
 from storage.segments import GuestStream
 from tests.integration.local_guest import LocalGuest
 
@@ -163,3 +163,31 @@ def test_a_message_that_cannot_be_noted_leaves_no_part_of_it_in_the_inbox(sessio
     with pytest.raises(GuestUnreachable, match="delivered"):
         session.deliver("one", "x" * 100_000)
     assert inbox.read_bytes() == before
+    # Nor does the agent hear anything twice: time for its reader to see what became of the inbox.
+    time.sleep(1)
+    delivered.rmdir()
+    delivered.touch()
+    session.deliver("two", "after")
+    session.close()
+    session.guest.run(f"pkill -x sleep -s $(cat {session.guest.root}/pid)", check=False)
+    session.until_end()
+    assert session.bytes["stdout"] == message_line("/begin") + message_line("after")
+
+
+def test_a_message_of_which_only_a_part_arrives_is_not_delivered(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.begin("cat")
+    run = session.guest.run
+
+    def broken(command: str, *, input: bytes, check: bool) -> Completed:  # noqa: A002 -- as the guest's
+        return run(command, input=input[:-5], check=check)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.guest, "run", broken)
+        with pytest.raises(GuestUnreachable, match="part"):
+            session.deliver("one", "more")
+    session.deliver("one", "more")
+    session.close()
+    assert session.until_end() == Ended(0)
+    assert session.bytes["stdout"] == message_line("/begin") + message_line("more")
