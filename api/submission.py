@@ -122,10 +122,14 @@ def _unwrap(document: Document) -> Document:
         return document
     if not data.keys() & {"manifest_yaml", "manifest"}:
         return document
+    # Some clients send the one that they do not mean as null.
+    data = {key: value for key, value in data.items() if key != "manifest_yaml" or value is not None}
+    if data.keys() >= {"manifest_yaml", "manifest"} and data["manifest"] is None:
+        del data["manifest"]
     message = "is not a field of an envelope, which has 'manifest_yaml' or 'manifest'"
     outside = [Fault(below("", key), message, "unknown") for key in data.keys() - {"manifest_yaml", "manifest"}]
     if "manifest_yaml" not in data:
-        return Document(data["manifest"], [*outside, *(_within(fault) for fault in document.faults)])
+        return Document(data.get("manifest"), [*outside, *(_within(fault) for fault in document.faults)])
     text = data["manifest_yaml"]
     if not isinstance(text, str):
         outside.append(Fault("manifest_yaml", "must be the manifest's YAML text", "string_type"))
@@ -173,7 +177,7 @@ def _in_vain(data: Mapping[str, Any], manifest: Manifest) -> Iterator[Fault]:
             yield Fault(field, message, "unused")
     for field, text in zip(FREE_TEXTS, (manifest.claude.prompt, manifest.metadata.name), strict=True):
         if has_credentials(text):
-            message = "holds a URL with credentials, which are kept with the run; name a secret of 'secrets' instead"
+            message = "holds credentials, which are kept with the run; name a secret of 'secrets' instead"
             yield Fault(field, message, "credentials")
     vm, lifecycle, config = manifest.vm, manifest.lifecycle, manifest.claude.mcp_config
     if vm.allowed_hosts and vm.network_mode is not NetworkMode.OUTBOUND:

@@ -30,7 +30,17 @@ _BROKEN = re.compile(
 )
 # A URL that is itself the value of a parameter.
 _NESTED = re.compile(r"((?:https?|wss?)%(?:25)*3a(?:%(?:25)*2f){2})[^\s&/?#]*(?:@|%(?:25)*40)", re.IGNORECASE)
-_SCP = re.compile(r"(?<![^\s'\"(<\[=,])([\w.+-]{1,100})(?::(?!//)|%(?:25)*3a)[^\s@]{1,200}@(?=[\w.-]+:)", re.IGNORECASE)
+# A number before a slash is a port, and what follows ``@`` may be the digest of a container image.
+_SCP = re.compile(
+    r"(?<![^\s'\"(<\[=,])([\w.+-]{1,100})(?::(?!//|\d+/)|%(?:25)*3a)[^\s@]{1,200}@(?!sha\d+:)(?=[\w.-]+:)",
+    re.IGNORECASE,
+)
+# Some hosts take a token as a part of the path, after the name that stands for the user.
+_SEGMENT = re.compile(
+    r"((?<!/)/(?:x-[\w-]{0,40}(?:token|oauth)[\w-]{0,40}|oauth2?|gitlab-ci-token|private[_-]token|access[_-]token)"
+    r"(?::|=|%3a|%3d))([^\s/?#&]+)",
+    re.IGNORECASE,
+)
 _PARAMETER = re.compile(r"([?&#;])([^\s=&#;?]{1,200})=([^\s&]+)")
 _TELLING = re.compile(
     r".*(?:token(?!s|iz)|secret|passw|passphrase|api_?key|access_?key|credential|signature|jwt|bearer|cookie).*"
@@ -42,7 +52,9 @@ _DECODINGS = 3
 
 
 def has_credentials(text: str) -> bool:
-    """Whether a URL in the text holds credentials: a user part, a password, a token as parameter or anywhere in it.
+    """Whether a URL in the text holds credentials: a user part, a password, a token as parameter or in its path.
+
+    So does text that holds, wherever it stands, a token that its issuer made to be recognised.
 
     A reference (``${NAME}``) in their place is none.
     """
@@ -57,6 +69,7 @@ def without_credentials(text: str) -> str:
         text = _NESTED.sub(r"\1", text)
         text = _SCP.sub(r"\1@", text)
     text = _PARAMETER.sub(_without_value, text)
+    text = _SEGMENT.sub(lambda match: match[0] if _REFERENCE.fullmatch(match[2]) else match[1] + REDACTED, text)
     return TOKEN.sub(REDACTED, text)
 
 
@@ -90,7 +103,8 @@ def _holds_some(text: str) -> bool:
             )
         )
         or any(_is_secret(match) for match in _PARAMETER.finditer(text))
-        or any(TOKEN.search(url) for url in re.findall(r"//\S+", text))
+        or any(match[2] != _REFERRED for match in _SEGMENT.finditer(text))
+        or TOKEN.search(text) is not None
     )
 
 

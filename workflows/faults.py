@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from foundation.faults import MOST_FAULTS, Fault, below
-from foundation.urls import TOKEN, has_credentials
+from foundation.urls import has_credentials
 
 # Texts that nobody but people and the agent reads: a URL with credentials in them may be what the task is about.
 FREE_TEXTS = ("claude.prompt", "metadata.name")
@@ -36,16 +36,15 @@ def texts(data: Any) -> Iterator[tuple[str, str]]:
 
 
 def of_credentials(data: dict[str, Any]) -> Iterator[Fault]:
-    """Credentials that would be kept with the run: in URLs anywhere but in free text, as tokens in mcp_config too."""
+    """Credentials that would be kept with the run, anywhere but in free text."""
     for field, text in texts(data):
-        configured = field.startswith("claude.mcp_config")
-        if field in FREE_TEXTS or not (has_credentials(text) or (configured and TOKEN.search(text))):
+        if field in FREE_TEXTS or not has_credentials(text):
             continue
         if field == "repository.url":
             instead = (
                 "give git on the VM host the credentials (a credential helper or an SSH key), and write the URL bare"
             )
-        elif configured:
+        elif field.startswith("claude.mcp_config"):
             instead = "name a secret of 'secrets' in its place, as ${NAME}"
         else:
             instead = "take them out"

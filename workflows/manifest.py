@@ -5,8 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from foundation.documents import Document, Unreadable, read_json, read_yaml, text_of
 from foundation.errors import InvalidManifest
@@ -27,7 +36,7 @@ MAX_SECRETS = 64
 
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-_SCP_URL = re.compile(r"[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!//).+")
+_SCP_URL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]*:(?!//).+")
 _COMMIT = re.compile(r"[0-9a-fA-F]{7,64}")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+\[\]-]{0,199}")
@@ -73,6 +82,13 @@ def _one_line(text: str) -> str:
     return text
 
 
+def _no_boolean(value: Any) -> Any:
+    """``true`` is no number, though Python takes it for 1."""
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number, and is true or false")  # noqa: TRY004 -- pydantic's own
+    return value
+
+
 def _label_key(text: str) -> str:
     if not _LABEL_KEY.fullmatch(text):
         raise ValueError(
@@ -82,11 +98,21 @@ def _label_key(text: str) -> str:
     return text
 
 
+def _has_host(url: str) -> bool:
+    """Whether the URL has a host that is no option of a command, and a port only if it is a number."""
+    try:
+        parts = urlsplit(url)
+        return parts.port != 0 and (parts.hostname or "-")[0] != "-"
+    except ValueError:
+        return False
+
+
 Size = Annotated[str, AfterValidator(_size)]
 Duration = Annotated[str, AfterValidator(_duration)]
 Words = Annotated[str, AfterValidator(_not_blank)]
 Line = Annotated[Words, AfterValidator(_one_line)]
 Entry = Annotated[Line, _at_most(MAX_ENTRY)]
+Number = Annotated[int, Field(ge=1), BeforeValidator(_no_boolean)]
 LabelKey = Annotated[str, AfterValidator(_label_key)]
 LabelValue = Annotated[str, AfterValidator(_one_line)]
 
@@ -131,8 +157,10 @@ class Repository(wire.Repository):
     def _transport(cls, value: str) -> str:
         if not value.startswith(("https://", "http://", "ssh://", "file://")) and not _SCP_URL.fullmatch(value):
             raise ValueError("must start with https://, http://, ssh:// or be of the form user@host:path")
-        if re.search(r"\s", value) or re.match(r"[a-z]+:///(?<!file:///)", value):
-            raise ValueError("is no URL: it has no host, or holds white space")
+        if re.search(r"\s", value) or not (
+            _SCP_URL.fullmatch(value) or value.startswith("file://") or _has_host(value)
+        ):
+            raise ValueError("is no URL: it has no host, a port that is none, or white space")
         if "${" in value:
             raise ValueError(
                 "is taken as it stands: ${NAME} means nothing here; git on the VM host has the credentials"
@@ -169,7 +197,7 @@ class Claude(wire.Claude):
     prompt: Words
     output_format: Literal["stream-json"] = "stream-json"
     allowed_tools: list[Entry] = Field(default=[], max_length=MAX_ENTRIES)
-    max_turns: int | None = Field(None, ge=1, le=1_000_000)
+    max_turns: Annotated[Number, Field(le=1_000_000)] | None = None
 
     @field_validator("model")
     @classmethod
@@ -185,7 +213,7 @@ class VmSpec(wire.VmSpec):
     model_config = _STRICT
 
     profile: str = Field("agentic-dev", pattern=r"^[a-z0-9][a-z0-9-]{0,40}\z")
-    cpus: int = Field(4, ge=1)
+    cpus: Number = 4
     memory: Size = "8G"
     disk: Size = "40G"
     allowed_hosts: list[Entry] = Field(default=[], max_length=MAX_ENTRIES)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -29,6 +30,12 @@ def _named(text: str) -> str:
 def _address(text: str) -> str:
     if not text.startswith(("http://", "https://", "ws://", "wss://", "${")):
         raise ValueError("must be a URL that begins with http:// or https://")
+    try:
+        urlsplit(text)
+    except ValueError:
+        raise ValueError("is no URL: its host cannot be read") from None
+    if re.search(r"[\s\\\x00-\x1f]", text):
+        raise ValueError("is no URL: it holds white space or a backslash")
     return text
 
 
@@ -97,13 +104,28 @@ def warnings(config: dict[str, Any], secrets: Collection[str], field: str, *, is
 def _kept_literals(server: dict[str, Any], where: str) -> Iterator[Fault]:
     for part in ("env", "headers"):
         for name, value in (server.get(part) or {}).items():
-            if is_telling(name) and value and not _REFERENCE.search(value):
-                message = f"is kept with the run as it is written; name a secret of 'secrets' (${{{_variable(name)}}})"
-                yield Fault(below(below(where, part), name), message, "literal_secret")
+            if is_telling(name) and _is_literal(value):
+                yield _literal(below(below(where, part), name), name)
+    for index, (before, text) in enumerate(pairwise(["", *(server.get("args") or [])])):
+        assigned, mark, value = text.partition("=" if "=" in text.partition(":")[0] else ":")
+        if before.startswith("-") and is_telling(before) and not text.startswith("-"):
+            assigned, mark, value = before, "=", text
+        if mark and is_telling(assigned) and _is_literal(value):
+            yield _literal(below(below(where, "args"), index), assigned)
+
+
+def _literal(field: str, name: str) -> Fault:
+    message = f"is kept with the run as it is written; name a secret of 'secrets' (${{{_variable(name)}}})"
+    return Fault(field, message, "literal_secret")
+
+
+def _is_literal(value: str) -> bool:
+    """Whether the value is written out, or as what a reference stands for when there is no such secret."""
+    return bool(value.strip()) and all(match[2] not in {None, ":-"} for match in _REFERENCE.finditer(value))
 
 
 def _variable(name: str) -> str:
-    return re.sub(r"[^A-Z0-9_]", "_", name.upper()) if name.isascii() else "NAME"
+    return re.sub(r"[^A-Z0-9_]", "_", name.lstrip("-").upper()) if name.isascii() else "NAME"
 
 
 def _is_local(url: str) -> bool:

@@ -240,11 +240,16 @@ def test_data_of_any_shape_is_refused_as_a_manifest_fault(data: Any) -> None:
         ("", b"{claude: 1}", {"claude": 1}),
         ("application/json", b'{"manifest_yaml": "claude: 1"}', {"claude": 1}),
         ("application/json", b'{"manifest": {"claude": 1}, "manifest_yaml": "claude: 2"}', {"claude": 2}),
+        ("application/json", b'{"manifest": {"claude": 1}, "manifest_yaml": null}', {"claude": 1}),
+        ("application/json", b'{"manifest": null, "manifest_yaml": "claude: 2"}', {"claude": 2}),
+        ("application/json", b'{"manifest_yaml": null}', None),
         ("application/json", b'{"manifest": 1, "repository": 2}', {"manifest": 1, "repository": 2}),
     ],
 )
 def test_bodies_are_read_by_their_type_and_envelopes_opened(content_type: str, body: bytes, data: Any) -> None:
-    assert read_body(content_type, body).data == data
+    document = read_body(content_type, body)
+    assert document.data == data
+    assert bool(document.remarks) == (b'1}, "manifest_yaml": "' in body)
 
 
 @pytest.mark.parametrize(

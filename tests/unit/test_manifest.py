@@ -108,6 +108,15 @@ def test_every_fault_is_told_at_once_with_its_field() -> None:
         ("repository", {"subpath": "a/../../b"}, "repository.subpath"),
         ("claude", {"prompt": "  "}, "claude.prompt"),
         ("claude", {"max_turns": 0}, "claude.max_turns"),
+        ("claude", {"max_turns": True}, "claude.max_turns"),
+        ("claude", {"max_turns": 1_000_001}, "claude.max_turns"),
+        ("vm", {"cpus": True}, "vm.cpus"),
+        ("repository", {"url": "https://"}, "repository.url"),
+        ("repository", {"url": "https://:80/a"}, "repository.url"),
+        ("repository", {"url": "https://[::1/a"}, "repository.url"),
+        ("repository", {"url": "ssh://git@git.example.org:org/a.git"}, "repository.url"),
+        ("repository", {"url": "ssh://-oProxyCommand=x/a"}, "repository.url"),
+        ("repository", {"url": "-oProxyCommand=x@git.example.org:a"}, "repository.url"),
         ("vm", {"cpus": 0}, "vm.cpus"),
         ("vm", {"memory": "64M"}, "vm.memory"),
         ("vm", {"disk": "1G"}, "vm.disk"),
@@ -150,6 +159,9 @@ CREDENTIALS = [
     f"https://git.example.org/a.git?private_token={CANARY}",
     f"https://git.example.org/a.git#access%5Ftoken={CANARY}",
     f"https://git.example.org/glpat-{CANARY}/a.git",
+    f"https://git.example.org/x-token-auth:{CANARY}/a.git",
+    f"ghp_{CANARY}@git.example.org:org/a.git",
+    f"npm_{CANARY}",
 ]
 PLACES: dict[str, Any] = {
     "repository.url": lambda url: {"repository": {"url": url}},
@@ -205,9 +217,34 @@ def test_references_in_an_mcp_server_are_the_way_to_give_it_secrets(field: str) 
 
 
 @pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"args": ["--token", "hush"]}, ["args[1]"]),
+        ({"args": ["-v", "--api-key=hush"]}, ["args[1]"]),
+        ({"args": ["-H", "Authorization: Bearer hush"]}, ["args[1]"]),
+        ({"args": ["run", "-e", "GITHUB_TOKEN=hush", "tool"]}, ["args[2]"]),
+        ({"env": {"PASSWORD": "hush", "MODE": "fast"}}, ["env.PASSWORD"]),
+        ({"env": {"PASSWORD": "${PASSWORD:-hush}"}}, ["env.PASSWORD"]),
+        ({"env": {"PASSWORD": "${PASSWORD:-}"}}, []),
+        ({"args": ["--token", "--verbose", "--max-tokens=5", "a:b=c", "--header", "Authorization: Bearer ${T}"]}, []),
+        ({"args": []}, []),
+    ],
+)
+def test_secrets_that_are_written_out_in_an_mcp_server_are_told(fields: dict[str, Any], where: list[str]) -> None:
+    manifest = parse(with_fields(**server(command="x", **fields)))
+    assert manifest.claude.mcp_config is not None
+    told = list(mcp.warnings(manifest.claude.mcp_config, {"T", "PASSWORD"}, "m", isolated=False))
+    assert [fault.field for fault in told] == [f"m.mcpServers.a.{field}" for field in where]
+    assert "hush" not in str(told)
+
+
+@pytest.mark.parametrize(
     ("config", "field"),
     [
         ({"a": {"command": "x"}}, "mcpServers"),
+        ({"mcpServers": {"a": {"url": "http://[::1/x", "type": "http"}}}, "mcpServers.a.url"),
+        ({"mcpServers": {"a": {"url": "https://a\\b", "type": "http"}}}, "mcpServers.a.url"),
+        ({"mcpServers": {"a": {"url": "https://a\t.b", "type": "http"}}}, "mcpServers.a.url"),
         ({"mcpServers": None}, "mcpServers"),
         ({"mcpServers": ["a"]}, "mcpServers"),
         ({"mcpServers": {"": {"command": "x"}}}, "mcpServers."),

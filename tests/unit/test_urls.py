@@ -66,6 +66,12 @@ def test_a_secret_is_found_and_taken_out_wherever_it_stands_in_a_url(secret, pla
         "https://mcp.example.org/?next=https%3A%2F%2Fhush%40git.example.org%2Fa",
         "https://git.example.org/glpat-hush0123456789/a.git",
         "ssh://ghp_hush0123456789abcdef@git.example.org/a.git",
+        "https://git.example.org/x-token-auth:hush/a.git",
+        "https://git.example.org/a/x-access-token%3Ahush/b",
+        "https://git.example.org/oauth2:hush",
+        "https://git.example.org/access_token=hush/a.git",
+        "ghp_hush0123456789abcdef@git.example.org:org/a.git",
+        "TOKEN is glpat-hush0123456789",
         "https://${TOKEN:-hush}@git.example.org/a",
         "https://${NAME}:hush@git.example.org/a",
     ],
@@ -88,6 +94,9 @@ def test_odd_spellings(text: str) -> None:
         "file:///a@b/c.git",
         "https://github.com/org/sk-learn-tutorial-2024",
         "mailto:someone@example.org",
+        "registry.example.org:5000/org/tool@sha256:0123456789abcdef",
+        "docker run node:22@sha256:0123456789abcdef",
+        "https://docs.example.org/oauth2/token/access-tokens:list",
         "// write to someone@example.org, at 12:30",
     ],
 )
@@ -102,6 +111,7 @@ def test_what_holds_no_credentials_is_left_as_it_is(text: str) -> None:
         "https://${TOKEN}@git.example.org/a",
         "https://x-access-token:${TOKEN}@git.example.org/a",
         "https://git.example.org/a?token=${TOKEN}&x=1",
+        "https://git.example.org/x-token-auth:${TOKEN}/a.git",
     ],
 )
 def test_a_reference_to_a_secret_is_no_secret(text: str) -> None:
