@@ -20,12 +20,12 @@ from foundation.settings import Settings
 from foundation.units import parse_duration, parse_size
 from machines.host import MachineHost, Reservation
 from machines.ledger import NoRoom
+from machines.waiting import LATER, next_look
 from storage.bucket import Bucket
 from storage.hosts import SAY_SECONDS, STALE, live_hosts, require_host
 from workflows import steps
 from workflows.messages import Lease, ReleaseRequest, ReleaseResult, ReserveRequest
 
-_NEXT_LOOK = timedelta(seconds=3)
 # By then a host that was just started has said what it has, and one that went away is not counted any more.
 _ALL_HEARD = STALE + timedelta(seconds=2 * SAY_SECONDS)
 
@@ -64,15 +64,17 @@ class Leases:
                     disk_bytes=parse_size(request.vm.disk),
                     # The run's limits are counted from here on, and not from when it began to wait for room.
                     deadline=request.deadline + waited,
+                    since=request.since or activity.info().scheduled_time,
                 )
             )
         except InsufficientResources as small:
             if waited > _ALL_HEARD:
                 vm = request.vm
                 require_host(live_hosts(self._bucket), cpus=vm.cpus, memory=vm.memory, disk=vm.disk)
-            raise ApplicationError(small.message, type=NoRoom.code, next_retry_delay=_NEXT_LOOK) from None
+            raise ApplicationError(small.message, type=NoRoom.code, next_retry_delay=LATER) from None
         except NoRoom as full:
-            raise ApplicationError(full.message, type=full.code, next_retry_delay=_NEXT_LOOK) from full
+            again = next_look(full.details.get("older", 0))
+            raise ApplicationError(full.message, type=full.code, next_retry_delay=again) from full
         if self._settings.model_is_scripted:
             announce(
                 self._bucket,

@@ -28,10 +28,11 @@ from machines.ledger import Capacity, NoRoom, host_capacity
 from machines.paths import MachinePaths, machine_paths, volatile_file
 from machines.pause import Pause
 from machines.qmp import Monitor
-from machines.records import MachineRecord, RecordStore, Reservation
+from machines.records import MachineRecord, RecordStore, Reservation, record_of
 from machines.snapshot import held_snapshot
 from machines.ssh import GuestAddress, GuestShell
 from machines.sweeper import sweep
+from machines.waiting import WaitingLine
 
 __all__ = ["MachineHost", "MachineRecord", "NoRoom", "Reservation"]
 
@@ -73,13 +74,15 @@ class MachineHost:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._store = RecordStore(settings)
+        self._line = WaitingLine()
         self._shells: dict[str, GuestShell] = {}
         self._shells_lock = threading.Lock()
 
     def reserve(self, request: Reservation) -> MachineRecord:
         """Reserve room for a machine; the record there is when it was reserved before.
 
-        Raises NoRoom when the host is full now, InsufficientResources when it would not do empty either.
+        Raises NoRoom when the host is full now, or older requests wait for the room that it has, and
+        InsufficientResources when it would not do empty either.
         """
         self._store.directory(request.machine_id)  # refuses what is no machine id
         self._settings.make_home()
@@ -89,20 +92,12 @@ class MachineHost:
                     continue
                 if record.state == "destroying":
                     raise NoRoom(f"Machine {record.id} is still being destroyed; it can be made anew when it is gone")
+                self._line.leave(request.machine_id)
                 return record
-            given_up = pool.admit_before_members(self._settings, self._store, request)
-            made = self._store.write(
-                MachineRecord(
-                    id=request.machine_id,
-                    owner_workflow=request.owner_workflow,
-                    owner_run=request.owner_run,
-                    cpus=request.cpus,
-                    memory_bytes=request.memory_bytes,
-                    disk_bytes=request.disk_bytes,
-                    created_at=datetime.now(UTC),
-                    deadline=request.deadline,
-                )
+            given_up = self._line.in_turn(
+                request, lambda ahead: pool.admit_before_members(self._settings, self._store, request, ahead)
             )
+            made = self._store.write(record_of(request))
         for member_id in given_up:
             self.destroy(member_id)
         return made

@@ -18,7 +18,7 @@ from foundation.units import format_size, parse_size
 from machines.acceleration import expected_acceleration
 from machines.hardware import TRANSLATION_BYTES
 from machines.paths import CONSOLE, OVERLAY
-from machines.records import MachineRecord, Reservation
+from machines.records import MachineRecord, Reservation, record_of
 
 # Both disks of a machine are thin. Each machine is promised so much of the host's disk, or as much as its disk is large
 # if that is less: what it has not taken of that is nobody else's. What it writes beyond comes from what is left free.
@@ -87,14 +87,46 @@ def host_capacity(settings: Settings) -> Capacity:
     )
 
 
-def admit(capacity: Capacity, records: Sequence[MachineRecord], request: Reservation) -> None:
-    """Return when the host has room for ``request`` beside ``records``.
+def admit(
+    capacity: Capacity, records: Sequence[MachineRecord], request: Reservation, ahead: Sequence[Reservation] = ()
+) -> None:
+    """Return when the host has room for ``request`` beside ``records``, and for those ``ahead`` of it too.
 
     Raises InsufficientResources (details: requested, available) when it would not fit on the empty host either, and
-    NoRoom when it may fit later.
+    NoRoom (details: older, how many are ahead) when it may fit later. Who waits for what only people free, the room of
+    preserved machines, is ahead of nobody.
     """
     _fits_at_all(capacity, request)
+    details = {
+        "machine_id": request.machine_id,
+        "machines": sum(record.holds_room for record in records),
+        "older": len(ahead),
+    }
     free = capacity.without(records)
+    if missing := _missing(capacity, free, request):
+        raise NoRoom(
+            f"No room for the machine now: it needs {' and '.join(missing)}; it waits until another machine ends"
+            + (f", and {_runs(ahead)} submitted before it" if ahead else ""),
+            **details,
+        )
+    preserved = capacity.without(record for record in records if record.preserved) if ahead else capacity
+    for older in ahead:
+        if _missing(capacity, preserved, older):
+            continue
+        free = free.without([record_of(older)])
+        if _missing(capacity, free, request):
+            raise NoRoom(
+                f"No room for the machine now: {_runs(ahead)} submitted before it and come first",
+                **details,
+            )
+
+
+def _runs(ahead: Sequence[Reservation]) -> str:
+    return "1 run waits that was" if len(ahead) == 1 else f"{len(ahead)} runs wait that were"
+
+
+def _missing(capacity: Capacity, free: Capacity, request: Reservation) -> list[str]:
+    """What the request needs more than is free of it, in words."""
     missing = []
     if request.cpus > free.cpus:
         missing.append(f"{request.cpus} CPUs ({free.cpus} of {capacity.cpus} free)")
@@ -105,12 +137,7 @@ def admit(capacity: Capacity, records: Sequence[MachineRecord], request: Reserva
     if free.disk_free_bytes < headroom:
         left = format_size(free.disk_free_bytes)
         missing.append(f"{format_size(headroom)} of free disk ({left} free, beside what is promised to machines)")
-    if missing:
-        raise NoRoom(
-            f"No room for the machine now: it needs {' and '.join(missing)}; it waits until another machine ends",
-            machine_id=request.machine_id,
-            machines=sum(record.holds_room for record in records),
-        )
+    return missing
 
 
 def _fits_at_all(capacity: Capacity, request: Reservation) -> None:

@@ -129,7 +129,9 @@ def reserve_member(settings: Settings, store: RecordStore, wanted: Wanted) -> Ma
         )
 
 
-def admit_before_members(settings: Settings, store: RecordStore, request: Reservation) -> list[str]:
+def admit_before_members(
+    settings: Settings, store: RecordStore, request: Reservation, ahead: Sequence[Reservation] = ()
+) -> list[str]:
     """Admit a request beside everything but the pool, whose members give up the room that it takes.
 
     The caller holds the ledger. Gives the ids of members to be destroyed; one that the request may be served with
@@ -143,7 +145,7 @@ def admit_before_members(settings: Settings, store: RecordStore, request: Reserv
         given_up: list[MachineRecord] = []
         while True:
             try:
-                admit(capacity, records, request)
+                admit(capacity, records, request, ahead)
                 break
             except NoRoom:
                 while givers and not _is_free(store, givers[0].id, locks):

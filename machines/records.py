@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +32,10 @@ MachineState = Literal["reserved", "starting", "running", "preserved", "paused",
 
 @dataclass(frozen=True)
 class Reservation:
-    """Room asked for one machine. ``machine_id`` is ``vm-`` and 16 hex digits; ``deadline`` has a time zone."""
+    """Room asked for one machine. ``machine_id`` is ``vm-`` and 16 hex digits; ``deadline`` has a time zone.
+
+    ``since`` is when the run was submitted that it is for, by Temporal's clock: its place among those that wait.
+    """
 
     machine_id: str
     owner_workflow: str
@@ -40,6 +44,7 @@ class Reservation:
     memory_bytes: int
     disk_bytes: int
     deadline: AwareDatetime
+    since: AwareDatetime | None = None
 
 
 class MachineRecord(BaseModel):
@@ -83,6 +88,20 @@ class MachineRecord(BaseModel):
     def preserved(self) -> bool:
         """Whether it is kept for people to look into; its run has ended."""
         return "preserved" in {self.state, self.paused_from}
+
+
+def record_of(request: Reservation) -> MachineRecord:
+    """The record of a machine for which room has just been reserved."""
+    return MachineRecord(
+        id=request.machine_id,
+        owner_workflow=request.owner_workflow,
+        owner_run=request.owner_run,
+        cpus=request.cpus,
+        memory_bytes=request.memory_bytes,
+        disk_bytes=request.disk_bytes,
+        created_at=datetime.now(UTC),
+        deadline=request.deadline,
+    )
 
 
 class RecordStore:

@@ -184,7 +184,11 @@ class TaskStatus(Message):
 
 
 class ReserveRequest(Message):
-    """Ask the hosts for room. ``machine_id`` is the run's own, so asking twice reserves once."""
+    """Ask the hosts for room. ``machine_id`` is the run's own, so asking twice reserves once.
+
+    ``since`` is when the run was submitted, by Temporal's clock: its place among those that wait. Runs of earlier
+    versions do not say it.
+    """
 
     task_id: str
     workflow_id: str
@@ -192,6 +196,7 @@ class ReserveRequest(Message):
     machine_id: str
     vm: VmSpec
     deadline: datetime
+    since: datetime | None = None
 
 
 class Lease(Message):

@@ -225,6 +225,7 @@ class TaskWorkflow:
             machine_id=self._machine_id,
             vm=vm,
             deadline=self._machine_deadline(),
+            since=workflow.info().start_time,
         )
         summary = f"Reserve {vm.cpus} CPUs, {vm.memory}"
         if workflow.patched(_LEAN) and self._cancel is None:

@@ -17,7 +17,7 @@ from activities.lease import Leases
 from api.admission import Admission
 from foundation.errors import InsufficientResources
 from foundation.settings import Settings
-from machines.host import MachineHost, Reservation
+from machines.host import MachineHost, NoRoom, Reservation
 from storage.bucket import Bucket
 from storage.hosts import STALE, HostRoom, say_room
 from tests.memory_bucket import MemoryBucket
@@ -134,3 +134,27 @@ async def test_without_any_host_a_submission_is_taken_in_the_end(monkeypatch: py
     monkeypatch.setattr("api.admission.FIRST_SECONDS", 0.05)
     monkeypatch.setattr("api.admission._FIRST_LOOK_SECONDS", 0.01)
     await Admission(cast("Bucket", MemoryBucket())).check(a_manifest(64))
+
+
+def test_a_run_waits_since_it_was_submitted_and_the_first_of_a_line_ask_more_often() -> None:
+    class FullHost(SmallHost):
+        def __init__(self, older: int) -> None:
+            super().__init__()
+            self._older = older
+
+        def reserve(self, request: Reservation) -> None:
+            self.reserved.append(request)
+            raise NoRoom("No room for the machine now", older=self._older)
+
+    delays = []
+    for older in (0, 50):
+        host = FullHost(older)
+        with pytest.raises(ApplicationError) as refused:
+            ask(MemoryBucket(), host, 1, timedelta(seconds=30))
+        # Without a word of the run's own, it is when it came to the hosts, by Temporal's clock too.
+        since = host.reserved[0].since
+        assert since is not None
+        assert timedelta(seconds=29) < datetime.now(UTC) - since < timedelta(minutes=5)
+        delays.append(refused.value.next_retry_delay)
+    assert None not in delays
+    assert delays[0] < delays[1]

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +91,25 @@ def test_many_callers_never_hand_out_more_than_there_is(settings: Settings, host
         assert sum(pool.map(reserve, range(room + 5))) == room
     host.destroy(host.records()[0].id)
     assert reserve(99)
+
+
+def test_room_that_is_freed_goes_to_whoever_was_submitted_first(settings: Settings, host: MachineHost) -> None:
+    room = host_capacity(settings).cpus
+    full, early, late = (
+        replace(asked(f"vm-{number:016x}", cpus=room), since=datetime.now(UTC) + timedelta(hours=number))
+        for number in range(3)
+    )
+    host.reserve(full)
+    for waiting in (early, late):
+        with pytest.raises(NoRoom):
+            host.reserve(waiting)
+    host.destroy(full.machine_id)
+    for later in (late, asked("vm-00000000000000ff")):
+        with pytest.raises(NoRoom, match="come first"):
+            host.reserve(later)
+    host.reserve(early)
+    host.destroy(early.machine_id)
+    host.reserve(late)
 
 
 def test_what_never_fits_leaves_nothing(settings: Settings, host: MachineHost) -> None:
