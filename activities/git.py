@@ -26,6 +26,7 @@ _STALL_SECONDS = 30
 _STALL_BYTES_PER_SECOND = 1000
 _POLL_SECONDS = 0.5
 _WORDS_KEPT = 200
+_LINE_BYTES = 16 * 1024
 # What git adds after ssh has named the reason.
 _SAYS_NOTHING = (
     "fatal: Could not read from remote",
@@ -206,8 +207,10 @@ def _listen(process: subprocess.Popen[bytes], seconds: float | None, report: Rep
                 selector.unregister(stderr)
                 open_ = False
             *lines, rest = re.split(rb"[\r\n]", rest + (chunk or b""))
+            # A server may say something without an end.
+            rest = rest[-_LINE_BYTES:]
             for line in [*lines, rest] if ended and not chunk else lines:
-                _sort_line(line.decode("utf-8", "replace").rstrip(), words, report)
+                _sort_line(line[-_LINE_BYTES:].decode("utf-8", "replace").rstrip(), words, report)
             if ended and not chunk:
                 return words
             if deadline is not None and time.monotonic() > deadline:

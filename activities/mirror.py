@@ -69,6 +69,8 @@ def evict(settings: Settings) -> list[Path]:
 
     One that is read or fetched into, or that a run of this host was staged from, stays.
     """
+    for left in settings.mirrors.glob(".[0-9a-f]*.*"):
+        _remove_draft(left)
     limit = parse_size(settings.mirror_limit)
     found = [path for path in settings.mirrors.glob("[0-9a-f]*") if path.is_dir()]
     sizes = {path: _disk_use(path) for path in found}
@@ -229,17 +231,30 @@ def _disk_use(directory: Path) -> int:
 def _remove(path: Path) -> bool:
     """Remove a mirror that nobody holds at this moment."""
     with ExitStack() as stack:
-        for what in ("fetch", "use"):
-            descriptor = os.open(path.with_suffix(f".{what}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            stack.callback(os.close, descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
+        if not all(_lock_now(path, what, stack) for what in ("fetch", "use")):
+            return False
         # Under a name that is taken for what an interrupted fetch left, in case this is interrupted.
         leaving = path.with_name(f".{path.name}.gone")
         path.rename(leaving)
         shutil.rmtree(leaving, ignore_errors=True)
+    return True
+
+
+def _remove_draft(left: Path) -> None:
+    """Remove what a killed fetch or removal left, unless somebody is at work on its mirror at this moment."""
+    with ExitStack() as stack:
+        if _lock_now(left.parent / left.name.split(".")[1], "fetch", stack):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _lock_now(path: Path, what: str, stack: ExitStack) -> bool:
+    """Take a lock of a mirror for the stack's time, if nobody has it."""
+    descriptor = os.open(path.with_suffix(f".{what}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    stack.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     return True
 
 

@@ -21,6 +21,7 @@ _SHARED_INDEX = re.compile(r"^\.git/sharedindex\.[0-9a-f]{40,64}$")
 _INDEXES_MOST = 20
 _INDEX_BYTES = 256 * 2**20
 _IGNORE_BYTES = 2**20
+_IGNORE_BYTES_ALL = 64 * 2**20
 _IGNORE_FILES = 10_000
 _LINK_MODE = "160000"
 
@@ -188,7 +189,11 @@ def _ignored(disk: WorkspaceDisk, git: ConfinedGit, candidates: Iterable[Entry])
     rules = git.scratch / "rules"
     rules.mkdir()
     found = [entry for entry in disk.entries if entry.path.rpartition("/")[2] == ".gitignore"]
+    left = _IGNORE_BYTES_ALL
     for entry in found[:_IGNORE_FILES]:
+        left -= entry.size
+        if left < 0:
+            break
         content = disk.content(entry, _IGNORE_BYTES)
         if content is not None and not _of_git(entry.path):
             path = rules / entry.path

@@ -16,7 +16,7 @@ from temporalio import activity
 from activities.announcements import announce
 from activities.failures import boundary
 from activities.heartbeat import beating
-from foundation.errors import SecretUnavailable
+from foundation.errors import HostNotReady, SecretUnavailable
 from foundation.settings import Settings
 from machines.host import MachineHost
 from machines.paths import volatile_file
@@ -87,7 +87,12 @@ class RunSecrets:
                 os.link(draft, path)
         finally:
             draft.unlink()
-        return self._held(machine_id) or {}
+        held = self._held(machine_id)
+        if held is None:
+            raise HostNotReady(
+                f"Secrets cannot be kept in memory: {path} is there and is not this worker's; remove it."
+            )
+        return held
 
     def known(self, machine_id: str, references: Sequence[SecretReference]) -> dict[str, str]:
         """Values by name as the guest got them; those of now for a run whose values are no longer held."""
@@ -100,12 +105,18 @@ class RunSecrets:
 
     def _held(self, machine_id: str) -> dict[str, str] | None:
         try:
-            descriptor = os.open(volatile_file(self._settings, machine_id), os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = os.open(volatile_file(self._settings, machine_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             return None
-        with os.fdopen(descriptor) as file:
-            # Its place may be one where everybody can put files.
-            return dict(json.load(file)) if os.fstat(descriptor).st_uid == os.getuid() else None
+        try:
+            # Its place may be one where everybody can put files, and pipes that nobody writes to.
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
+                return None
+            with os.fdopen(os.dup(descriptor)) as file:
+                return dict(json.load(file))
+        finally:
+            os.close(descriptor)
 
 
 def resolve_all(settings: Settings, references: Iterable[SecretReference]) -> dict[str, str]:

@@ -161,3 +161,12 @@ def test_git_gets_neither_the_installations_keys_nor_a_foreign_repository(
     assert environment["GIT_SSH_COMMAND"].startswith("ssh -i key -o BatchMode=yes -o ConnectTimeout=")
     assert (environment["SSH_AUTH_SOCK"], environment["https_proxy"]) == ("/agent", "http://proxy")
     assert environment["GIT_ALLOW_PROTOCOL"] == "https:http:ssh"
+
+
+def test_a_server_that_says_something_without_an_end_is_kept_in_part() -> None:
+    endless = "alias.endless=!f() { head -c 20000000 /dev/zero | tr '\\0' x >&2; exit 1; }; f"
+
+    with pytest.raises(GitFailed) as raised:
+        run_git(["-c", endless, "endless"], local_environment())
+
+    assert len(raised.value.words) < 100_000

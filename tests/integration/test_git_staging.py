@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import os
 import shutil
 import signal
@@ -608,9 +609,18 @@ def test_mirrors_stay_below_their_limit_and_none_in_use_goes(settings: Settings,
         os.utime(paths[name].with_suffix(".use"), (time.time() - 1000 * age,) * 2)
     small = settings.model_copy(update={"mirror_limit": "1M"})
 
-    with reading(settings, server.url("read")):
+    # What killed processes left of repositories that nobody asked for again; one is still at work.
+    for name in ("a" * 64, "b" * 64):
+        (settings.mirrors / f".{name}.gone" / "objects").mkdir(parents=True)
+    working = settings.mirrors / f".{'b' * 64}.gone"
+    with reading(settings, server.url("read")), (settings.mirrors / f"{'b' * 64}.fetch").open("w") as fetching:
+        fcntl.flock(fetching, fcntl.LOCK_EX)
         os.utime(paths["read"].with_suffix(".use"), (0, 0))
         staged(small, server.url("new"))
+
+        assert working.exists()
+        fcntl.flock(fetching, fcntl.LOCK_UN)
+        evict(small)
 
     assert {name for name, path in paths.items() if path.is_dir()} == {"run", "read", "new"}
     assert not list(settings.mirrors.glob(".*"))

@@ -13,7 +13,7 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.secrets import MAX_BYTES, RunSecrets, Secrets, environment_block, resolve_all
-from foundation.errors import SecretUnavailable
+from foundation.errors import HostNotReady, SecretUnavailable
 from foundation.settings import Settings
 from machines.host import MachineHost
 from machines.paths import volatile_file
@@ -193,6 +193,20 @@ def test_the_values_of_a_run_are_for_its_user_alone_and_below_no_home(settings, 
     held.symlink_to(settings.home / "secrets.json")
     (settings.home / "secrets.json").write_text('{"TOKEN": "forged"}')
     assert RunSecrets(settings).known(machine, REFERENCES) == {"TOKEN": VALUE}
+
+
+@pytest.mark.parametrize("squat", [os.mkfifo, Path.mkdir, lambda place: place.symlink_to("/dev/zero")])
+def test_what_somebody_else_put_there_neither_holds_a_run_up_nor_takes_its_secrets(
+    settings, machine, monkeypatch, squat
+) -> None:
+    monkeypatch.setenv("DEPLOY_TOKEN", VALUE)
+    place = volatile_file(settings, machine)
+    squat(place)
+    try:
+        with pytest.raises(HostNotReady, match=str(place)):
+            RunSecrets(settings).resolve(machine, REFERENCES)
+    finally:
+        place.rmdir() if place.is_dir() else place.unlink()
 
 
 def test_a_value_too_short_to_be_redacted_is_told(settings, machine, monkeypatch) -> None:
