@@ -316,7 +316,7 @@ async def read_logs(  # noqa: PLR0917 -- all are named by their query or header
     follow: Annotated[bool, Query(description="Stay until the run has ended")] = False,
     stream: Annotated[logs.Stream, Query()] = "all",
     since: Annotated[str | None, Query(description="ISO-8601 time")] = None,
-    tail: Annotated[int, Query(ge=0, description="Only the last entries; 0: all")] = 0,
+    tail: Annotated[int, Query(ge=0, lt=2**63, description="Only the last entries; 0: all")] = 0,
     accept: Annotated[str, Header()] = "",
     last_event_id: Annotated[str, Header(description="Go on after this entry")] = "",
 ) -> StreamingResponse:

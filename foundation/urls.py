@@ -22,7 +22,10 @@ TOKEN = re.compile(
 # With these any user part is a credential: a token is often the name alone. With others a plain name is none.
 _USER_IS_SECRET = frozenset({"http", "https", "ws", "wss"})
 _AT = re.compile("@|%(?:25)*40")
-_AUTHORITY = re.compile(r"((?:[a-z][a-z0-9+.-]{0,30}:)?//)([^\s/?#]+)", re.IGNORECASE)
+# Browsers, and many a library, take a backslash for a slash, and one of them for two.
+_AUTHORITY = re.compile(
+    r"((?:[a-z][a-z0-9+.-]{0,30}:)?//|(?:https?|wss?):[/\\]{1,4})([^\s/?#\\][^\s/?#]*)", re.IGNORECASE
+)
 # A password in which a slash or a question mark stands as it is: what follows the colon is no port.
 _BROKEN = re.compile(
     r"((?:[a-z][a-z0-9+.-]{0,30}:)?//)[^\s/?#@:\[]{0,200}:(?!\d*[/?#])[^\s/?#@'\"]{0,200}[/?#][^\s@]{0,200}@",
@@ -117,7 +120,7 @@ def _has_user(match: re.Match[str]) -> bool:
         return bool(at)
     if password == _REFERRED or (name == _REFERRED and password in {"", "x-oauth-basic"}):
         return False
-    return bool(colon) or match[1].rstrip(":/").lower().rpartition("+")[2] in _USER_IS_SECRET
+    return bool(colon) or match[1].rstrip(":/\\").lower().rpartition("+")[2] in _USER_IS_SECRET
 
 
 def _host(authority: str) -> str:

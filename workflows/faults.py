@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from foundation.faults import MOST_FAULTS, Fault, below
 from foundation.urls import has_credentials
+from workflows.wire import Manifest
 
 # Texts that nobody but people and the agent reads: a URL with credentials in them may be what the task is about.
 FREE_TEXTS = ("claude.prompt", "metadata.name")
@@ -67,6 +68,8 @@ def _fault(item: Any, form: type[BaseModel], above: tuple[str, ...]) -> Fault:
         message = 'must be the string "1" (with quotes in YAML)'
     elif kind == "string_type":
         message = "must be text; write it in quotes if it looks like a number, true, false or null"
+    elif kind == "too_long" and "ctx" in item:
+        message = f"has more entries than the {item['ctx']['max_length']} that it may have"
     elif kind in {"model_type", "dict_type"}:
         message = "must be a mapping of names to values"
     return Fault(field, message[:1].lower() + message[1:], kind)
@@ -76,7 +79,7 @@ def _unknown_field(location: tuple[str | int, ...], form: type[BaseModel]) -> st
     known = _fields_at(location[:-1], form)
     near = difflib.get_close_matches(str(location[-1])[:_LONGEST_NAME], known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"known fields here: {', '.join(known)}"
-    return f"is not a field of a manifest; {hint}"
+    return f"is not a field {'of a manifest' if issubclass(form, Manifest) else 'here'}; {hint}"
 
 
 def _fields_at(location: tuple[str | int, ...], model: type[BaseModel]) -> list[str]:

@@ -214,7 +214,7 @@ async def test_parts_of_a_log_by_stream_time_and_tail(site: ApiSite) -> None:
     assert await shown(stream="stderr") == []
     assert await shown(since=datetime.now(UTC).isoformat()) == []
     assert len(await shown(since="2020-01-01T00:00:00Z")) == 21
-    for refused in ("since=yesterday", "tail=-1", "stream=stdin", "follow=perhaps"):
+    for refused in ("since=yesterday", "tail=-1", f"tail={2**63}&stream=events", "stream=stdin", "follow=perhaps"):
         reply = await site.http.get(f"{TASKS}/{task_id}/logs?{refused}")
         assert (reply.status_code, reply.json()["error"]) == (400, "invalid_parameter")
 

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError, create_model
 
 from foundation.errors import InvalidManifest
 from foundation.faults import MOST_FAULTS
 from workflows import mcp
+from workflows.faults import of_rules
 from workflows.manifest import (
     MAX_BYTES,
     MAX_ENTRIES,
@@ -191,6 +193,18 @@ def test_credentials_in_a_url_are_refused_wherever_they_stand_and_are_not_repeat
     found = [fault for fault in refused.value.details["errors"] if fault["validation"] == "credentials"]
     assert [fault["field"] for fault in found] == [field]
     assert CANARY not in json.dumps(refused.value.details) + refused.value.message
+
+
+def test_refusals_are_in_words_of_the_manifest() -> None:
+    labels = {f"k{number}": "" for number in range(MAX_LABELS + 1)}
+    told = faults(with_fields(metadata={"labels": labels}))["metadata.labels"]
+    assert f"more entries than the {MAX_LABELS}" in told
+    form = create_model("Form", reason=(str, ...))
+    with pytest.raises(ValidationError) as refused:
+        form.model_validate({"reason": "a", "reson": "b"}, extra="forbid")
+    (fault,) = of_rules(refused.value.errors(), form)
+    assert "manifest" not in fault.message
+    assert "did you mean 'reason'?" in fault.message
 
 
 def test_the_refusal_of_credentials_says_what_to_use() -> None:
