@@ -62,7 +62,6 @@ TaskIds = Annotated[
 
 _SERVER_OPTIONS = {"server": Server, "context": ContextName, "quiet": Quiet}
 _FORMAT_OPTIONS = {"output_format": Format, "as_json": AsJson}
-_SHARED: dict[str, Any] = _SERVER_OPTIONS | _FORMAT_OPTIONS
 _DEFAULTS = {"quiet": False, "as_json": False}
 
 

@@ -8,7 +8,6 @@ from foundation.child_environment import child_environment
 from foundation.errors import ImageBuildFailed
 from foundation.settings import Settings
 
-_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _TARGET_FORMAT = "$(ORIGIN)|$(RELEASE)|$(COMPONENT)|$(REPO_URI)"
 # How to reach a mirror. The rest of the host's apt configuration is about the host.
 _TRANSPORT_OPTIONS = (

@@ -211,10 +211,6 @@ class Bucket:
             ):
                 raise BucketUnavailable(f"The bucket at {self._target} did not delete '{error.name}': {error.message}")
 
-    def delete_prefix(self, prefix: str) -> None:
-        """Delete every object below a prefix."""
-        self.delete([found.key for found in self.list(prefix)])
-
     def _make(self) -> None:
         try:
             self._client.make_bucket(bucket_name=self.name, location=self._region)

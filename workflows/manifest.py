@@ -303,18 +303,6 @@ class Manifest(wire.Manifest):
         return value
 
 
-def parse_yaml(text: str | bytes) -> Manifest:
-    """A manifest from YAML text. Raises InvalidManifest with every fault."""
-    document = load_yaml(text)
-    return parse(document.data, document.faults)
-
-
-def parse_json(text: str | bytes) -> Manifest:
-    """A manifest from JSON text. Raises InvalidManifest with every fault."""
-    document = load_json(text)
-    return parse(document.data, document.faults)
-
-
 def load_yaml(text: str | bytes) -> Document:
     """What stands in YAML text. Raises InvalidManifest when it is not YAML, or would cost too much to read."""
     try:

@@ -20,11 +20,11 @@ from examples.hello.serve import serve
 from foundation.settings import Settings
 from machines.image_profile import load_profile
 from tests.integration.claude_code import ClaudeRun, bridge, claude, claude_program
+from tests.manifests import parse_yaml
 from worker.gateway import Gateway
 from worker.scenario import load_scenarios
 from worker.scripted_model import create_model_app
 from worker.unix_server import UnixServer
-from workflows.manifest import parse_yaml
 
 ROOT = Path(__file__).parents[2]
 MACHINE = "vm-00112233445566aa"

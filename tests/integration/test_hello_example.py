@@ -13,7 +13,7 @@ from examples.hello.prepare import prepare
 from examples.hello.serve import PORT, serve
 from foundation.errors import HostNotReady
 from foundation.settings import Settings
-from workflows.manifest import parse_yaml
+from tests.manifests import parse_yaml
 
 MANIFEST = Path(__file__).parents[2] / "examples/hello/task.yaml"
 

@@ -33,7 +33,7 @@ MIB = 2**20
 def task_id(bucket: Bucket) -> Iterator[str]:
     made = f"test-{uuid.uuid4().hex[:12]}"
     yield made
-    bucket.delete_prefix(task_prefix(made))
+    bucket.delete([found.key for found in bucket.list(task_prefix(made))])
 
 
 def test_objects_are_stored_listed_in_order_read_in_ranges_and_deleted(bucket, task_id):
@@ -47,7 +47,7 @@ def test_objects_are_stored_listed_in_order_read_in_ranges_and_deleted(bucket, t
     assert b"".join(bucket.stream(f"{prefix}0001", 4, 3)) == b"456"
     assert b"".join(bucket.stream(f"{prefix}0001", 10)) == b""
     assert bucket.stat(f"{prefix}0003").content_type == "text/plain"
-    bucket.delete_prefix(prefix)
+    bucket.delete([found.key for found in bucket.list(prefix)])
     bucket.delete([f"{prefix}0001"])
     assert list(bucket.list(prefix)) == []
     assert (bucket.get(f"{prefix}0001"), bucket.stat(f"{prefix}0001")) == (None, None)
@@ -70,7 +70,7 @@ def test_listings_longer_than_a_page_are_whole(bucket, task_id):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: bucket.put(f"{prefix}{number:05d}", b"x"), range(1100)))
     assert [item.key for item in bucket.list(prefix)] == [f"{prefix}{number:05d}" for number in range(1100)]
-    bucket.delete_prefix(prefix)
+    bucket.delete([found.key for found in bucket.list(prefix)])
     assert next(bucket.list(prefix), None) is None
 
 

@@ -125,7 +125,7 @@ def test_a_sealed_log_is_few_objects_and_reads_the_same(bucket, monkeypatch):
     assert tail(bucket, task_id, 7) == live[-7:]
     # The entries, the seal, and the closing segment that keeps late writers out.
     assert len(list(bucket.list(log_prefix(task_id)))) == 3
-    bucket.delete_prefix(task_prefix(task_id))
+    bucket.delete([found.key for found in bucket.list(task_prefix(task_id))])
 
 
 def test_a_writer_whose_server_is_away_says_so_and_loses_nothing(tmp_path: Path):

@@ -12,6 +12,7 @@ from pydantic import ValidationError, create_model
 
 from foundation.errors import InvalidManifest
 from foundation.faults import MOST_FAULTS
+from tests.manifests import parse_json, parse_yaml
 from workflows import mcp
 from workflows.faults import of_rules
 from workflows.manifest import (
@@ -22,8 +23,6 @@ from workflows.manifest import (
     MAX_SECRETS,
     MAX_URL,
     parse,
-    parse_json,
-    parse_yaml,
 )
 
 MINIMAL = """
