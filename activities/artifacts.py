@@ -198,6 +198,7 @@ class _Collection:
                 return earlier  # of an attempt that still had the disk
             if self._work(image, tree, directory):
                 self._pattern_files(tree)
+            self.notes = [self.redactor.redact_text(note) for note in self.notes]
             self._store(METADATA, json.dumps(self._metadata(), indent=2, ensure_ascii=False).encode())
             stored.write_index(self.bucket, self.request.task_id, self.artifacts)
         finally:
@@ -260,7 +261,7 @@ class _Collection:
         except TaskyardError as error:
             self._failed(f"The bundle of the agent's further work could not be made: {error.message}", error)
             return
-        self.notes += [self.redactor.redact_text(note) for note in bundle.notes]
+        self.notes += bundle.notes
         if self.changes:
             self.changes.left_out |= bundle.left_out
         if bundle.path is None:
@@ -360,6 +361,8 @@ class _Collection:
 
     def _failed(self, note: str, error: TaskyardError) -> None:
         self.notes.append(note)
+        # What git says may name files of the guest, and the sentence goes into history.
+        error.message = self.redactor.redact_text(error.message)
         self.failure = self.failure or error
 
     def _metadata(self) -> dict[str, Any]:

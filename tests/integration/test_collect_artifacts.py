@@ -18,6 +18,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.artifacts import Artifacts
 from activities.mirror import mirror_path
 from activities.repository import Repositories
+from foundation.errors import MachineError
 from foundation.settings import Settings
 from machines.host import MachineHost, Reservation
 from machines.workspace import Limits, build_workspace
@@ -220,6 +221,21 @@ def test_secret_values_do_not_reach_the_bucket(run: Run, tmp_path: Path, monkeyp
     with pytest.raises(ApplicationError) as refused:
         run.collect("*.txt", secrets=(SecretReference(name="CANARY", source="env", key="CANARY"),))
     assert refused.value.type == "secret_unavailable"
+
+
+def test_what_git_says_of_a_failure_shows_no_secret(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MachineError(f"git failed with exit code 128: fatal: '{SECRET}'")
+
+    monkeypatch.setenv("CANARY", SECRET)
+    monkeypatch.setattr("activities.artifacts.write_patch", refuse)
+    monkeypatch.setattr("activities.artifacts.write_bundle", refuse)
+
+    with pytest.raises(ApplicationError) as failed:
+        run.collect(secrets=(SecretReference(name="CANARY", source="env", key="CANARY"),))
+
+    assert SECRET not in str(failed.value)
+    assert "[redacted:CANARY]" in str(failed.value)
 
 
 def test_an_unreadable_disk_fails_the_step_after_its_metadata_is_stored(run: Run) -> None:
