@@ -14,7 +14,7 @@ from benchmarks.machine_stand import USUAL, Stand, restoring
 from benchmarks.sample_tree import make_tree
 from foundation.errors import TaskyardError
 from foundation.units import parse_size
-from machines.workspace import build_workspace, extract_workspace
+from machines.workspace import build_workspace, opened
 
 _MEGABYTE = 10**6
 _SMALL, _LARGE = 10, 200
@@ -85,7 +85,9 @@ def _take_out(stand: Stand, tree: Path) -> Run:
         try:
             with quiesced(stand.host, machine_id, notes) as dirty:
                 watch.lap("at rest")
-                extract_workspace(stand.host.workspace(machine_id), into, dirty=dirty)
+                with opened(stand.host.workspace(machine_id), into.parent, dirty=dirty) as disk:
+                    disk.list_entries()
+                    disk.read(disk.entries, into)
                 watch.lap("read")
             seconds = watch.lap("going on")
             size = sum(path.stat().st_size for path in (into / "out").iterdir())

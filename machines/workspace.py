@@ -121,24 +121,6 @@ def build_workspace(tree: Path, image: Path, size_bytes: int) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def extract_workspace(
-    image: Path,
-    into: Path,
-    *,
-    dirty: bool,
-    skip: Callable[[str], bool] = lambda _: False,
-    limits: Limits | None = None,
-) -> Extraction:
-    """Read the tree of a workspace image into the new directory ``into``; see ``opened`` and ``WorkspaceDisk``.
-
-    ``skip`` names relative paths to pass over. Raises MachineError when there is no readable filesystem.
-    """
-    with opened(image, into.parent, dirty=dirty, limits=limits) as disk:
-        disk.list_entries(skip=skip)
-        disk.read(disk.entries, into)
-        return disk.result
-
-
 @contextmanager
 def opened(image: Path, beside: Path, *, dirty: bool, limits: Limits | None = None) -> Iterator[WorkspaceDisk]:
     """A workspace image, to be read while the block runs. The image is not changed.

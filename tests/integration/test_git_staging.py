@@ -34,7 +34,7 @@ from foundation.errors import (
     RepositoryUnreachable,
 )
 from foundation.settings import Settings
-from machines.workspace import extract_workspace
+from tests.workspace_reading import extract_workspace
 from workflows.manifest import Repository
 from workflows.messages import StageRequest, StageResult
 from workflows.steps import STAGE

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from foundation.errors import MachineError
 from machines.confinement import ConfinedTimeout, Confinement
 from machines.ext4 import Ext4
-from machines.workspace import Extraction, Limits, WorkspaceDisk, build_workspace, extract_workspace
+from machines.workspace import Extraction, Limits, WorkspaceDisk, build_workspace
+from tests.workspace_reading import extract_workspace
 
 SIZE = 64 * 2**20
 
