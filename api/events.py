@@ -21,6 +21,7 @@ from api.core import Core
 from api.logs import timestamp
 from api.watch import Look, RunWatches
 from foundation.errors import EngineUnavailable, InvalidParameter, TaskyardError
+from foundation.urls import without_credentials
 from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
 from storage.runlog import LogEntry, tail
@@ -33,6 +34,7 @@ KINDS: frozenset[str] = frozenset(get_args(Kind))
 Event = dict[str, Any]
 
 _HELD_EVENTS = 16
+_LONGEST_ID = 80
 _SCAN_SECONDS = 1.0
 # The log of a run that was ended past its own steps is never closed: this long without a line is its end.
 _LOG_PATIENCE_SECONDS = 5.0
@@ -52,7 +54,8 @@ def parse_filter(text: str) -> frozenset[str]:
 
 def error_event(task_id: str | None, error: TaskyardError) -> Event:
     """An error that is the stream's own."""
-    event = _event("error", task_id, datetime.now(UTC)) | {"error": error.code, "message": error.message}
+    named = None if task_id is None else without_credentials(task_id[:_LONGEST_ID])
+    event = _event("error", named, datetime.now(UTC)) | {"error": error.code, "message": error.message}
     return event | ({"details": error.details} if error.details else {})
 
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import structlog
 
+from foundation.urls import without_credentials
+
 # Chatty at INFO about things that say nothing to an operator.
 _QUIET = ("httpx", "httpcore", "paramiko", "asyncio", "urllib3", "qemu.qmp", "uvicorn.access", "hpack")
 
@@ -55,11 +57,17 @@ def configure_logs(log_format: Literal["text", "json"], process: str, level: int
 
 
 def _renderers(log_format: Literal["text", "json"]) -> list[structlog.types.Processor]:
+    # Tracebacks as text: the structured form holds local variables, and those hold secrets.
+    bare: list[structlog.types.Processor] = [structlog.processors.format_exc_info, _without_credentials]
     if log_format == "json":
-        # Tracebacks as text: the structured form holds local variables, and those hold secrets.
-        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        return [*bare, structlog.processors.JSONRenderer()]
     plain = structlog.dev.plain_traceback
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+    return [*bare, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+
+
+def _without_credentials(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """What clients send is in uvicorn's lines and in tracebacks, before anything has refused it."""
+    return {key: without_credentials(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 def _named(process: str) -> structlog.types.Processor:

@@ -44,7 +44,8 @@ _SEGMENT = re.compile(
     r"(?::|=|%3a|%3d))([^\s/?#&]+)",
     re.IGNORECASE,
 )
-_PARAMETER = re.compile(r"([?&#;])([^\s=&#;?]{1,200})=([^\s&]+)")
+# A value may hold what begins a parameter, but not a whole one: that is the next.
+_PARAMETER = re.compile(r"([?&#;])([^\s=&#;?]{1,200})=((?:[^\s&?#;]|[?#;](?![^\s=&#;?]{1,200}=))+)")
 _TELLING = re.compile(
     r".*(?:token(?!s|iz)|secret|passw|passphrase|api_?key|access_?key|credential|signature|jwt|bearer|cookie).*"
     r"|pwd|pass|auth|oauth|.*authorization|sig|key|session|sessionid"

@@ -132,6 +132,9 @@ async def test_every_state_is_told_in_order_however_short_it_was(site: ApiSite) 
     [
         ("task_id=never-was", 4404, "task_not_found"),
         ("task_id=..%2Fx", 4404, "task_not_found"),
+        ("task_id=https://a:hush@b/", 4404, "task_not_found"),
+        ("filter=https://a:hush@b/", 4400, "invalid_parameter"),
+        ("https://a:hush@b/=1", 4400, "invalid_parameter"),
         ("filter=output,noise", 4400, "invalid_parameter"),
         ("task_id=never-was&after_id=-1", 4400, "invalid_parameter"),
     ],
@@ -143,6 +146,7 @@ async def test_what_cannot_be_streamed_is_refused_by_an_event_and_a_close_code(
         (event,) = await told(socket)
     assert (event["type"], event["error"], socket.close_code) == ("error", error, code)
     assert event["message"].startswith((socket.close_reason or "?")[:50])
+    assert "hush" not in f"{event} {socket.close_reason}"
 
 
 async def test_without_a_run_all_runs_are_told(site: ApiSite) -> None:

@@ -42,6 +42,21 @@ def test_json_lines_of_both_kinds_of_loggers(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("log_format", ["json", "text"])
+def test_no_line_holds_credentials_that_a_client_has_sent(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs(log_format, "server")  # type: ignore[arg-type]
+    url = "https://someone:hush@host.invalid/?token=hush"
+    logging.getLogger("uvicorn.error").info('%s - "WebSocket %s" [accepted]', "127.0.0.1:1", f"/stream?task_id={url}")
+    structlog.get_logger("server").warning("request failed", path=url)
+    try:
+        int(url)
+    except ValueError:
+        structlog.get_logger("server").exception("it broke")
+    shown = capsys.readouterr().err
+    assert shown.count("host.invalid") >= 3
+    assert "hush" not in shown
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
 def test_a_traceback_shows_no_local_variable(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(log_format, "server")  # type: ignore[arg-type]
     password = "canary" + "-5ce1"

@@ -66,6 +66,8 @@ def test_a_secret_is_found_and_taken_out_wherever_it_stands_in_a_url(secret, pla
         "https://mcp.example.org/?next=https%3A%2F%2Fhush%40git.example.org%2Fa",
         "https://git.example.org/glpat-hush0123456789/a.git",
         "ssh://ghp_hush0123456789abcdef@git.example.org/a.git",
+        "https://git.example.org/?next=https://mcp.example.org/?token=hush",
+        "https://git.example.org/?page=1;password=hu?sh#hu;sh",
         "https://git.example.org/x-token-auth:hush/a.git",
         "https:\\\\hush@git.example.org/a.git",
         "HTTPS:/\\someone:hush@git.example.org/a.git",
