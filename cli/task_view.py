@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -134,10 +136,31 @@ def print_fields(rows: Sequence[tuple[str, str | Text | None]], to_copy: Sequenc
             continue
         text = value if isinstance(value, Text) else Text(clean(value).expandtabs())
         folded = console.is_terminal and room >= _LEAST_WIDTH and (name, value) not in to_copy
-        lines = text.wrap(console, room, overflow="ignore") if folded else text.split("\n", allow_blank=True)
+        lines = _folded(text, room) if folded else text.split("\n", allow_blank=True)
         for place, piece in enumerate(lines):
             piece.rstrip()
             console.print(Text(f"{name if place == 0 else '':<{width}}", "dim") + piece)
+
+
+def _folded(text: Text, room: int) -> list[Text]:
+    """The text in lines of so many cells, divided between words; a word that is longer has a line of its own."""
+    lines: list[Text] = []
+    for paragraph in text.split("\n", allow_blank=True):
+        ends: list[int] = []
+        width = 0
+        for place, word in _words(paragraph.plain):
+            if width and width + cell_len(word.rstrip()) > room:
+                ends.append(place)
+                width = 0
+            width += cell_len(word)
+        lines += paragraph.divide(ends)
+    return lines
+
+
+def _words(text: str) -> Iterator[tuple[int, str]]:
+    """Each word with the blanks behind it, and where it begins."""
+    for found in re.finditer(r"\s*\S+\s*", text):
+        yield found.start(), found[0]
 
 
 def states_of(task: Task) -> Iterator[tuple[str, float | None]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from temporalio import activity
 
 from storage import artifacts
@@ -379,6 +380,9 @@ async def test_artifacts_are_listed_and_downloaded_into_their_directory_only(
     listed = await sandbox("task", "artifacts", task_id)
     assert [line.split()[0] for line in listed.out.splitlines()] == ["NAME", *contents]
     assert (await sandbox("task", "artifacts", "list", task_id)).out == listed.out
+    assert (await sandbox("task", "artifacts", task_id, "-o", "name")).out.split() == list(contents)
+    offered = await sandbox.complete(f"sandbox task download {task_id} results/")
+    assert offered.out.split() == ["results/deep/a.xml"]
     rows = await sandbox("task", "artifacts", task_id, "--format", "text")
     assert rows.out.splitlines()[0].split("\t")[:3] == ["report.md", "9", "text/markdown"]
     assert (await sandbox("task", "download", task_id, "report.md", "-o", "-")).out == "# Report\n"
@@ -403,3 +407,97 @@ async def test_artifacts_are_listed_and_downloaded_into_their_directory_only(
     unchecked = await sandbox("task", "download", task_id, "report.md", "-o", "unchecked.md", "--no-verify")
     assert (unchecked.code, (tmp_path / "unchecked.md").read_text()) == (0, "# Rep0rt\n")
     assert list(tmp_path.glob("*again*")) == []  # noqa: ASYNC240 -- a test may wait for its own directory
+
+
+async def test_a_manifest_is_checked_in_both_ways_and_nothing_is_started(
+    sandbox: Sandbox, write: Callable[..., str], tmp_path: Path
+) -> None:
+    team = uuid.uuid4().hex
+    labels = {"team": team}
+    good = write(metadata={"name": "a", "labels": labels}, parent_id="t-1")
+    checked, dry, quiet, as_json = await asyncio.gather(
+        sandbox("task", "validate", good),
+        sandbox("task", "submit", good, "--dry-run"),
+        sandbox("task", "validate", "--quiet", good),
+        sandbox("task", "validate", "-o", "json", good),
+    )
+    for done in (checked, dry):
+        assert (done.code, done.out) == (0, "The manifest is valid.\n")
+        assert "Warning: parent_id is not kept" in done.err
+    assert (quiet.code, quiet.err) == (0, "")
+    assert (as_json.code, json.loads(as_json.out)["warnings"][0]["field"]) == (0, "parent_id")
+    faulty: dict[str, dict[str, Any]] = {
+        "vm.cpus": {"vm": {"cpus": 0}, "claude": {"prompt": ""}},
+        "repository.url": {"repository": {"url": "https://user:hunter2hunter2@git.invalid/a.git"}},
+        "metadata.labels": {"metadata": {"name": "a", "labels": {f"l{n}": "x" for n in range(1000)} | labels}},
+    }
+    for field, parts in faulty.items():
+        path = tmp_path / f"{field}.yaml"
+        path.write_text(as_yaml(manifest(**parts)))
+        for arguments in (("validate", str(path)), ("submit", "--dry-run", str(path))):
+            refused = await sandbox("task", *arguments)
+            assert (refused.code, refused.out) == (1, ""), arguments
+            assert f"\n  {field}" in refused.err
+            assert "hunter2" not in refused.err
+    both = await sandbox("task", "validate", str(tmp_path / "vm.cpus.yaml"))
+    assert "\n  claude.prompt: " in both.err
+    waiting = await sandbox("task", "submit", good, "--dry-run", "--wait")
+    assert (waiting.code, "--dry-run starts nothing" in waiting.err) == (2, True)
+    listed = await sandbox("task", "list", "--label", f"team={team}", "-o", "name")
+    assert (listed.code, listed.out) == (0, "")
+
+
+async def test_several_runs_are_repeated_shown_and_ended_and_one_refusal_keeps_none_from_it(
+    site: ApiSite, sandbox: Sandbox
+) -> None:
+    team = uuid.uuid4().hex
+    first, second = [await site.submit(metadata={"name": name, "labels": {"team": team}}) for name in ("one", "two")]
+    again = await sandbox("task", "retry", first, "never-was", second)
+    new = again.out.split()
+    assert (again.code, len(set(new) - {first, second})) == (2, 2), again.err
+    assert "never-was" in again.err
+    status = json.loads((await sandbox("task", "status", "-o", "json", new[0])).out)
+    assert (status["name"], status["labels"]) == ("one", {"team": team, "retry-of": first})
+    alone = await sandbox("task", "retry", "never-was")
+    assert (alone.code, alone.out) == (2, "")
+    names, as_json, as_yaml_, wide, quiet = await asyncio.gather(
+        sandbox("task", "status", *new, "-o", "name"),
+        sandbox("task", "status", *new, "--json"),
+        sandbox("task", "-o", "yaml", "status", *new),
+        sandbox("task", "list", "--label", f"team={team}", "-o", "wide", "--limit", "3"),
+        sandbox("task", "list", "--label", f"team={team}", "--quiet", "--limit", "3"),
+    )
+    assert names.out.split() == new
+    assert [each["id"] for each in json.loads(as_json.out)] == new
+    assert [each["id"] for each in yaml.safe_load(as_yaml_.out)] == new
+    assert wide.out.split("\n")[0].split()[-2:] == ["MACHINE", "LABELS"]
+    assert f"retry-of={first}, team={team}" in wide.out
+    assert "3 of 4 runs" in wide.err
+    assert (quiet.code, len(quiet.out.splitlines()), quiet.err) == (0, 4, "")
+    ended = await sandbox("task", "cancel", first, "never-was", *new, "--quiet", "-o", "name")
+    assert (ended.code, ended.out.split()) == (2, [first, *new])
+    assert "never-was" in ended.err
+
+
+async def test_waiting_for_several_runs_ends_with_the_last_and_tells_whether_all_completed(
+    site: ApiSite, sandbox: Sandbox
+) -> None:
+    ends = {"bad": AgentResult(exit_code=3, cause=Cause.AGENT_EXIT, error="left with 3")}
+    async with site.worker() as steps:
+        steps.instead["run_agent"] = lambda request: ends.get(request.claude.prompt) or AgentResult(exit_code=0)
+        good, other, bad = [await site.submit(claude={"prompt": prompt}) for prompt in ("a", "b", "bad")]
+        both, mixed, as_json = await asyncio.gather(
+            sandbox("task", "wait", good, other, good, "--timeout", "60s"),
+            sandbox("task", "wait", good, bad),
+            sandbox("task", "wait", bad, "-o", "json"),
+        )
+    assert (both.code, sorted(both.out.splitlines())) == (0, sorted(f"{each}\tcompleted" for each in (good, other)))
+    assert (mixed.code, sorted(mixed.out.splitlines())) == (1, sorted([f"{good}\tcompleted", f"{bad}\tfailed"]))
+    assert (as_json.code, json.loads(as_json.out)["id"]) == (1, bad)
+    pending = await site.submit()
+    overdue, unknown = await asyncio.gather(
+        sandbox("task", "wait", good, pending, "--timeout", "100ms"), sandbox("task", "wait", good, "never-was")
+    )
+    assert (overdue.code, overdue.out) == (5, f"{good}\tcompleted\n")
+    assert f"Task '{pending}' is still pending" in overdue.err
+    assert (unknown.code, "never-was" in unknown.err) == (2, True)

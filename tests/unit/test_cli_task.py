@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cli import completion
 from cli.task_reading import _target, pause_seconds
-from cli.task_view import print_artifacts, print_tasks
+from cli.task_view import print_artifacts, print_task, print_tasks
 from cli.watch import repeat
 from client import Artifact, Task
 from client.download import local_path
 from foundation.errors import UsageError
+from foundation.settings import Settings
+from machines.host import MachineHost, Reservation
+from machines.image import _FACTS as IMAGE_FACTS
 
 
 def artifact(name: str) -> Artifact:
@@ -106,6 +111,30 @@ def test_tables_fit_the_terminal_and_never_cut_an_id(
     assert ("CREATED" in lines[0]) is (columns >= 80)
 
 
+@pytest.mark.parametrize("columns", [20, 40, 80])
+def test_the_command_that_enters_a_machine_is_whole_on_any_terminal(
+    capsys: pytest.CaptureFixture[str], terminal: Callable[[int], None], columns: int
+) -> None:
+    terminal(columns)
+    now = datetime.now(UTC)
+    command = "ssh -i '/a home/machines/vm-0/key' -p 2222 -o UserKnownHostsFile=/a/long/way/known_hosts agent@127.0.0.1"
+    print_task(
+        Task(
+            id="1ssrg4b-k3f9q",
+            name="a name",
+            state="failed_preserved",
+            created_at=now,
+            state_changed_at=now,
+            error="words " * 30,
+            ssh_command=command,
+        )
+    )
+    lines = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert [line.endswith(f" {command}") for line in lines].count(True) == 1
+    if columns >= 80:
+        assert [line for line in lines if command not in line and len(line) > columns] == []
+
+
 def test_a_pipe_gets_everything(capsys: pytest.CaptureFixture[str]) -> None:
     now = datetime.now(UTC)
     print_tasks([Task(id="a", name="name " * 99, state="running", created_at=now, state_changed_at=now)])
@@ -156,3 +185,26 @@ def test_the_shell_completes_commands_options_and_values(words: str, completed: 
     program = "import sys; from cli.main import app; sys.argv = ['sandbox']; app(prog_name='sandbox')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
     assert completed in done.stdout.split()
+
+
+def test_machines_images_and_runs_of_this_host_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKYARD_HOME", str(tmp_path))
+    monkeypatch.delenv("TASKYARD_IMAGE_DIR", raising=False)
+    assert completion.machine_ids("") == completion.image_digests("") == []
+    settings = Settings(home=tmp_path)
+    machine_id, digest = "vm-0123456789abcdef", "ab12" * 16
+    hour = timedelta(hours=1)
+    MachineHost(settings).reserve(
+        Reservation(machine_id, "task-my-run", "r", 1, 2**28, 2**30, datetime.now(UTC) + hour)
+    )
+    image = settings.images / digest
+    image.mkdir(parents=True)
+    facts = {"profile": "base", "digest": digest, "versions": {}, "size_bytes": 1, "virtual_size": 1}
+    built = {"built_at": datetime.now(UTC).isoformat(), "build_seconds": 1.0, "command_line": ""}
+    (image / IMAGE_FACTS).write_text(json.dumps(facts | built))
+    assert completion.machine_ids("vm-01") == [(machine_id, "reserved")]
+    assert completion.machine_ids("my") == [("my-run", machine_id)]
+    assert completion.image_digests("ab") == [(digest[:12], "base")]
+    assert completion.image_digests("x") == []
+    (settings.machines / machine_id / "machine.json").write_text("{")
+    assert completion.machine_ids("") == []

@@ -90,6 +90,9 @@ def test_the_result_tells_turns_time_tokens_and_cost() -> None:
     )
     failed = shown({"type": "result", "subtype": "error_during_execution", "is_error": True, "result": "no more"})
     assert failed.splitlines() == ["■ error_during_execution: ? turns", "  no more"]
+    # So it tells of a request that the provider refused.
+    refused = shown({"type": "result", "subtype": "success", "is_error": True, "result": "API Error: 529"})
+    assert refused.splitlines() == ["■ Claude Code ended with an error: ? turns", "  API Error: 529"]
 
 
 @pytest.mark.parametrize("model", ["taskyard-scripted-model", "<synthetic>", None])
