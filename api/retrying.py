@@ -12,8 +12,8 @@ from workflows.messages import TaskStatus
 RETRY_LABEL = "retry-of"
 
 
-async def retry(core: Core, task_id: str) -> TaskStatus:
-    """Start a run of the same manifest and give its first status.
+async def retry(core: Core, task_id: str) -> tuple[TaskStatus, list[dict[str, str]]]:
+    """Start a run of the same manifest; its first status, and what the manifest says in vain.
 
     Raises TaskNotFound, Conflict when the manifest is not kept any more, and whatever submitting it today raises.
     """
@@ -22,4 +22,5 @@ async def retry(core: Core, task_id: str) -> TaskStatus:
         raise Conflict(f"The manifest of task '{task_id}' is not kept any more; submit it again from its file.")
     data = manifest.model_dump(mode="json", exclude_none=True)
     data["metadata"] |= {"id": None, "labels": manifest.metadata.labels | {RETRY_LABEL: task_id}}
-    return await core.submit(accept(Document(data)).manifest)
+    submission = accept(Document(data))
+    return await core.submit(submission.manifest), submission.warnings

@@ -250,9 +250,9 @@ async def cancel_task(
 )
 async def retry_task(task_id: str, request: Request, core: CoreOf) -> views.SubmitReply:
     """Start a run of the same manifest under an id of its own; its label ``retry-of`` names the run it repeats."""
-    status = await retry(core, task_id)
+    status, warnings = await retry(core, task_id)
     request.app.state.metrics.submitted.inc()
-    return views.submitted(status, [])
+    return views.submitted(status, warnings)
 
 
 @router.post(

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
 
-from api.core import new_task_id
+from api.core import Core, TaskView, new_task_id
 from api.definition import REDACTED, definition
 from api.listing import parse_states
 from api.logs import EventStream, JsonLines, LogQuery, PlainText, negotiate, parse_since
 from api.ranges import parse_range
 from api.rates import Rates
+from api.retrying import retry
 from api.snapshot import label_token, status_of
 from api.submission import accept, read_body
 from foundation.documents import Document
@@ -192,6 +193,32 @@ def test_a_definition_shows_mcp_servers_of_any_shape(config: dict[str, Any]) -> 
     assert [len(told[name]) for name in told if isinstance(told[name], list)] == [
         len(part) for part in config.values() if isinstance(part, list)
     ]
+
+
+async def test_a_retry_says_again_what_its_manifest_says_in_vain() -> None:
+    manifest = Manifest.model_validate(
+        {
+            "metadata": {"name": "x", "id": "a"},
+            "repository": {"url": "https://a.invalid/b", "branch": "m"},
+            "claude": {"prompt": "p"},
+            "vm": {"allowed_hosts": ["b.invalid"]},
+        }
+    )
+
+    class OneRun:
+        async def status(self, task_id: str, *, definition: bool) -> TaskView:
+            assert definition
+            at = {"created_at": AT, "state_changed_at": AT}
+            return TaskView(
+                TaskStatus.model_validate({"id": task_id, "name": "x", "manifest": manifest} | at), live=True
+            )
+
+        async def submit(self, again: Manifest) -> TaskStatus:
+            return TaskStatus(id="b", name="x", labels=again.metadata.labels, created_at=AT, state_changed_at=AT)
+
+    status, warnings = await retry(cast("Core", OneRun()), "a")
+    assert status.labels == {"retry-of": "a"}
+    assert [warning["field"] for warning in warnings] == ["vm.allowed_hosts"]
 
 
 @pytest.mark.parametrize("memo", [{"state": "napping"}, {"id": 7}, {}, [], "x", 1, b"\xff"])
