@@ -1,7 +1,7 @@
 """Every curl, sandbox, temporal, Python and JavaScript snippet of README.md and docs/ runs as it stands there.
 
-Only addresses and the words ID, NAME and my-task are put in place. Where a page speaks of a run, one is there that fits
-the command: one that is under way for what steers it, a completed one with artifacts for everything else.
+Only addresses and the words ID, ID1, ID2, NAME and my-task are put in place. Where a page speaks of a run, one is there
+that fits the command: one that is under way for what steers it, a completed one with artifacts for everything else.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ NOT_RUN = {
     r"make ": "sets up a host, builds images, runs a machine, or is this very suite",
     r"(\.venv/bin/)?sandbox doctor": "looks at the whole host; tests/unit/test_cli_doctor.py shows it",
     r"sandbox bench": "measures for minutes, with machines",
+    r"sandbox machine (ssh|extend|release)": "needs a kept machine; tests/unit/test_preservation.py shows it",
     r"pip install \./client": "changes an environment; tests/integration/test_client_package.py shows it",
     r"export ANTHROPIC_API_KEY": "would have a real model answer, for money",
 }
@@ -75,9 +76,8 @@ class Yard:
     async def run(self, command: str) -> None:
         """Run a command of a page. Fails when it does."""
         running = bool(_STEERS.search(command))
-        if re.search(r"\bID\b|\bmy-task\b", command):
-            task_id = await self._task(running=running)
-            command = re.sub(r"\bID\b|\bmy-task\b", task_id, command)
+        for word in dict.fromkeys(re.findall(r"\bID\d?\b|\bmy-task\b", command)):
+            command = re.sub(rf"\b{word}\b", await self._task(running=running), command)
         command = re.sub(r"\bNAME\b", "report.md", command).replace(".venv/bin/sandbox", "sandbox")
         command = re.sub(r"^curl ", "curl -sS --fail-with-body --max-time 30 ", command)
         await self._start("bash", "-c", self._here(command))
