@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from importlib.metadata import version
 from typing import Any
 
 import structlog
@@ -45,6 +46,7 @@ _GRACE = timedelta(seconds=10)
 # clocks, chance and input; recorded histories are replayed both in it and without it.
 _RUNNER = UnsandboxedWorkflowRunner()
 _HEARTBEAT_THROTTLE = timedelta(seconds=2)
+_BUILD = f"taskyard-{version('taskyard')}"
 _RETRY_SECONDS = 1.0
 _RETRY_SECONDS_MOST = 10.0
 
@@ -136,6 +138,8 @@ async def polling(
             max_concurrent_activities=most,
             max_concurrent_local_activities=most,
             graceful_shutdown_timeout=_GRACE,
+            # Without one, the SDK hashes every loaded module at each start, on the event loop.
+            build_id=_BUILD,
             # Live progress and cancellation ride on heartbeats, so they may not be held back for long.
             max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
             default_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,

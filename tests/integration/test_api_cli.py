@@ -188,7 +188,7 @@ async def test_refusals_say_what_to_do_and_have_their_exit_codes(
 
 async def test_both_spellings_and_all_formats_tell_the_same(site: ApiSite, sandbox: Sandbox) -> None:
     team = uuid.uuid4().hex
-    ids = [await site.submit(metadata={"name": f"{n} \t name", "labels": {"team": team}}) for n in "ba"]
+    ids = [await site.submit(metadata={"name": f"{n}   name", "labels": {"team": team}}) for n in "ba"]
     pick = ("--label", f"team={team}", "--sort", "name", "--order", "asc")
     shown, listed, raw = await asyncio.gather(
         sandbox("task", "list", *pick, "--limit", "1", "--offset", "1"),
