@@ -101,7 +101,7 @@ def test_secrets_are_in_the_guests_memory_for_root_only(live: Live, monkeypatch:
     )
 
     for _ in range(2):
-        result = ActivityEnvironment().run(Secrets(live.settings, live.host).inject_secrets, request)
+        result = ActivityEnvironment().run(Secrets(live.settings, live.host, live.bucket).inject_secrets, request)
         assert result.names == ["TOKEN"]
 
     assert live.guest(f"cat {ENVIRONMENT_FILE}") == f"TOKEN={VALUE}\0"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,21 +73,26 @@ def wait_for(asked: list[bytes], count: int) -> None:
 def test_ctrl_c_ends_every_command_that_looks_on_with_130(
     answering: bool, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    asked: list[bytes] = []
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # Each command has a server of its own, so that each is seen to have asked before it is interrupted.
+    asked: list[list[bytes]] = [[] for _ in WATCHING]
 
-    def speak(peer: socket.socket, request: bytes) -> None:
-        asked.append(request)
+    def speak(requests: list[bytes], peer: socket.socket, request: bytes) -> None:
+        requests.append(request)
         if answering:
             running(peer, request)
         else:
             silent(peer)
 
-    with serving(speak) as url:
-        environment["TASKYARD_SERVER"] = url
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        processes = [start(words, tmp_path, environment, **streams) for words in WATCHING]
-        # A submission asks once for itself and once more for what it then looks at.
-        wait_for(asked, len(WATCHING) + (3 if answering else 0))
+    with contextlib.ExitStack() as servers:
+        urls = [servers.enter_context(serving(partial(speak, requests))) for requests in asked]
+        processes = [
+            start(words, tmp_path, environment | {"TASKYARD_SERVER": url}, **streams)
+            for words, url in zip(WATCHING, urls, strict=True)
+        ]
+        for words, requests in zip(WATCHING, asked, strict=True):
+            # A submission asks once for itself and once more for what it then looks at.
+            wait_for(requests, 2 if answering and "submit" in words else 1)
         for process in processes:
             process.send_signal(signal.SIGINT)
         for words, process in zip(WATCHING, processes, strict=True):
