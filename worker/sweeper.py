@@ -15,6 +15,9 @@ from machines.host import MachineHost
 
 SWEEP_SECONDS = 60.0
 _RPC_LIMIT = timedelta(seconds=10)
+# Questions in a row without an answer after which this sweep asks for no further run: each may take the whole limit.
+_UNANSWERED_MOST = 3
+_NO_ANSWER = frozenset({RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED})
 
 log = structlog.get_logger("sweeper")
 
@@ -36,16 +39,19 @@ async def sweep(host: MachineHost, client: Client) -> list[str]:
     to live: unreachable is not dead.
     """
     removed: list[str] = []
+    unanswered = 0
     for record in await asyncio.to_thread(host.records):
         # A member of the pool has no owner, nor has one that was given away: the host's own sweep knows about those.
-        if not record.owner_workflow or record.preserved:
+        if not record.owner_workflow or record.preserved or unanswered == _UNANSWERED_MOST:
             continue
         # One machine that resists, or one run that cannot be asked about, is no reason to leave the others.
         try:
             if await _owner_is_over(client, record.owner_workflow, record.owner_run):
                 await asyncio.to_thread(host.destroy, record.id)
                 removed.append(f"{record.id}: its run {record.owner_workflow} has ended")
+            unanswered = 0
         except (MachineError, OSError, RPCError) as error:
+            unanswered = unanswered + 1 if isinstance(error, RPCError) and error.status in _NO_ANSWER else 0
             log.warning("a machine could not be swept", machine=record.id, error=str(error))
     removed += await asyncio.to_thread(host.sweep)
     for line in removed:

@@ -370,9 +370,9 @@ class TaskWorkflow:
             seen = self._cancel
             if not self._forced():
                 # The agent has ended already: what counts is whether the host's worker begins the step at all.
-                await self._calls.attempt(
-                    steps.STOP_AGENT, StopAgentRequest(machine_id=self._machine_id), "Look for the host"
-                )
+                request = StopAgentRequest(machine_id=self._machine_id)
+                look = asyncio.create_task(self._calls.attempt(steps.STOP_AGENT, request, "Look for the host"))
+                await workflow.wait_condition(lambda look=look: look.done() or self._forced())  # type: ignore[misc]
             if self._forced() or self._calls.away:
                 await called_off(handle)
                 return True

@@ -57,9 +57,11 @@ class Engine:
     """Answers for each run with its status, or raises."""
 
     answers: dict[str, Any]
+    asked: int = 0
 
     def get_workflow_handle(self, workflow_id: str, *, run_id: str) -> Any:
         answer = self.answers[workflow_id]
+        self.asked += 1
         assert run_id == workflow_id.replace("task", "run")
 
         class Handle:
@@ -100,3 +102,11 @@ async def test_a_machine_goes_when_its_run_is_over_for_sure(answer: Any, goes: b
     await sweep(cast("MachineHost", host), cast("Client", engine))
     assert host.destroyed == [*([a_machine(1).id] if goes else []), a_machine(3).id]
     assert host.swept == 1
+
+
+async def test_an_engine_that_is_away_is_not_asked_for_every_machine() -> None:
+    host = Host([a_machine(number) for number in range(50)])
+    engine = Engine({f"task-{number}": refusal(RPCStatusCode.DEADLINE_EXCEEDED) for number in range(50)})
+    await sweep(cast("MachineHost", host), cast("Client", engine))
+    assert engine.asked < 10
+    assert (host.destroyed, host.swept) == ([], 1)
