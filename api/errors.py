@@ -8,9 +8,10 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from foundation.errors import InvalidBody, InvalidParameter, OriginRefused, ServiceUnavailable, TaskyardError
@@ -73,6 +74,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(TaskyardError, _known)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _unforeseen)
 
 
@@ -122,6 +124,11 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     else:
         message = str(error.detail)
     return _answer(request, status, code, message, {}, headers)
+
+
+async def _left(request: Request, error: Exception) -> Response:  # noqa: ARG001 -- the framework's signature
+    """Whoever left before the body was whole reads no answer, and is no failure of the server's."""
+    return Response(status_code=HTTPStatus.BAD_REQUEST)
 
 
 async def _unforeseen(request: Request, error: Exception) -> JSONResponse:

@@ -8,6 +8,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _TOO_LARGE = 413
 _NOT_READ = 415
+# No route reads the body of these; the server throws it away piece by piece.
+_BODILESS = frozenset({"GET", "HEAD"})
 
 
 class BodyLimit:
@@ -21,7 +23,8 @@ class BodyLimit:
         self._most = most_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] in _BODILESS:
+            # A stream that answers a GET only looks out for its client's leaving: a refusal would cut it off.
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)

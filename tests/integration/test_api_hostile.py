@@ -9,8 +9,10 @@ import logging
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.integration.api_site import ApiSite, as_yaml, manifest
+from tests.integration.test_api_logs import ended_run
 
 TASKS = "/api/v1/tasks"
 DEEP = b'{"a":' * 5000
@@ -115,3 +117,32 @@ async def test_one_body_that_is_slow_to_read_does_not_hold_up_the_others(site: A
     for _ in range(5):
         assert (await site.http.get("/health")).status_code == 200
     assert {reply.status_code for reply in await asyncio.gather(*reading)} == {400}
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+async def test_a_client_that_leaves_within_its_body_is_no_failure_of_the_server(site: ApiSite, method: str) -> None:
+    with capture_logs() as logged:
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.settings.api_port)
+        path = TASKS if method == "POST" else f"{TASKS}/x"
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{{".encode())
+        writer.write_eof()
+        await asyncio.wait_for(reader.read(), 30)
+        writer.close()
+    assert [entry for entry in logged if entry["log_level"] in {"error", "critical"}] == []
+
+
+@pytest.mark.parametrize("headers", [{"Content-Encoding": "gzip"}, {"Content-Length": "99999999"}])
+async def test_a_stream_that_has_begun_is_not_cut_off_for_a_body_that_nobody_reads(
+    site: ApiSite, headers: dict[str, str]
+) -> None:
+    task_id = await ended_run(site, "first", "last")
+    whole = (await site.http.get(f"{TASKS}/{task_id}/logs")).text
+    with capture_logs() as logged:
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.settings.api_port)
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        request = f"GET {TASKS}/{task_id}/logs HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n{lines}\r\n"
+        writer.write(request.encode())
+        answer = await asyncio.wait_for(reader.read(), 30)
+        writer.close()
+    assert whole.strip().splitlines()[-1].encode() in answer
+    assert [entry for entry in logged if entry["log_level"] in {"error", "critical"}] == []
