@@ -1,0 +1,32 @@
+"""Guests whose agent, which is root there, does what it can to keep its run from ending; all of them at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.conftest import Site
+
+pytestmark = pytest.mark.timeout(1500)
+
+# What the agent does, and the causes with which its run may end. Each is to end within this time, of which most is what
+# an emulated machine takes for its part of the work.
+ROWS = {
+    "hostile disks": {"agent_exit", "agent_no_result", "agent_error", "no_output_timeout", None},
+    "hostile unit": {"agent_exit"},
+    "hostile frozen": {"no_output_timeout"},
+    "hostile network": {"no_output_timeout", "machine_lost"},
+}
+SECONDS_MOST = 1200
+
+
+def test_no_guest_keeps_its_run_from_ending(site: Site) -> None:
+    lifecycle = {"hang_timeout": "4m", "timeout": "12m", "artifact_patterns": ["result.txt"]}
+    vm = {"cpus": 1, "memory": "1G", "disk": "4G"}
+    runs = {row: site.submit(row, lifecycle=lifecycle, vm=vm) for row in ROWS}
+    ended = {row: site.client.wait(task_id, poll_seconds=1) for row, task_id in runs.items()}
+    assert {row: (task.cause, task.error) for row, task in ended.items() if task.cause not in ROWS[row]} == {}
+    took = {row: (task.state_changed_at - task.created_at).total_seconds() for row, task in ended.items()}
+    assert {row: seconds for row, seconds in took.items() if seconds > SECONDS_MOST} == {}
+    for row, task_id in runs.items():
+        assert "metadata.json" in {artifact.name for artifact in site.client.artifacts(task_id)}, row
+    assert "result.txt" in {artifact.name for artifact in site.client.artifacts(runs["hostile disks"])}
