@@ -34,11 +34,9 @@ from foundation.errors import (
     TaskNotFound,
     UnsupportedMediaType,
 )
-from workflows.messages import CancelRequest, UserMessage
+from workflows.messages import SENTENCE_CHARS, CancelRequest, UserMessage
 
 router = APIRouter(prefix=views.BASE, tags=["tasks"], dependencies=[Depends(known_parameters)])
-
-_LONGEST_REASON = 2000
 
 _MANIFEST_EXAMPLE = """\
 version: "1"
@@ -102,7 +100,7 @@ class Cancellation(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    reason: str | None = Field(None, max_length=_LONGEST_REASON, examples=["No longer needed"])
+    reason: str | None = Field(None, max_length=SENTENCE_CHARS, examples=["No longer needed"])
     force: bool | None = Field(None, description="Kill the agent without its grace period")
 
 
@@ -220,7 +218,7 @@ async def cancel_task(
     task_id: str,
     request: Request,
     core: CoreOf,
-    reason: Annotated[str | None, Query(description="Why; the body's reason wins", max_length=_LONGEST_REASON)] = None,
+    reason: Annotated[str | None, Query(description="Why; the body's reason wins", max_length=SENTENCE_CHARS)] = None,
     force: Annotated[bool | None, Query(description="Kill the agent without its grace period")] = None,
 ) -> views.CancelReply:
     """Ask a run to end: its agent is stopped, its artifacts are collected, its machine is torn down."""
