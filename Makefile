@@ -18,7 +18,7 @@ demo: setup ## Watch one task run from submission to artifacts, in a real virtua
 	@$(BIN)/sandbox demo
 
 test: check image ## The whole suite: checks, then unit, integration and end-to-end tests
-	@$(BIN)/python -m pytest tests/unit tests/integration tests/e2e
+	@$(BIN)/python -m pytest tests/unit tests/integration tests/dialects tests/e2e
 
 check: setup ## Lint, format, types and the direction of imports; no tests
 	@$(BIN)/ruff check $(CHECKED)

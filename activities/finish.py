@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from temporalio import activity
 
-from activities.announcements import announce_state
-from activities.failures import boundary
-from activities.heartbeat import beating
+from activities.step.announcements import announce_state
+from activities.step.boundary import boundary
+from activities.step.heartbeat import beating
 from storage.bucket import Bucket
 from storage.records import write_record
 from storage.runlog import seal
 from workflows import steps
-from workflows.messages import FinishRequest
+from workflows.runs.messages import FinishRequest
 
 
 class Finish:

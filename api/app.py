@@ -10,18 +10,19 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from api import downloads, errors, health, stream, tasks
-from api.core import Core
-from api.engine import Engine
-from api.events import RunEvents
-from api.index import RunIndex
-from api.limits import BodyLimit
-from api.metrics import Metrics, RequestTimes
-from api.origins import OwnOrigins
-from api.rates import RateHeaders, Rates
-from api.submission import MAX_BODY_BYTES, Submissions
-from api.visibility import TemporalVisibility
-from api.watch import RunWatches
+from api.http import downloads
+from api.http.limits import BodyLimit
+from api.http.metrics import Metrics, RequestTimes
+from api.http.origins import OwnOrigins
+from api.http.rates import RateHeaders, Rates
+from api.native import errors, health, stream, tasks
+from api.runs.acceptance import MAX_BODY_BYTES, Submissions
+from api.runs.core import Core
+from api.runs.events import RunEvents
+from api.runs.watch import RunWatches
+from api.temporal.client import Engine
+from api.temporal.index import RunIndex
+from api.temporal.visibility import TemporalVisibility
 from foundation.errors import EngineUnavailable
 from foundation.settings import Settings
 from storage.bucket import Bucket

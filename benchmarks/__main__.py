@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 if sys.argv[1:2] == ["soak"]:
-    from benchmarks.soak import main
+    from benchmarks.soak.run import main
 
     sys.exit(main(sys.argv[2:]))
 

@@ -19,10 +19,10 @@ from typing import Self
 from benchmarks.case import Stopwatch
 from foundation.errors import TaskyardError
 from foundation.settings import Settings
-from machines.acceleration import usable_acceleration
 from machines.host import MachineHost
-from machines.image import Image, build_image
-from machines.image_build import remove_build_directory
+from machines.hypervisor.acceleration import usable_acceleration
+from machines.images.build import remove_build_directory
+from machines.images.store import Image, build_image
 
 Report = Callable[[str], None]
 

@@ -14,7 +14,7 @@ import psutil
 from pydantic import BaseModel
 
 from benchmarks.case import Case, Run
-from machines.acceleration import qemu_version
+from machines.hypervisor.acceleration import qemu_version
 
 LATEST = Path(__file__).parent / "results" / "latest.json"
 _ROOT = Path(__file__).parent.parent

@@ -9,7 +9,8 @@ from typing import Protocol
 
 import psutil
 
-from benchmarks import (
+from benchmarks.case import Case, Run
+from benchmarks.cases import (
     cold_boot,
     first_command,
     image_build,
@@ -21,7 +22,6 @@ from benchmarks import (
     throughput,
     workspace_disk,
 )
-from benchmarks.case import Case, Run
 from benchmarks.lab import Lab
 from benchmarks.measurements import CaseResult, make_result, now
 from foundation.errors import InvalidParameter

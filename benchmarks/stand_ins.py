@@ -11,11 +11,11 @@ from typing import Any
 from temporalio import activity
 from temporalio.client import Client
 
-from activities.lease import host_queue
+from activities.machine.lease import host_queue
 from foundation.settings import Settings
 from worker.main import SHARED_STEPS, polling
 from workflows import steps
-from workflows.messages import (
+from workflows.runs.messages import (
     AgentRequest,
     AgentResult,
     CloseRequest,
@@ -33,7 +33,7 @@ from workflows.messages import (
     StageResult,
     TurnEnded,
 )
-from workflows.task_workflow import TaskWorkflow
+from workflows.runs.workflow import TaskWorkflow
 
 Activity = Callable[..., Any]
 

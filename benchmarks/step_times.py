@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from temporalio.api.history.v1 import HistoryEvent
 
-from api.snapshot import workflow_id
+from api.temporal.recorded import workflow_id
 from foundation.engine import connect_engine
 from foundation.settings import Settings
 from workflows import steps

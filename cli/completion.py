@@ -22,7 +22,7 @@ def contexts(incomplete: str) -> Offer:
     """Names of contexts, with their servers."""
 
     def find() -> Offer:
-        from cli.contexts import load_contexts
+        from cli.config.contexts import load_contexts
 
         return [(name, context.server) for name, context in sorted(load_contexts().by_name.items())]
 
@@ -49,7 +49,7 @@ def machine_ids(incomplete: str) -> Offer:
     """Ids of this host's machines, and of the runs that they belong to."""
 
     def find() -> Offer:
-        from activities.preservation import OWNER_PREFIX
+        from activities.machine.preservation import OWNER_PREFIX
         from foundation.settings import Settings
         from machines.host import MachineHost
 
@@ -65,7 +65,7 @@ def image_digests(incomplete: str) -> Offer:
 
     def find() -> Offer:
         from foundation.settings import Settings
-        from machines.image import list_images
+        from machines.images.store import list_images
 
         return [(image.digest[:12], image.profile) for image in list_images(Settings())]
 
@@ -100,7 +100,7 @@ def _answer_of(ctx: typer.Context, ask: Callable[[TaskClient], Offer]) -> Offer:
         level = level.parent
     try:
         # What takes its time whether or not a server is there is done before the clock runs.
-        from cli.contexts import choose
+        from cli.config.contexts import choose
         from client import TaskClient
 
         target = choose(named["server"], named["context"])

@@ -22,19 +22,19 @@ _INTERRUPTED = 130
 
 # Name: where it is, and its line in the help. A module is imported when its command runs, so that each starts quickly.
 _COMMANDS = {
-    "demo": ("cli.demo:demo", "Watch one task run from submission to artifacts"),
-    "up": ("cli.stack:up", "Run the whole stack in the foreground until Ctrl-C"),
-    "task": ("cli.task:app", "Submit, follow and end task runs, fetch their artifacts"),
-    "machine": ("cli.machine:app", "List, enter and end the machines of this host"),
-    "image": ("cli.image:app", "Build and list guest images"),
-    "health": ("cli.health:app", "Ask a server whether it is well"),
-    "doctor": ("cli.doctor:doctor", "Say what is missing or slow on this host, and how to mend it"),
-    "config": ("cli.config:app", "Show all settings and where they come from; name servers"),
-    "version": ("cli.health:version", "Print the versions of this program and of the server"),
-    "bench": ("cli.bench:bench", "Measure Taskyard beside the same work done by hand"),
-    "server": ("cli.processes:server", "Serve the REST API"),
-    "worker": ("cli.processes:worker", "Run the worker of this VM host"),
-    "clean": ("cli.clean:clean", "Remove all that Taskyard keeps on this host"),
+    "demo": ("cli.stack.demo:demo", "Watch one task run from submission to artifacts"),
+    "up": ("cli.stack.up:up", "Run the whole stack in the foreground until Ctrl-C"),
+    "task": ("cli.task.commands:app", "Submit, follow and end task runs, fetch their artifacts"),
+    "machine": ("cli.vm.machine:app", "List, enter and end the machines of this host"),
+    "image": ("cli.vm.image:app", "Build and list guest images"),
+    "health": ("cli.stack.health:app", "Ask a server whether it is well"),
+    "doctor": ("cli.host.doctor:doctor", "Say what is missing or slow on this host, and how to mend it"),
+    "config": ("cli.config.commands:app", "Show all settings and where they come from; name servers"),
+    "version": ("cli.stack.health:version", "Print the versions of this program and of the server"),
+    "bench": ("cli.host.bench:bench", "Measure Taskyard beside the same work done by hand"),
+    "server": ("cli.stack.processes:server", "Serve the REST API"),
+    "worker": ("cli.stack.processes:worker", "Run the worker of this VM host"),
+    "clean": ("cli.host.clean:clean", "Remove all that Taskyard keeps on this host"),
 }
 
 

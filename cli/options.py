@@ -134,7 +134,7 @@ def print_data(data: Any, written: OutputFormat) -> bool:
 
 def open_client(ctx: typer.Context) -> TaskClient:
     """A client of the server that was chosen."""
-    from cli.contexts import choose
+    from cli.config.contexts import choose
     from client import TaskClient
 
     given = shared_options(ctx)

@@ -13,12 +13,12 @@
 Every refusal is raised as the class of ``foundation.errors`` that the server's error code names.
 """
 
-from client.asynchronous import AsyncTaskClient
-from client.blocking import TaskClient
-from client.calls import DEFAULT_SERVER, PATIENCE_SECONDS
-from client.download import Fetched
 from client.refusals import faults
-from client.replies import Artifact, LogLine, Progress, Task, TaskPage, Transition
+from client.tasks.asynchronous import AsyncTaskClient
+from client.tasks.blocking import TaskClient
+from client.tasks.calls import DEFAULT_SERVER, PATIENCE_SECONDS
+from client.tasks.download import Fetched
+from client.tasks.replies import Artifact, LogLine, Progress, Task, TaskPage, Transition
 
 __all__ = [
     "DEFAULT_SERVER",

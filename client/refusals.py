@@ -9,8 +9,8 @@ from http import HTTPStatus
 
 import httpx
 
-from client.calls import DEFAULT_SERVER
-from client.replies import Task
+from client.tasks.calls import DEFAULT_SERVER
+from client.tasks.replies import Task
 from foundation.errors import (
     Conflict,
     Forbidden,

@@ -13,16 +13,16 @@ import psutil
 from foundation.errors import GuestUnreachable, MachineError, TaskyardError
 from foundation.settings import Settings
 from foundation.units import format_seconds, format_size
-from machines import qemu, qmp
-from machines.acceleration import usable_acceleration
-from machines.hardware import BOOT, Shape, Start, qemu_arguments
+from machines.hypervisor import qemu, qmp
+from machines.hypervisor.acceleration import usable_acceleration
+from machines.hypervisor.hardware import BOOT, Shape, Start, qemu_arguments
+from machines.hypervisor.qmp import Monitor
 from machines.identity import Introduction, identity_message, make_keys
-from machines.image import Image
+from machines.images.store import Image
 from machines.paths import MachinePaths
-from machines.qmp import Monitor
 from machines.records import MachineRecord, RecordStore
-from machines.saved_state import load
-from machines.snapshot import Snapshot, discard_snapshot, held_snapshot
+from machines.snapshots.saved_state import load
+from machines.snapshots.snapshot import Snapshot, discard_snapshot, held_snapshot
 from machines.ssh import GuestShell
 
 BOOT_LIMIT_SECONDS = 300.0

@@ -17,19 +17,20 @@ import psutil
 from foundation.child_environment import child_environment
 from foundation.errors import Conflict, GuestUnreachable, MachineError, MachineLost, MachineNotFound, TaskyardError
 from foundation.settings import Settings
-from machines import pool, qemu
-from machines.acceleration import usable_acceleration
+from machines import pool
 from machines.boot import Boot
-from machines.disk_watch import DiskLook, is_stopped_by_disk, look_after_disks
-from machines.hardware import Shape
+from machines.disks.disk_watch import DiskLook, is_stopped_by_disk, look_after_disks
+from machines.hypervisor import qemu
+from machines.hypervisor.acceleration import usable_acceleration
+from machines.hypervisor.hardware import Shape
+from machines.hypervisor.qmp import Monitor
 from machines.identity import CLIENT_KEY, KNOWN_HOSTS
-from machines.image import Image, image_of
+from machines.images.store import Image, image_of
 from machines.ledger import Capacity, NoRoom, host_capacity
 from machines.paths import MachinePaths, machine_paths, volatile_file
 from machines.pause import Pause
-from machines.qmp import Monitor
 from machines.records import MachineRecord, RecordStore, Reservation, record_of
-from machines.snapshot import held_snapshot
+from machines.snapshots.snapshot import held_snapshot
 from machines.ssh import GuestAddress, GuestShell
 from machines.sweeper import sweep
 from machines.waiting import WaitingLine

@@ -15,8 +15,8 @@ import psutil
 from foundation.errors import InsufficientResources, TaskyardError
 from foundation.settings import Settings
 from foundation.units import format_size, parse_size
-from machines.acceleration import expected_acceleration
-from machines.hardware import TRANSLATION_BYTES
+from machines.hypervisor.acceleration import expected_acceleration
+from machines.hypervisor.hardware import TRANSLATION_BYTES
 from machines.paths import CONSOLE, OVERLAY
 from machines.records import MachineRecord, Reservation, record_of
 

@@ -11,15 +11,15 @@ import psutil
 
 from foundation.errors import MachineError, MachineLost, TaskyardError
 from foundation.settings import Settings
-from machines import qemu
-from machines.hardware import Shape, Start, qemu_arguments
+from machines.hypervisor import qemu
+from machines.hypervisor.hardware import Shape, Start, qemu_arguments
+from machines.hypervisor.qmp import Monitor
 from machines.identity import Introduction, clock_message
-from machines.image import image_of
+from machines.images.store import image_of
 from machines.ledger import admit, host_capacity
 from machines.paths import MachinePaths
-from machines.qmp import Monitor
 from machines.records import MachineRecord, RecordStore, Reservation, sync
-from machines.saved_state import load, save
+from machines.snapshots.saved_state import load, save
 
 _CLOCK_LIMIT_SECONDS = 30.0
 

@@ -18,14 +18,14 @@ import psutil
 from foundation.errors import InsufficientResources, MachineError, MachineNotFound
 from foundation.settings import Settings
 from foundation.units import parse_size
-from machines import qemu
+from machines.hypervisor import qemu
+from machines.hypervisor.qmp import Monitor
 from machines.identity import CLIENT_KEY, HOST_KEY, Introduction, make_keys, name_message
-from machines.image import Image, current_digests
+from machines.images.store import Image, current_digests
 from machines.ledger import NoRoom, admit, host_capacity
 from machines.paths import CONSOLE, OUTPUT, OVERLAY, MachinePaths, machine_paths
-from machines.qmp import Monitor
 from machines.records import MachineRecord, RecordStore, Reservation
-from machines.snapshot import list_snapshots
+from machines.snapshots.snapshot import list_snapshots
 from machines.ssh import GuestShell
 
 _LIFETIME = timedelta(days=1)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from foundation.errors import MachineError
 from foundation.settings import Settings
-from machines import qemu
-from machines.disk_watch import bound_console
+from machines.disks.disk_watch import bound_console
+from machines.hypervisor import qemu
 from machines.paths import machine_paths, socket_owner
 from machines.pool import keeper_lives
 from machines.records import MACHINE_ID, MachineRecord, RecordStore
-from machines.snapshot import sweep_snapshots
+from machines.snapshots.snapshot import sweep_snapshots
 
 
 def sweep(settings: Settings, store: RecordStore, destroy: Callable[[str], bool]) -> list[str]:

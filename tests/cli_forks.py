@@ -23,10 +23,10 @@ from typing import IO
 import httpx
 
 import cli.main
-import cli.watch
+import cli.task.watch
 import client
-import client.blocking
-import client.reading
+import client.tasks.blocking
+import client.tasks.reading
 from cli.reference import command_tree
 
 # Nobody here waits as long for a server as a person does.
@@ -37,8 +37,8 @@ _AT_A_TIME = 6
 
 
 _NEEDED = (
-    "cli.contexts", "cli.task_view", "machines.host", "machines.image", "machines.snapshot", "rich.live",
-    "rich.progress", "storage.bucket", "activities.preservation", "typer.rich_utils", "yaml",
+    "cli.config.contexts", "cli.task.view", "machines.host", "machines.images.store", "machines.snapshots.snapshot",
+    "rich.live", "rich.progress", "storage.bucket", "activities.machine.preservation", "typer.rich_utils", "yaml",
 )  # fmt: skip
 
 

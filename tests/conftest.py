@@ -1,14 +1,24 @@
-"""What holds for every test."""
+"""What holds for every test, and the services that many share: real Temporal and a real S3 server, started once."""
 
 from __future__ import annotations
 
+import shutil
 import signal
-from collections.abc import Iterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from temporalio.client import Client
 
+from cli.stack.up import Stack
+from foundation.engine import connect_engine
+from foundation.settings import Settings
+from storage.bucket import Bucket
+from tests.api_site import ApiSite, api_site
 from tests.loop_guard import LoopGuard
+from tests.stack_settings import isolated_settings
 
 # How long an example takes tells of the machine's load, not of the code.
 settings.register_profile("untimed", deadline=None)
@@ -34,3 +44,39 @@ def loops_go_on(loop_guard: LoopGuard) -> Iterator[None]:
     yield
     if stalls := loop_guard.take():
         pytest.fail("\n".join(map(str, stalls)), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_wait_for_a_first_host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the shared services nobody ever speaks of a host's room unless a test does."""
+    if "services" in request.fixturenames:
+        monkeypatch.setattr("api.runs.admission.FIRST_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[Settings]:
+    """Settings of a running Temporal server, with its search attributes, and of a running S3 server with its bucket."""
+    home = Path(tempfile.mkdtemp(prefix="ty-services-"))
+    settings = isolated_settings(home, anthropic_api_key=None)
+    try:
+        with Stack(settings, parts=("temporal", "bucket")):
+            yield settings
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+        shutil.rmtree(settings.sockets, ignore_errors=True)
+
+
+@pytest.fixture
+async def temporal_client(services: Settings) -> Client:
+    return await connect_engine(services)
+
+
+@pytest.fixture(scope="session")
+def bucket(services: Settings) -> Bucket:
+    return Bucket(services)
+
+
+@pytest.fixture
+async def site(services: Settings, temporal_client: Client, bucket: Bucket) -> AsyncIterator[ApiSite]:
+    async with api_site(services, temporal_client, bucket) as running:
+        yield running

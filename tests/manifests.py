@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workflows.manifest import Manifest, load_json, load_yaml, parse
+from workflows.specs.manifest import Manifest, load_json, load_yaml, parse
 
 
 def parse_yaml(text: str | bytes) -> Manifest:

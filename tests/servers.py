@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cli.embedded import bucket_part
+from cli.stack.embedded import bucket_part
 from foundation.settings import Settings
 from tests.stack_settings import isolated_settings
 

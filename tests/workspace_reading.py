@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from machines.workspace import Extraction, Limits, opened
+from machines.disks.workspace import Extraction, Limits, opened
 
 
 def extract_workspace(

@@ -11,7 +11,7 @@ import structlog
 from foundation.errors import TaskyardError
 from foundation.settings import Settings
 from foundation.units import format_size
-from machines.disk_watch import DiskLook
+from machines.disks.disk_watch import DiskLook
 from machines.host import MachineHost
 from storage.bucket import Bucket
 from storage.runlog import append_event

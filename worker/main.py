@@ -15,13 +15,13 @@ import structlog
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from activities.agent import Agent
-from activities.artifacts import Artifacts
+from activities.agent.steps import Agent
+from activities.artifacts.collection import Artifacts
 from activities.finish import Finish
-from activities.lease import Leases, agent_queue, host_queue
-from activities.machine import Machines
-from activities.repository import Repositories
-from activities.secrets import Secrets
+from activities.machine.lease import Leases, agent_queue, host_queue
+from activities.machine.provisioning import Machines
+from activities.machine.secrets import Secrets
+from activities.repository.staging import Repositories
 from foundation.engine import connect_engine
 from foundation.errors import BucketUnavailable
 from foundation.settings import Settings
@@ -29,12 +29,12 @@ from machines.host import MachineHost
 from machines.ledger import Capacity
 from storage.bucket import Bucket
 from worker.disk_watch import watch_disks
-from worker.gateway import Gateway
+from worker.gateway.model_gateway import Gateway
 from worker.metrics import WorkerMetrics
 from worker.pool import kept_pool
 from worker.room import published_room
 from worker.sweeper import sweep_forever
-from workflows.task_workflow import TaskWorkflow
+from workflows.runs.workflow import TaskWorkflow
 
 # Steps that are no machine's own: looks for room, and the ends of runs.
 SHARED_STEPS = 32

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from activities.preservation import say_preserved
+from activities.machine.preservation import say_preserved
 from foundation.errors import TaskyardError
 from machines.host import MachineHost
 from storage.bucket import Bucket

@@ -35,7 +35,7 @@ from typing import Generic, TypeVar
 
 from temporalio.common import RetryPolicy
 
-from workflows.messages import (
+from workflows.runs.messages import (
     AgentRequest,
     AgentResult,
     CloseRequest,

@@ -15,12 +15,12 @@ from typing import Any
 import psutil
 import pytest
 
-from cli.stack import Stack
+from cli.stack.up import Stack
 from client import Task, TaskClient
 from examples.hello.serve import serve
 from foundation.settings import Settings
 from machines.host import MachineHost
-from machines.image import find_image
+from machines.images.store import find_image
 from tests.stack_settings import isolated_settings
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"

@@ -16,18 +16,18 @@ from pathlib import Path
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.artifacts import Artifacts
-from activities.repository import Repositories
-from activities.secrets import ENVIRONMENT_FILE, Secrets
-from cli.stack import Stack
+from activities.artifacts.collection import Artifacts
+from activities.machine.secrets import ENVIRONMENT_FILE, Secrets
+from activities.repository.staging import Repositories
+from cli.stack.up import Stack
 from foundation.settings import Settings
 from machines.host import MachineHost, Reservation
-from machines.image import find_image
+from machines.images.store import find_image
 from storage import artifacts as stored
 from storage.bucket import Bucket
 from tests.stack_settings import isolated_settings
-from workflows.manifest import Repository, SecretReference
-from workflows.messages import CollectRequest, SecretsRequest, StageRequest, TaskStatus
+from workflows.runs.messages import CollectRequest, SecretsRequest, StageRequest, TaskStatus
+from workflows.specs.manifest import Repository, SecretReference
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -129,7 +129,7 @@ def test_a_living_guest_is_read_while_frozen_and_goes_on(live: Live) -> None:
 
 
 def test_a_guest_that_hangs_is_stopped_and_its_disk_read(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("activities.artifacts._FREEZE_SECONDS", 3)
+    monkeypatch.setattr("activities.artifacts.collection._FREEZE_SECONDS", 3)
     live.guest("echo late > /workspace/late.txt; sync --file-system /workspace")
     pid = live.host.record(MACHINE).pid
     assert pid is not None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.embedded import process_environment
+from cli.stack.embedded import process_environment
 from examples.hello.prepare import prepare
 from foundation.settings import Settings
 from tests.e2e.conftest import processes_of

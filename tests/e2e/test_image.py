@@ -17,7 +17,7 @@ import pytest
 from foundation.errors import ImageBuildFailed, ImageNotFound
 from foundation.settings import Settings
 from machines.identity import CLIENT_KEY, KNOWN_HOSTS, PORT_NAME, identity_message, make_keys
-from machines.image import Image, build_image, find_image, list_images
+from machines.images.store import Image, build_image, find_image, list_images
 
 GIB = 2**30
 DISK = 9 * GIB

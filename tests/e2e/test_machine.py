@@ -25,15 +25,16 @@ import pytest
 
 from foundation.errors import GuestUnreachable, MachineError, MachineLost, MachineNotFound
 from foundation.settings import Settings
-from machines import qmp, ssh
-from machines.acceleration import seconds_to_start_kernel
+from machines import ssh
+from machines.disks.workspace import build_workspace
 from machines.host import MachineHost, Reservation
+from machines.hypervisor import qmp
+from machines.hypervisor.acceleration import seconds_to_start_kernel
 from machines.identity import KNOWN_HOSTS
-from machines.image import Image, find_image
+from machines.images.store import Image, find_image
 from machines.records import RecordStore
-from machines.workspace import build_workspace
-from worker.gateway import Gateway, GatewayLimits
-from worker.guest_connection import ConnectionLimits
+from worker.gateway.guest_connection import ConnectionLimits
+from worker.gateway.model_gateway import Gateway, GatewayLimits
 
 GIB = 2**30
 CPUS, MEMORY, DISK = 2, GIB, 7 * GIB
@@ -353,7 +354,7 @@ def test_a_caller_killed_while_the_guest_boots_is_continued(home: Settings, imag
     machine_id = reserve(host, "vm-00000000000000e2")
     script = (
         "import sys; from foundation.settings import Settings; from machines.host import MachineHost\n"
-        "from machines.image import find_image\n"
+        "from machines.images.store import find_image\n"
         "MachineHost(Settings()).ensure_running(sys.argv[1], find_image(Settings(), 'agentic-dev'), print)"
     )
     places = {"TASKYARD_HOME": str(home.home), "TASKYARD_IMAGE_DIR": str(home.images)}

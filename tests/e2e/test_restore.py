@@ -17,13 +17,13 @@ import pytest
 
 from foundation.errors import GuestUnreachable, MachineNotFound
 from foundation.settings import Settings
+from machines.disks.workspace import build_workspace
 from machines.host import MachineHost, Reservation
+from machines.hypervisor.qemu import processes_of
 from machines.identity import HOST_KEY
-from machines.image import Image, find_image
-from machines.qemu import processes_of
+from machines.images.store import Image, find_image
 from machines.records import RecordStore
-from machines.snapshot import _signature, list_snapshots
-from machines.workspace import build_workspace
+from machines.snapshots.snapshot import _signature, list_snapshots
 
 GIB = 2**30
 CPUS, MEMORY, DISK = 2, GIB, 6 * GIB
@@ -162,7 +162,7 @@ def test_a_machine_boots_when_its_snapshot_cannot_be_restored(
     make(host, image)
     snapshot = list_snapshots(settings)[0]
     # Whole by its digests, and yet no state that QEMU takes.
-    monkeypatch.setattr("machines.snapshot._checked", _signature)
+    monkeypatch.setattr("machines.snapshots.snapshot._checked", _signature)
     snapshot.state.write_bytes(b"no state")
     lines: list[str] = []
     machine_id = make(host, image, lines.append)
@@ -372,7 +372,7 @@ def test_a_hand_over_that_was_cut_short_gives_a_machine_all_the_same(
     def die(*_: object, **__: object) -> None:
         raise Killed
 
-    for place in ("machines.pool.make_keys", "machines.pool.name_message", "machines.qemu.grow_root"):
+    for place in ("machines.pool.make_keys", "machines.pool.name_message", "machines.hypervisor.qemu.grow_root"):
         pooled.keep_pool(print)
         machine_id = reserve(pooled)
         with monkeypatch.context() as patch:

@@ -22,14 +22,13 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from cli.stack import Stack
+from cli.stack.up import Stack
 from foundation.engine import connect_engine
-from tests.integration.fake_steps import FakeSteps, Run
 from tests.stack_settings import isolated_settings
+from tests.stand_ins.fake_steps import FakeSteps, Run
 from tests.waiting import has_event, until
 from workflows import steps
-from workflows.manifest import parse
-from workflows.messages import (
+from workflows.runs.messages import (
     AgentResult,
     CancelRequest,
     CollectResult,
@@ -38,10 +37,11 @@ from workflows.messages import (
     TurnEnded,
     UserMessage,
 )
-from workflows.states import Cause
-from workflows.task_workflow import TaskWorkflow
+from workflows.runs.states import Cause
+from workflows.runs.workflow import TaskWorkflow
+from workflows.specs.manifest import parse
 
-HISTORIES = Path(__file__).parent
+HISTORIES = Path(__file__).parent / "runs"
 
 
 async def completed(fake: FakeSteps, run: Run) -> None:

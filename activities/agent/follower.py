@@ -1,0 +1,160 @@
+"""Follows an agent: its bytes into the run log, its events into progress, its silence into a verdict."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+
+from activities.agent.output import AgentOutput, LineSplitter
+from activities.agent.session import AgentSession, Chunk, Ended
+from activities.step.announcements import USER_MESSAGE
+from foundation.units import format_seconds
+from storage.runlog import RunLogWriter
+from storage.segments import GUEST_STREAMS, GuestStream, LogEntry
+from workflows.runs.states import Cause, TaskState
+
+VERDICT = "verdict"
+#: The id of the run's first message.
+PROMPT = "prompt"
+
+# A follower that has just come looks at least this long before it judges the silence of before.
+_FIRST_LOOK_SECONDS = 30.0
+# Turns of one run that are reported to its workflow: each stays in a history whose size is limited.
+_TURNS_MOST = 1000
+
+
+class Follower:
+    """One attempt's look at the agent. A later attempt goes on where the run log ends.
+
+    An agent that is silent for ``hang_timeout`` or writes more than ``most_bytes`` gets a ``verdict``, which is in the
+    run log for later attempts and for readers. The follower leaves with it: stopping is the workflow's.
+    ``on_turn_end`` is called with the count of results when the agent waits for input, and says whether to close its
+    session; ``on_tick`` often, with nothing, and may raise to leave.
+    """
+
+    def __init__(
+        self,
+        writer: RunLogWriter,
+        output: AgentOutput,
+        hang_timeout: timedelta,
+        most_bytes: int,
+        on_turn_end: Callable[[int], bool],
+        on_tick: Callable[[], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._output = output
+        self.verdict: Cause | None = None
+        #: The sentence of the verdict.
+        self.judgement: str | None = None
+        self._writer = writer
+        self._most_bytes = most_bytes
+        self._hang_seconds = hang_timeout.total_seconds()
+        self._on_turn_end = on_turn_end
+        self._on_tick = on_tick
+        self._clock = clock
+        self._lines = {stream: LineSplitter() for stream in GUEST_STREAMS}
+        self._reported_results = 0
+        self._closed = False
+        self._began: datetime | None = None
+        self._prompt_logged = False
+        self._attached = self._last_bytes = clock()
+
+    def read_back(self, entries: Iterable[LogEntry]) -> None:
+        """Take what earlier attempts stored, so that progress, result and verdict are known without the guest."""
+        for entry in entries:
+            if entry.stream == "event":
+                self._recall(entry)
+            else:
+                self._take(entry.stream, entry.data.encode(), entry.ts)
+
+    def open_log(self, message: str, prompt: str) -> None:
+        """Log that the agent runs, and what it was asked, unless an earlier attempt did."""
+        if self._began is None:
+            self._writer.event({"type": "state_change", "message": message, "state": TaskState.RUNNING.value})
+            self._began = datetime.now(UTC)
+        if not self._prompt_logged:
+            self._writer.event({"type": USER_MESSAGE, "message": prompt, "message_id": PROMPT})
+        self._writer.flush(force=True)
+
+    def silent_for(self) -> float:
+        """Seconds since the agent last wrote, as far as the run log knows, or else since it was to be started."""
+        since = self._output.progress.last_activity_at or self._began
+        return max(0.0, (datetime.now(UTC) - since).total_seconds()) if since else 0.0
+
+    def give_up(self) -> None:
+        """Judge that the guest has not answered for as long as its agent may be silent."""
+        self._judge(Cause.MACHINE_LOST, f"its guest has not answered for {format_seconds(self.silent_for())}")
+
+    def follow(self, session: AgentSession, offsets: Mapping[GuestStream, int]) -> Ended | None:
+        """Follow to the end, or to a verdict (None). Raises what the connection to the guest or the bucket raises.
+
+        Nothing is lost then.
+        """
+        self._attached = self._clock()
+        self._last_bytes = self._attached - self.silent_for()
+        written = dict(offsets)
+        for piece in session.follow(offsets):
+            match piece:
+                case Chunk(stream, offset, data):
+                    self._last_bytes = self._clock()
+                    self._writer.feed(stream, data, offset)
+                    written[stream] = offset + len(data)
+                    self._take(stream, data, datetime.now(UTC))
+                case Ended():
+                    self._writer.close()
+                    return piece
+                case None:
+                    pass
+            self._writer.flush()
+            self._report_turn_end(session)
+            self._on_tick()
+            if sum(written.values()) > self._most_bytes:
+                self._judge(Cause.LOG_LIMIT, "it wrote more than its host's log takes (TASKYARD_LOG_LIMIT)")
+                return None
+            if self._is_silent():
+                silence = format_seconds(self._hang_seconds)
+                self._judge(Cause.NO_OUTPUT_TIMEOUT, f"it wrote nothing for {silence} (lifecycle.hang_timeout)")
+                return None
+        raise AssertionError("a session is followed until it has ended")
+
+    def _is_silent(self) -> bool:
+        """Whether the agent has said nothing for too long, and does not wait for input.
+
+        Once its session is closed, nothing comes that it could wait for: it has only to leave.
+        """
+        now = self._clock()
+        return (
+            now - self._last_bytes > self._hang_seconds
+            and now - self._attached > min(_FIRST_LOOK_SECONDS, self._hang_seconds)
+            and (self._closed or not self._output.idle)
+        )
+
+    def _judge(self, cause: Cause, reason: str) -> None:
+        self.verdict, self.judgement = cause, f"The agent was stopped: {reason}."
+        self._writer.event({"type": VERDICT, "message": self.judgement, "cause": cause.value})
+        self._writer.close()
+
+    def _recall(self, entry: LogEntry) -> None:
+        event = json.loads(entry.data)
+        if event.get("type") == VERDICT:
+            self.verdict, self.judgement = Cause(event["cause"]), event["message"]
+        elif event.get("type") == "state_change" and event.get("state") == TaskState.RUNNING:
+            self._began = self._began or entry.ts
+        elif event.get("type") == USER_MESSAGE and event.get("message_id") == PROMPT:
+            self._prompt_logged = True
+
+    def _take(self, stream: GuestStream, data: bytes, at: datetime) -> None:
+        take = self._output.take if stream == "stdout" else self._output.take_error
+        for line, size in self._lines[stream].feed(data):
+            take(line.decode(errors="replace"), size, at)
+
+    def _report_turn_end(self, session: AgentSession) -> None:
+        results = self._output.results
+        if self._output.idle and not self._closed and self._reported_results < results <= _TURNS_MOST:
+            if self._on_turn_end(results):
+                session.close()
+                self._closed = True
+            self._reported_results = results

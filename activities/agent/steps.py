@@ -1,0 +1,251 @@
+"""The agent's steps: run it (start once, follow to the end), stop it, speak to it, close its session."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Protocol
+
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+
+from activities.agent.follower import Follower
+from activities.agent.guest_figures import GuestFigures
+from activities.agent.output import AgentOutput
+from activities.agent.session import MCP_CONFIG, AgentSession, Launch
+from activities.machine.secrets import RunSecrets
+from activities.step.announcements import USER_MESSAGE, announce
+from activities.step.boundary import boundary, bounded_retries
+from activities.step.heartbeat import beating
+from foundation.errors import AgentNotStopped, GuestUnreachable, MachineLost
+from foundation.settings import Settings
+from foundation.units import parse_size
+from machines.host import MachineHost
+from machines.ssh import GuestShell
+from storage.bucket import Bucket
+from storage.redaction import Redactor
+from storage.runlog import RunLogWriter, read_entries
+from workflows import steps
+from workflows.runs.messages import (
+    AgentProgress,
+    AgentRequest,
+    AgentResult,
+    CloseRequest,
+    DeliverRequest,
+    LiveProgress,
+    StopAgentRequest,
+    TokenUsage,
+    TurnEnded,
+)
+from workflows.runs.states import STATE_MESSAGES, TaskState
+
+GATEWAY_URL = "http://10.0.2.100"
+WORKSPACE = "/workspace"
+
+# Settings of the engine that Claude Code is built on. Its compiler and its garbage collector run beside the program and
+# meet it in memory all the time, which emulated processors pay for: without them the agent takes half of the time.
+_EMULATED = {"BUN_JSC_useConcurrentGC": "0", "BUN_JSC_useDFGJIT": "0"}
+
+_HEARTBEAT_SECONDS = 1.0
+_UPDATE_SECONDS = 10.0
+
+
+class RunGateway(Protocol):
+    """What the steps need of the model gateway."""
+
+    def token(self, machine_id: str) -> str:
+        """The run's token, worth nothing elsewhere."""
+
+    def usage(self, machine_id: str) -> dict[str, int]:
+        """Tokens counted so far."""
+
+
+class Agent:
+    """Steps that run Claude Code in the guest of a lease.
+
+    ``client`` and ``loop`` let the follower's thread reach its workflow; ``on_result`` gets each agent's result.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        host: MachineHost,
+        bucket: Bucket,
+        gateway: RunGateway,
+        client: Client,
+        loop: asyncio.AbstractEventLoop,
+        on_result: Callable[[AgentResult], None] = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._host = host
+        self._bucket = bucket
+        self._gateway = gateway
+        self._client = client
+        self._loop = loop
+        self._on_result = on_result
+        self._secrets = RunSecrets(settings)
+
+    @activity.defn(name=steps.RUN_AGENT.name)
+    @bounded_retries()
+    @boundary
+    def run_agent(self, request: AgentRequest) -> AgentResult:
+        """Start the agent if no attempt did, and follow it to its end."""
+        machine_id = request.machine_id
+        token = self._gateway.token(machine_id)
+        redactor = Redactor({**self._secrets.known(machine_id, request.secrets), "GATEWAY_TOKEN": token})
+        writer = RunLogWriter(self._bucket, request.task_id, redactor)
+        output = AgentOutput(redactor.redact_text)
+        ticker = _Ticker(output.progress)
+        most = parse_size(self._settings.log_limit)
+        follower = Follower(writer, output, request.hang_timeout, most, self._turn_end_report(), ticker)
+        with beating(output.progress):
+            offsets = writer.resume()
+            follower.read_back(read_entries(self._bucket, request.task_id))
+            follower.open_log(STATE_MESSAGES[TaskState.RUNNING], request.claude.prompt)
+            shell = self._started(request, token, follower) if follower.verdict is None else None
+        ended = None
+        if shell is not None:
+            with GuestFigures(shell) as ticker.figures:
+                ended = follower.follow(AgentSession(shell), offsets)
+        usage = TokenUsage.model_validate(self._gateway.usage(machine_id))
+        result = output.outcome(ended.exit_code if ended else None, usage)
+        if ended is None:
+            # The workflow keeps it, and stops the agent.
+            result.running, result.cause, result.error = True, follower.verdict, follower.judgement
+        self._on_result(result)
+        return result
+
+    def _started(self, request: AgentRequest, token: str, follower: Follower) -> GuestShell | None:
+        """The way to the agent, which is started unless it was before; None when the guest is given up."""
+        try:
+            shell = self._host.connect(request.machine_id)
+            AgentSession(shell).start(_launch(request, token, emulated=self._is_emulated(request.machine_id)))
+        except GuestUnreachable:
+            if follower.silent_for() < request.hang_timeout.total_seconds():
+                raise
+            follower.give_up()
+            return None
+        return shell
+
+    @activity.defn(name=steps.STOP_AGENT.name)
+    @boundary
+    def stop_agent(self, request: StopAgentRequest) -> None:
+        """TERM, 30 s of grace, KILL; with ``force`` KILL at once. The follower sees the end.
+
+        Fails when the guest does not do that. With ``machine``, its host ends the machine's process: no guest is asked.
+        """
+        with beating():
+            if request.machine:
+                self._host.kill(request.machine_id)
+                return
+            try:
+                stopped = AgentSession(self._host.connect(request.machine_id)).stop(force=request.force)
+            except MachineLost:
+                return
+            if not stopped:
+                raise AgentNotStopped("The guest did not end its agent in time; end the machine's process instead.")
+
+    @activity.defn(name=steps.DELIVER.name)
+    @boundary
+    def deliver_message(self, request: DeliverRequest) -> None:
+        """Hand a message to the agent, once for each id."""
+        with beating():
+            AgentSession(self._host.connect(request.machine_id)).deliver(request.message_id, request.text)
+            announce(
+                self._bucket,
+                request.task_id,
+                USER_MESSAGE,
+                request.text,
+                redactor=self._secrets.redactor(request.machine_id),
+                message_id=request.message_id,
+            )
+
+    @activity.defn(name=steps.CLOSE.name)
+    @boundary
+    def close_session(self, request: CloseRequest) -> None:
+        """Close the agent's session."""
+        with beating():
+            AgentSession(self._host.connect(request.machine_id)).close()
+
+    def _is_emulated(self, machine_id: str) -> bool:
+        return self._host.record(machine_id).acceleration == "tcg"
+
+    def _turn_end_report(self) -> Callable[[int], bool]:
+        info = activity.info()
+        workflow = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
+
+        def report(results: int) -> bool:
+            # Another attempt with the same turn gets the same answer.
+            update = workflow.execute_update(
+                "end_turn", TurnEnded(results=results), id=f"turn-{results}", result_type=bool
+            )
+            closed: bool = asyncio.run_coroutine_threadsafe(update, self._loop).result(_UPDATE_SECONDS)
+            return closed
+
+        return report
+
+
+class _Ticker:
+    """Heartbeats with the live progress and the guest's figures, and ends when the worker is stopping."""
+
+    def __init__(self, progress: AgentProgress) -> None:
+        self.figures: GuestFigures | None = None
+        self._progress = progress
+        self._due = 0.0
+
+    def __call__(self) -> None:
+        """Called by the follower several times a second."""
+        if activity.is_worker_shutdown():
+            raise ApplicationError(
+                "The worker is stopping; the next one goes on with the run.",
+                type="worker_stopping",
+                next_retry_delay=timedelta(seconds=1),
+            )
+        if time.monotonic() >= self._due:
+            machine = self.figures.latest() if self.figures else None
+            activity.heartbeat(LiveProgress(**self._progress.model_dump(), machine=machine))
+            self._due = time.monotonic() + _HEARTBEAT_SECONDS
+
+
+def _launch(request: AgentRequest, token: str, *, emulated: bool) -> Launch:
+    claude = request.claude
+    command = [
+        "claude",
+        "--print",
+        "--verbose",
+        "--input-format=stream-json",
+        f"--output-format={claude.output_format}",
+        f"--model={claude.model}",
+    ]
+    if claude.skip_permissions:
+        command.append("--dangerously-skip-permissions")
+    if claude.allowed_tools:
+        command.append("--allowedTools=" + ",".join(claude.allowed_tools))
+    if claude.max_turns is not None:
+        command.append(f"--max-turns={claude.max_turns}")
+    if claude.mcp_config is not None:
+        command += [f"--mcp-config={MCP_CONFIG}", "--strict-mcp-config"]
+    return Launch(
+        command=command,
+        workdir=f"{WORKSPACE}/{request.subpath}" if request.subpath else WORKSPACE,
+        prompt=claude.prompt,
+        environment={
+            "HOME": "/home/agent",
+            "USER": "agent",
+            "LOGNAME": "agent",
+            "SHELL": "/bin/bash",
+            "LANG": "C.UTF-8",
+            "PATH": "/home/agent/.local/bin:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
+            "ANTHROPIC_BASE_URL": GATEWAY_URL,
+            "ANTHROPIC_AUTH_TOKEN": token,
+            # The guest reaches nothing but the gateway: what would only time out is switched off.
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "DISABLE_AUTOUPDATER": "1",
+            "IS_SANDBOX": "1",
+            **(_EMULATED if emulated else {}),
+        },
+        mcp_config=claude.mcp_config,
+    )

@@ -1,0 +1,392 @@
+"""Artifacts of a run: what changed on its workspace disk, and the files its patterns name, into the bucket."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+from temporalio import activity
+
+from activities.artifacts.bundle import FETCH, write_bundle
+from activities.artifacts.confined_git import ConfinedGit
+from activities.artifacts.guest_repository import GuestRepository, copy_objects, read_repository
+from activities.artifacts.metadata import change_facts, run_facts
+from activities.artifacts.patch import Changes, write_patch
+from activities.artifacts.reading import BaseEntry, Reading, base_entries, read_tree, submodules
+from activities.artifacts.selection import Selection, select
+from activities.artifacts.tree import regular_files, set_aside
+from activities.machine.secrets import RunSecrets
+from activities.repository.mirror import reading
+from activities.step.announcements import announce, announce_state, announce_teardown
+from activities.step.boundary import boundary
+from activities.step.heartbeat import beating
+from foundation.errors import (
+    ArtifactNotFound,
+    GuestUnreachable,
+    MachineError,
+    MachineLost,
+    MachineNotFound,
+    TaskyardError,
+)
+from foundation.settings import Settings
+from foundation.units import format_size
+from machines.disks.workspace import NO_FILE, DiskUnreadable, Extraction, WorkspaceDisk, opened
+from machines.host import MachineHost
+from storage import artifacts as stored
+from storage.bucket import Bucket
+from storage.names import METADATA, bundle_name, names_of, patch_name, redacted_text, untracked_name
+from storage.redaction import Redactor
+from workflows import steps
+from workflows.runs.messages import Artifact, CollectRequest, CollectResult
+from workflows.runs.states import STATE_MESSAGES, TaskState
+
+_LEFT_OUT_MOST = 500
+_NOTES_ANNOUNCED = 20
+_NAMES_MOST = 3
+_REFS_TOLD = 12
+_NAME_CHARS = 100
+# Reading the disk and comparing it; the rest of the step's time limit is for the bucket.
+_WORK_SECONDS = 0.8 * steps.COLLECT.limit.total_seconds()
+_FREEZE_SECONDS = 60
+# Of /workspace alone: where nothing is mounted there, the whole root would stand still. A second freeze is refused, so
+# one that a dead worker left behind is lifted. The shell does what it can itself: processes are slow to start.
+_FREEZE = """mounted=
+while read -r _ place _; do if [ "$place" = /workspace ]; then mounted=yes; fi; done </proc/mounts
+test "$mounted" || exit 1
+fsfreeze --freeze /workspace 2>/dev/null || { fsfreeze --unfreeze /workspace; fsfreeze --freeze /workspace; }"""
+_THAW = "fsfreeze --unfreeze /workspace"
+
+log = structlog.get_logger("artifacts")
+
+
+class Artifacts:
+    """The step that collects what a run leaves."""
+
+    def __init__(self, settings: Settings, host: MachineHost, bucket: Bucket) -> None:
+        self._settings = settings
+        self._host = host
+        self._bucket = bucket
+
+    @activity.defn(name=steps.COLLECT.name)
+    @boundary
+    def collect_artifacts(self, request: CollectRequest) -> CollectResult:
+        """Store patch, list of untracked files, the patterns' files and metadata; a repeated call replaces them.
+
+        What can be read is stored first, then what failed is raised. Only after that the machine is torn down.
+        """
+        with beating():
+            if activity.info().attempt > 1 and request.release and self._is_going(request.machine_id):
+                earlier = stored.index(self._bucket, request.task_id)
+                return _result(earlier, _noted(self._bucket, request.task_id), released=self._let_go(request))
+            announce_state(self._bucket, request.task_id, TaskState.COMPLETING, STATE_MESSAGES[TaskState.COMPLETING])
+            redactor = Redactor(self._secrets(request))
+            collection = _Collection(self._settings, self._host, self._bucket, request, redactor)
+            artifacts = collection.run()
+            size = format_size(sum(each.size_bytes for each in artifacts))
+            sentence = f"Collected {len(artifacts)} artifacts, {size}."
+            announce(self._bucket, request.task_id, "artifacts", sentence, redactor=redactor)
+            for note in collection.notes[:_NOTES_ANNOUNCED]:
+                announce(self._bucket, request.task_id, "note", note, redactor=redactor)
+            if collection.failure:
+                raise collection.failure
+            return _result(artifacts, collection.notes, released=request.release and self._let_go(request))
+
+    def _is_going(self, machine_id: str) -> bool:
+        """True when an earlier attempt has begun to tear the machine down, which it did after all was stored."""
+        try:
+            return self._host.record(machine_id).state == "destroying"
+        except MachineNotFound:
+            return True
+
+    def _let_go(self, request: CollectRequest) -> bool:
+        try:
+            self._host.destroy(request.machine_id)
+        except MachineError as error:
+            # The step whose work it is otherwise tries it again.
+            log.warning("the machine could not be torn down", machine=request.machine_id, error=error.message)
+            return False
+        announce_teardown(self._bucket, request.task_id)
+        return True
+
+    def _secrets(self, request: CollectRequest) -> dict[str, str]:
+        """Values to take out of the artifacts. They must be known, unless the run never got them."""
+        try:
+            return RunSecrets(self._settings).known(request.machine_id, request.secrets)
+        except TaskyardError:
+            if any(transition.state is TaskState.RUNNING for transition in request.status.transitions):
+                raise
+            return {}
+
+
+def _result(artifacts: Sequence[stored.StoredArtifact], notes: list[str], *, released: bool) -> CollectResult:
+    collected = [Artifact.model_validate(each.model_dump()) for each in artifacts]
+    return CollectResult(artifacts=collected, released=released, notes=notes)
+
+
+def _noted(bucket: Bucket, task_id: str) -> list[str]:
+    """The notes of an attempt that stored everything."""
+    try:
+        metadata = json.loads(b"".join(stored.open_stream(bucket, task_id, METADATA)))
+    except ArtifactNotFound:
+        return []
+    return [str(note) for note in metadata.get("notes", [])]
+
+
+@contextmanager
+def quiesced(host: MachineHost, machine_id: str, notes: list[str]) -> Iterator[bool]:
+    """The machine's workspace disk at rest for the time of the block; True when it is dirty all the same.
+
+    A guest that answers is frozen and thawed again; one that does not is killed, since nothing else would stop it.
+    """
+    shell = None
+    if host.is_alive(machine_id):
+        try:
+            shell = host.connect(machine_id)
+            frozen = shell.run(_FREEZE, timeout=_FREEZE_SECONDS, check=False)
+        except GuestUnreachable as silent:
+            notes.append(f"The guest did not answer ({silent.message}); its machine was stopped to read its disk.")
+            host.kill(machine_id)
+            shell = None
+        except MachineLost:
+            shell = None
+    if shell is None:
+        yield True
+        return
+    try:
+        if frozen.exit_code:
+            notes.append("The guest's workspace could not be frozen; a copy of it was read and mended.")
+        yield frozen.exit_code != 0
+    finally:
+        try:
+            shell.run(_THAW, timeout=_FREEZE_SECONDS, check=False)
+        except MachineError as error:
+            log.warning("the workspace could not be thawed", machine=machine_id, error=error.message)
+
+
+@dataclass
+class _Collection:
+    settings: Settings
+    host: MachineHost
+    bucket: Bucket
+    request: CollectRequest
+    redactor: Redactor
+    artifacts: list[stored.StoredArtifact] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    extraction: Extraction = field(default_factory=Extraction)
+    changes: Changes | None = None
+    ignored: set[str] = field(default_factory=set)
+    selection: Selection = field(default_factory=Selection)
+    bundled: dict[str, str] = field(default_factory=dict)
+    failure: TaskyardError | None = None
+
+    def run(self) -> list[stored.StoredArtifact]:
+        directory = self.settings.staging / self.request.machine_id / "collect"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        try:
+            tree = directory / "tree"
+            image = self._image()
+            if image is None and (earlier := stored.index(self.bucket, self.request.task_id)):
+                self.notes = _noted(self.bucket, self.request.task_id)
+                return earlier  # of an attempt that still had the disk
+            if self._work(image, tree, directory):
+                self._pattern_files(tree)
+            self.notes = [self.redactor.redact_text(note) for note in self.notes]
+            self._store(METADATA, json.dumps(self._metadata(), indent=2, ensure_ascii=False).encode())
+            stored.write_index(self.bucket, self.request.task_id, self.artifacts)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        return self.artifacts
+
+    def _work(self, image: Path | None, tree: Path, directory: Path) -> bool:
+        """Read the disk into ``tree``, and store what was changed. False when there is nothing to be read."""
+        if image is None:
+            self.notes.append("There was no workspace disk on this host to collect from.")
+            return False
+        with ExitStack() as stack:
+            git, base = self._base(stack, directory)
+            try:
+                with (
+                    quiesced(self.host, self.request.machine_id, self.notes) as dirty,
+                    opened(image, directory, dirty=dirty) as disk,
+                ):
+                    found = read_tree(disk, tree, base, git)
+                    guest = self._guest_repository(disk, git, found)
+            except TaskyardError as error:
+                self._failed(f"The workspace disk could not be read: {error.message}", error)
+                return False
+            self.extraction, self.ignored = found.extraction, found.ignored
+            if git is not None:
+                # Further work trees are no new files of this one.
+                places = {path: directory / f"worktree-{number}" for number, path in enumerate(found.worktrees)}
+                with set_aside(tree, places) as aside:
+                    self._changes(git, base, tree, found)
+                    self._bundle(git, guest, found, {found.worktrees[path]: places[path] for path in aside})
+        self._note_unread()
+        return True
+
+    def _base(self, stack: ExitStack, directory: Path) -> tuple[ConfinedGit | None, dict[str, BaseEntry]]:
+        """Git for the comparison, usable while the stack is open, and what the base commit holds."""
+        scratch = directory / "git"
+        scratch.mkdir()
+        try:
+            mirror = stack.enter_context(reading(self.settings, self.request.repository.url))
+            git = ConfinedGit(mirror, scratch, time.monotonic() + _WORK_SECONDS)
+            git.init(self.request.base_commit)
+            base = base_entries(git, self.request.base_commit)
+        except TaskyardError as error:
+            self._failed(f"The patch could not be made: {error.message}", error)
+            return None, {}
+        return git, base
+
+    def _guest_repository(self, disk: WorkspaceDisk, git: ConfinedGit | None, found: Reading) -> GuestRepository:
+        if git is None:
+            return GuestRepository()
+        guest = read_repository(disk, self.request.base_commit, found.worktrees)
+        guest.notes += copy_objects(disk, git.mirror, git.scratch / "guest")
+        return guest
+
+    def _bundle(self, git: ConfinedGit, guest: GuestRepository, found: Reading, trees: dict[str, Path]) -> None:
+        """Store the agent's work that is not in its work tree."""
+        redactor = self.redactor if self.request.secrets else None
+        try:
+            bundle = write_bundle(git, self.request.base_commit, guest, trees, found.reason, redactor)
+        except TaskyardError as error:
+            self._failed(f"The bundle of the agent's further work could not be made: {error.message}", error)
+            return
+        self.notes += bundle.notes
+        if self.changes:
+            self.changes.left_out |= bundle.left_out
+        if bundle.path is None:
+            return
+        name = bundle_name(self.request.task_id)
+        with bundle.path.open("rb") as content:
+            self._store(name, content)
+        self.bundled = {self._text(ref): self._text(what) for ref, what in bundle.refs.items()}
+        if bundle.beside_patch:
+            what = self._named(bundle.beside_patch, _REFS_TOLD)
+            self.notes.append(f"Work that is not in the patch is in {name} ({FETCH.format(name)}): {what}.")
+
+    def _image(self) -> Path | None:
+        staged = self.settings.staging / self.request.machine_id / "workspace.raw"
+        try:
+            attached = self.host.workspace(self.request.machine_id)
+        except MachineNotFound:
+            attached = staged
+        return next((image for image in (attached, staged) if image.is_file()), None)
+
+    def _changes(self, git: ConfinedGit, base: dict[str, BaseEntry], tree: Path, found: Reading) -> None:
+        task_id = self.request.task_id
+        patch = tree.parent / "patch"
+        try:
+            self.changes = write_patch(
+                git,
+                self.request.base_commit,
+                tree,
+                patch,
+                tracked=found.tracked,
+                unread=found.reason,
+                links=submodules(base),
+                redactor=self.redactor if self.request.secrets else None,
+            )
+        except TaskyardError as error:
+            self._failed(f"The patch could not be made: {error.message}", error)
+            return
+        self.notes += found.notes + self.changes.notes
+        if found.repositories:
+            self.notes.append(
+                "Below the workspace there are repositories of their own; their files are in the patch, their history "
+                f"is not: {self._named(found.repositories)}."
+            )
+        with patch.open("rb") as content:
+            self._store(patch_name(task_id), content)
+        if self.artifacts[-1].redacted:
+            self.notes.append("A secret value was taken out of the patch; it may not apply as it is.")
+        untracked = "".join(f"{self._text(name)}\n" for name in self.changes.untracked)
+        self._store(untracked_name(task_id), untracked.encode())
+
+    def _note_unread(self) -> None:
+        """Say what was not read from the disk, and what of it the patch leaves as it was."""
+        extraction = self.extraction
+        if extraction.repaired:
+            self.notes.append("The workspace disk was not cleanly closed; a mended copy of it was read.")
+        if not extraction.whole_root:
+            reason = f"The root directory of the workspace could not be read whole: {extraction.unlisted['']}."
+            self._failed(reason, DiskUnreadable(reason))
+        left_out = [path for path, reason in extraction.left_out.items() if reason != NO_FILE]
+        self._note_paths("Not read whole from the disk", "directory", [path for path in extraction.unlisted if path])
+        self._note_paths("Not read from the disk", "file", left_out)
+        if self.changes:
+            self._note_paths("Not compared, and in the patch as in the base", "file", list(self.changes.unread))
+            self._note_paths(
+                "Not in the patch, as they are too large, refused by git, or binary with a secret in them",
+                "new file",
+                list(self.changes.left_out),
+            )
+
+    def _note_paths(self, what: str, kind: str, paths: list[str]) -> None:
+        if paths:
+            plural = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
+            count = f"1 {kind}" if len(paths) == 1 else f"{len(paths)} {plural}"
+            self.notes.append(f"{what}: {count} ({self._named(paths)}).")
+
+    def _named(self, paths: Sequence[str], most: int = _NAMES_MOST) -> str:
+        """The first of some paths as part of a sentence."""
+        texts = [self._text(path) for path in paths[:most]]
+        names = [name if name.isprintable() else ascii(name) for name in texts]
+        return ", ".join(name[:_NAME_CHARS] for name in names) + (" and more" if len(paths) > len(names) else "")
+
+    def _text(self, path: str) -> str:
+        return redacted_text(path, self.redactor)
+
+    def _pattern_files(self, tree: Path) -> None:
+        selection = select(regular_files(tree), self.request.patterns, self.ignored)
+        self.selection = selection
+        self.notes += selection.notes
+        for path, name in names_of(selection.files, self.request.task_id, self.redactor).items():
+            with stored.open_regular(tree, path) as content:
+                self._store(name, content, path)
+
+    def _store(self, name: str, content: Any, path: str | None = None) -> None:
+        self.artifacts.append(
+            stored.store(self.bucket, self.request.task_id, name, content, path=path, redactor=self.redactor)
+        )
+
+    def _failed(self, note: str, error: TaskyardError) -> None:
+        self.notes.append(note)
+        # What git says may name files of the guest, and the sentence goes into history.
+        error.message = self.redactor.redact_text(error.message)
+        self.failure = self.failure or error
+
+    def _metadata(self) -> dict[str, Any]:
+        unlisted = {path or ".": f"a directory not read whole: {why}" for path, why in self.extraction.unlisted.items()}
+        left_out = unlisted | self.extraction.left_out
+        if self.changes:
+            unread = {path: f"as in the base: {why}" for path, why in self.changes.unread.items()}
+            left_out = unread | left_out | self.changes.left_out
+        first = dict(list(left_out.items())[:_LEFT_OUT_MOST])
+        return {
+            **run_facts(self.request),
+            "changes": change_facts(self.changes) if self.changes else None,
+            "bundle": self.bundled,
+            "workspace": {"files": self.extraction.files, "bytes": self.extraction.total_bytes},
+            "artifacts": [
+                {"name": each.name, "path": each.path, "size_bytes": each.size_bytes, "sha256": each.sha256}
+                for each in self.artifacts
+            ],
+            "patterns_without_match": self.selection.unmatched,
+            "patterns_cut": {
+                pattern: {"matched": matched, "stored": count}
+                for pattern, (matched, count) in self.selection.cut.items()
+            },
+            "left_out": {self._text(path): reason for path, reason in first.items()},
+            "left_out_count": len(left_out),
+            "notes": self.notes,
+        }

@@ -1,0 +1,1 @@
+"""The machine of a run: its lease, its start, its secrets, and its preservation."""

@@ -1,0 +1,85 @@
+"""The machine of a lease: started, entered, and given its workspace."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from temporalio import activity
+
+from activities.step.announcements import announce, announce_state
+from activities.step.boundary import boundary
+from activities.step.heartbeat import beating
+from foundation.errors import TaskyardError
+from foundation.settings import Settings
+from foundation.units import format_seconds, parse_size
+from machines.host import MachineHost
+from machines.images.store import find_image
+from storage.bucket import Bucket
+from workflows import steps
+from workflows.runs.messages import ProvisionRequest, ProvisionResult, StageRequest
+from workflows.runs.states import STATE_MESSAGES, TaskState
+
+# Every guest has this address on its own user-mode network; none is reachable from outside its host.
+GUEST_ADDRESS = "10.0.2.15"
+
+
+class Machines:
+    """Steps that make a machine run."""
+
+    def __init__(self, settings: Settings, host: MachineHost, bucket: Bucket) -> None:
+        self._settings = settings
+        self._host = host
+        self._bucket = bucket
+
+    @activity.defn(name=steps.PROVISION.name)
+    @boundary
+    def provision_machine(self, request: ProvisionRequest) -> ProvisionResult:
+        """Start the machine unless it runs, and mount the workspace unless it is mounted."""
+        task_id = request.task_id
+        with beating():
+            announce_state(self._bucket, task_id, TaskState.PROVISIONING, STATE_MESSAGES[TaskState.PROVISIONING])
+            image = find_image(self._settings, request.vm.profile)
+            record = self._host.ensure_running(request.machine_id, image, self._announcer(task_id))
+            self._host.attach_workspace(request.machine_id, Path(request.workspace_image))
+            announce_state(
+                self._bucket,
+                task_id,
+                TaskState.READY,
+                f"Machine {request.machine_id} is ready; it was up after {format_seconds(record.boot_seconds or 0.0)} "
+                f"({record.acceleration}).",
+            )
+            return ProvisionResult(
+                vm_name=request.machine_id,
+                vm_ip=GUEST_ADDRESS,
+                acceleration=record.acceleration or "unknown",
+                image=image.digest,
+                boot_seconds=record.boot_seconds or 0.0,
+            )
+
+    def start_early(self, request: StageRequest) -> None:
+        """Start the machine beside the staging of its repository; returns at once.
+
+        A help and no more: the provisioning step waits for it or does it anew, and reports what goes wrong.
+        """
+        vm = request.vm
+        if vm is None:
+            return
+
+        def start() -> None:
+            with suppress(TaskyardError):
+                image = find_image(self._settings, vm.profile)
+                tell = self._announcer(request.task_id)
+                # Without the machine's lock, so that a run may end while a first snapshot of its shape is made.
+                self._host.prepare_shape(image, vm.cpus, parse_size(vm.memory), tell)
+                self._host.ensure_running(request.machine_id, image, tell)
+
+        # The activity is known to its context only, which a new thread does not inherit.
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(start,), name=f"start {request.machine_id}", daemon=True).start()
+
+    def _announcer(self, task_id: str) -> Callable[[str], None]:
+        return lambda line: announce(self._bucket, task_id, "progress", line)

@@ -1,0 +1,198 @@
+"""Secrets: references resolved once for a run on its VM host, values kept in memory there and in the guest only."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from temporalio import activity
+
+from activities.step.announcements import announce
+from activities.step.boundary import boundary
+from activities.step.heartbeat import beating
+from foundation.errors import HostNotReady, SecretUnavailable
+from foundation.settings import Settings
+from machines.host import MachineHost
+from machines.paths import volatile_file
+from storage.bucket import Bucket
+from storage.redaction import MIN_VALUE_BYTES, Redactor
+from workflows import steps
+from workflows.runs.messages import SecretsRequest, SecretsResult
+from workflows.specs.wire import SecretReference
+
+# In the guest, on tmpfs: NUL-separated NAME=value pairs, readable by root, who starts the agent with them.
+ENVIRONMENT_FILE = "/run/taskyard/environment"
+
+MAX_BYTES = 64 * 1024
+# Settings and credentials of Taskyard and of the model provider are never a task's.
+_NEVER = ("TASKYARD_", "ANTHROPIC_")
+
+
+class Secrets:
+    """The step that hands a run its secrets."""
+
+    def __init__(self, settings: Settings, host: MachineHost, bucket: Bucket) -> None:
+        self._host = host
+        self._bucket = bucket
+        self._secrets = RunSecrets(settings)
+
+    @activity.defn(name=steps.SECRETS.name)
+    @boundary
+    def inject_secrets(self, request: SecretsRequest) -> SecretsResult:
+        """Resolve the references and write the values into the guest, replacing what an earlier call wrote."""
+        with beating():
+            values = self._secrets.resolve(request.machine_id, request.secrets)
+            shell = self._host.connect(request.machine_id)
+            shell.run(f"mkdir -p {os.path.dirname(ENVIRONMENT_FILE)}")  # noqa: PTH120 -- a path of the guest
+            shell.write(ENVIRONMENT_FILE, environment_block(values), mode=0o600)
+            notes = [
+                f"The value of secret {name} is shorter than {MIN_VALUE_BYTES} bytes, so it is not redacted in the log "
+                "and the artifacts; give it a longer one."
+                for name in Redactor(values).unredacted
+            ]
+            for note in notes:
+                announce(self._bucket, request.task_id, "warning", note)
+        return SecretsResult(names=list(values), notes=notes)
+
+
+class RunSecrets:
+    """The secrets of runs with the values that their guests got, whatever becomes of their sources meanwhile.
+
+    They lie in this host's memory, readable by its user alone, until the machine is destroyed or the host restarted.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def resolve(self, machine_id: str, references: Sequence[SecretReference]) -> dict[str, str]:
+        """Values by name, resolved by the first call. Raises SecretUnavailable, whose sentence never holds a value."""
+        held = self._held(machine_id)
+        if held is not None or not references:
+            return held or {}
+        path = volatile_file(self._settings, machine_id)
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        values = json.dumps(resolve_all(self._settings, references)).encode()
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(values)
+            # Of two at once, both give the guest the same.
+            with suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            draft.unlink()
+        held = self._held(machine_id)
+        if held is None:
+            raise HostNotReady(
+                f"Secrets cannot be kept in memory: {path} is there and is not this worker's; remove it."
+            )
+        return held
+
+    def known(self, machine_id: str, references: Sequence[SecretReference]) -> dict[str, str]:
+        """Values by name as the guest got them; those of now for a run whose values are no longer held."""
+        held = self._held(machine_id)
+        return resolve_all(self._settings, references) if held is None else held
+
+    def redactor(self, machine_id: str) -> Redactor:
+        """Takes out the values that the guest got, as far as they are held."""
+        return Redactor(self._held(machine_id) or {})
+
+    def _held(self, machine_id: str) -> dict[str, str] | None:
+        try:
+            descriptor = os.open(volatile_file(self._settings, machine_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            # Its place may be one where everybody can put files, and pipes that nobody writes to.
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
+                return None
+            with os.fdopen(os.dup(descriptor)) as file:
+                return dict(json.load(file))
+        finally:
+            os.close(descriptor)
+
+
+def resolve_all(settings: Settings, references: Iterable[SecretReference]) -> dict[str, str]:
+    """Values of the references by name. Raises SecretUnavailable, whose sentence never holds a value."""
+    return {reference.name: _resolve(settings, reference) for reference in references}
+
+
+def environment_block(values: Mapping[str, str]) -> bytes:
+    """The pairs as the guest reads them."""
+    return b"".join(f"{name}={value}".encode() + b"\0" for name, value in values.items())
+
+
+def _resolve(settings: Settings, reference: SecretReference) -> str:
+    if reference.source not in {"env", "file"}:
+        raise _unavailable(reference, f"has the source '{reference.source}', which this worker does not know")
+    value = _from_file(settings, reference) if reference.source == "file" else _from_environment(settings, reference)
+    if not value:
+        raise _unavailable(reference, "is empty; give it a value")
+    if "\0" in value:
+        raise _unavailable(reference, "holds a NUL byte, which no environment variable can hold")
+    return value
+
+
+def _from_environment(settings: Settings, reference: SecretReference) -> str:
+    key = reference.key
+    if key.upper().startswith(_NEVER):
+        raise _unavailable(reference, "is not for tasks: TASKYARD_* and ANTHROPIC_* never are; name another variable")
+    if not any(fnmatchcase(key, pattern) for pattern in settings.secret_env_names):
+        raise _unavailable(reference, "is not allowed; TASKYARD_SECRET_ENV_NAMES names the variables that are")
+    value = os.environ.get(key)
+    if value is None:
+        raise _unavailable(reference, f"is not set in the environment of the worker on {settings.host_name}")
+    if len(os.fsencode(value)) > MAX_BYTES:
+        raise _unavailable(reference, f"is larger than {MAX_BYTES // 1024} KiB")
+    try:
+        return os.fsencode(value).decode()
+    except UnicodeDecodeError:
+        # Without a cause, which would hold the value.
+        raise _unavailable(reference, "is not UTF-8 text") from None
+
+
+def _from_file(settings: Settings, reference: SecretReference) -> str:
+    home = settings.home.resolve()
+    own = home / "secrets"
+    roots = [own, *(root.resolve() for root in settings.secret_file_roots)]
+    path = Path(os.path.realpath(reference.key))
+    inside = any(path.is_relative_to(root) for root in roots)
+    if not inside or (path.is_relative_to(home) and not path.is_relative_to(own)):
+        allowed = ", ".join(str(root) for root in roots)
+        raise _unavailable(reference, f"is not allowed; secret files lie below one of: {allowed}")
+    try:
+        # Neither a link put there since, nor a pipe that would hold the step up.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unavailable(reference, f"cannot be read on {settings.host_name}: {error.strerror}") from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _unavailable(reference, "is no regular file")
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > MAX_BYTES:
+        raise _unavailable(reference, f"is larger than {MAX_BYTES // 1024} KiB")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise _unavailable(reference, "is not UTF-8 text") from None
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\r\n") else text.removesuffix("\n")
+
+
+def _unavailable(reference: SecretReference, reason: str) -> SecretUnavailable:
+    kind = "the file" if reference.source == "file" else "the environment variable"
+    return SecretUnavailable(
+        f"Secret {reference.name}: {kind} {reference.key} {reason}.",
+        name=reference.name,
+        source=reference.source,
+        key=reference.key,
+    )

@@ -1,0 +1,189 @@
+"""The workspace of a run: its repository mirrored on the host, checked out, and made into a disk image."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from temporalio import activity
+
+from activities.repository.git import GitFailed, Report, local_environment, run_git
+from activities.repository.mirror import STAGED, Mirror, needed
+from activities.repository.remote import check_allowed, look_up, nearest
+from activities.step.announcements import announce, announce_state
+from activities.step.boundary import boundary
+from activities.step.heartbeat import beating
+from foundation.errors import RefNotFound, RepositoryError
+from foundation.settings import Settings
+from foundation.units import format_size, parse_size
+from foundation.urls import without_credentials
+from machines.disks.workspace import build_workspace
+from storage.bucket import Bucket
+from workflows import steps
+from workflows.runs.messages import StageRequest, StageResult
+from workflows.runs.states import STATE_MESSAGES, TaskState
+from workflows.specs.wire import Repository
+
+_TOLD_EVERY_SECONDS = 10.0
+
+
+class Repositories:
+    """The step that stages a repository. ``meanwhile`` begins what needs no repository, and returns at once."""
+
+    def __init__(
+        self, settings: Settings, bucket: Bucket, meanwhile: Callable[[StageRequest], None] = lambda _: None
+    ) -> None:
+        self._settings = settings
+        self._bucket = bucket
+        self._meanwhile = meanwhile
+
+    @activity.defn(name=steps.STAGE.name)
+    @boundary
+    def stage_repository(self, request: StageRequest) -> StageResult:
+        """Make the workspace image, or give the one that an earlier attempt made."""
+        announce_state(self._bucket, request.task_id, TaskState.STAGING, STATE_MESSAGES[TaskState.STAGING])
+        progress = _Progress(self._bucket, request.task_id)
+        self._meanwhile(request)
+        with beating():
+            staged = stage(self._settings, request, progress)
+        announce(
+            self._bucket,
+            request.task_id,
+            "staged",
+            f"Repository {without_credentials(request.repository.url)} at {staged.base_commit[:12]}: "
+            f"{staged.files} files, disk image of {format_size(staged.size_bytes)}.",
+        )
+        return staged
+
+
+def stage(settings: Settings, request: StageRequest, report: Report) -> StageResult:
+    """Stage a repository. The image is ``Settings.staging/<machine id>/workspace.raw``; nothing else stays.
+
+    Submodules are left as they are in the commit (empty directories), and files of git LFS as their pointers: both
+    would need further servers. Raises the errors of ``activities.repository.remote``, and RefNotFound for a commit or
+    subpath.
+    """
+    check_allowed(settings, request.repository.url)
+    directory = settings.staging / request.machine_id
+    if earlier := _earlier(directory, request):
+        return earlier
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    tree, image = directory / "tree", directory / "workspace.raw"
+    with needed(settings, request.repository.url, directory):
+        try:
+            base, files = _check_out(settings, request.repository, tree, report)
+            report("Making the workspace disk")
+            build_workspace(tree, image, parse_size(request.disk))
+        finally:
+            shutil.rmtree(tree, ignore_errors=True)
+        staged = StageResult(
+            base_commit=base,
+            workspace_image=str(image),
+            files=files,
+            size_bytes=image.stat().st_blocks * 512,
+        )
+        # Written last: an image without it is not taken for finished.
+        draft = directory / f".{STAGED}"
+        draft.write_text(_key(request) + "\n" + staged.model_dump_json())
+        draft.rename(directory / STAGED)
+    return staged
+
+
+def _earlier(directory: Path, request: StageRequest) -> StageResult | None:
+    """The result of an earlier call with the same request, if its image is still there."""
+    try:
+        key, _, result = (directory / STAGED).read_text().partition("\n")
+    except FileNotFoundError:
+        return None
+    staged = StageResult.model_validate_json(result)
+    return staged if key == _key(request) and Path(staged.workspace_image).exists() else None
+
+
+def _key(request: StageRequest) -> str:
+    return request.model_dump_json(include={"repository", "disk"})
+
+
+def _check_out(settings: Settings, repository: Repository, tree: Path, report: Report) -> tuple[str, int]:
+    """A clone of its own with the work tree checked out; the base commit and the count of files."""
+    report(f"Looking for branch {repository.branch} of {without_credentials(repository.url)}")
+    branch = look_up(settings, repository)
+    mirror = Mirror(settings, repository, report)
+
+    def clone(*, anew: bool) -> tuple[str, int]:
+        with mirror.refreshed(branch, anew=anew) as path:
+            base = mirror.commit(path, branch)
+            return base, _clone(path, repository, base, tree, report)
+
+    try:
+        return clone(anew=False)
+    except GitFailed as damaged:
+        report(f"The mirror is damaged and is made anew ({damaged.last_words})")
+    shutil.rmtree(tree, ignore_errors=True)
+    try:
+        return clone(anew=True)
+    except GitFailed as error:
+        url = without_credentials(repository.url)
+        raise RepositoryError(
+            f"Repository {url} (branch {repository.branch}) cannot be checked out (git: {error.last_words}).",
+            url=url,
+            branch=repository.branch,
+        ) from None
+
+
+def _clone(mirror: Path, repository: Repository, base: str, tree: Path, report: Report) -> int:
+    environment = local_environment()
+    _check_subpath(mirror, repository, base)
+    run_git(
+        ["clone", "--quiet", "--local", "--no-checkout", f"--branch={repository.branch}", "--", str(mirror), str(tree)],
+        environment,
+    )
+
+    def in_tree(*arguments: str) -> str:
+        return run_git(["-C", str(tree), *arguments], environment, report=report)
+
+    in_tree("config", "remote.origin.url", without_credentials(repository.url))
+    if repository.commit is None:
+        # Another run may have fetched since the base was looked up, and the branch of the mirror gone on.
+        in_tree("update-ref", "HEAD", base)
+        in_tree("checkout", "--progress", "--force", repository.branch, "--")
+    else:
+        in_tree("checkout", "--progress", "--force", "--detach", base, "--")
+    return in_tree("ls-files", "-z").count("\0")
+
+
+def _check_subpath(mirror: Path, repository: Repository, base: str) -> None:
+    """Raises RefNotFound unless the manifest's subpath is a directory of the commit."""
+    if repository.subpath is None:
+        return
+    listing = run_git(
+        ["--git-dir", str(mirror), "ls-tree", "-r", "-d", "-z", "--name-only", base, "--"], local_environment()
+    )
+    directories = listing.split("\0")[:-1]
+    subpath = os.path.normpath(repository.subpath)
+    if subpath not in {*directories, "."}:
+        url = without_credentials(repository.url)
+        raise RefNotFound(
+            f"Repository {url} has no directory '{repository.subpath}' at commit {base[:12]} of branch "
+            f"{repository.branch}; {nearest(subpath, directories)}",
+            url=url,
+            branch=repository.branch,
+            subpath=repository.subpath,
+        )
+
+
+class _Progress:
+    """Progress for the run log, at most every few seconds."""
+
+    def __init__(self, bucket: Bucket, task_id: str) -> None:
+        self._bucket = bucket
+        self._task_id = task_id
+        self._last = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        if time.monotonic() - self._last >= _TOLD_EVERY_SECONDS:
+            self._last = time.monotonic()
+            announce(self._bucket, self._task_id, "progress", line)

@@ -1,0 +1,1 @@
+"""The Task Orchestration dialect: its paths, bodies, answers and errors."""

@@ -1,0 +1,427 @@
+"""The one core behind every dialect: submit, look at, list, cancel and talk to task runs, and read what they left."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowQueryFailedError
+from temporalio.common import WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from api.runs import listing
+from api.runs.admission import Admission
+from api.temporal import recorded
+from api.temporal.client import RPC_LIMIT, Engine, is_unknown
+from api.temporal.index import RunIndex
+from api.temporal.pollers import Pollers
+from foundation.errors import (
+    ArtifactNotFound,
+    DuplicateTaskId,
+    EngineUnavailable,
+    InvalidParameter,
+    PayloadTooLarge,
+    RateLimitExceeded,
+    SessionClosed,
+    TaskAlreadyTerminal,
+    TaskNotFound,
+)
+from foundation.units import format_size
+from foundation.urls import without_credentials
+from storage import artifacts, records
+from storage.bucket import Bucket, ObjectStream
+from storage.layout import task_prefix
+from workflows.runs.inbox import WAITING_MOST
+from workflows.runs.messages import (
+    MESSAGE_BYTES,
+    Artifact,
+    CancelRequest,
+    MachineFigures,
+    TaskStatus,
+    TaskSubmission,
+    UserMessage,
+)
+from workflows.runs.report import STATUS_MEMO
+from workflows.runs.states import TaskState
+from workflows.specs.wire import Manifest
+
+# A live worker answers a query in some 30 ms; beyond this the memo answers instead.
+_QUERY_LIMIT = timedelta(seconds=1)
+# Who asks for the state of many runs while no worker is there waits for the first of them only.
+_UNANSWERED_SECONDS = 2.0
+_SUMMARY_BYTES = 200
+_DETAILS_CHARS = 2000
+_BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
+_OWN_ID_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """A run as it stands. ``live`` is false when no worker answered and the last recorded status is shown."""
+
+    status: TaskStatus
+    live: bool
+
+
+class Core:
+    """What can be done with task runs. Every method raises errors of the one tree, never Temporal's or S3's own."""
+
+    def __init__(self, engine: Engine, bucket: Bucket, index: RunIndex) -> None:
+        self._engine = engine
+        self._bucket = bucket
+        self._index = index
+        self._admission = Admission(bucket)
+        self._pollers = Pollers(engine)
+        self._unanswered_until = 0.0
+
+    async def submit(self, manifest: Manifest) -> TaskStatus:
+        """Start a run of a manifest that was accepted, and give its first status.
+
+        Raises InsufficientResources before anything starts, DuplicateTaskId when Temporal says that the id is taken.
+        """
+        await self._admission.check(manifest)
+        if manifest.metadata.id is not None:
+            return await self._start(manifest.metadata.id, manifest)
+        for _ in range(_OWN_ID_ATTEMPTS - 1):
+            try:
+                return await self._start(new_task_id(), manifest)
+            except DuplicateTaskId:
+                continue
+        return await self._start(new_task_id(), manifest)
+
+    async def check(self, manifest: Manifest) -> None:
+        """Raise what ``submit`` would raise for the manifest, and start nothing."""
+        await self._admission.check(manifest)
+        if manifest.metadata.id is not None and await self._describe(manifest.metadata.id) is not None:
+            raise await self._duplicate(manifest.metadata.id)
+
+    async def status(self, task_id: str, *, definition: bool = False, patient: bool = False) -> TaskView:
+        """The run as it stands; with ``definition`` its manifest is always there.
+
+        Where no worker has answered a moment ago, none is asked, unless the caller is ``patient``.
+        The status comes from the running workflow; from its record in Temporal when no worker answers or it has ended;
+        and from the final record in the bucket once Temporal has forgotten the run. Raises TaskNotFound.
+        """
+        _check_form(task_id)
+        queried = patient or time.monotonic() >= self._unanswered_until
+        # The query runs beside Temporal's own description of the run; for an ended run there is none.
+        query = asyncio.create_task(self._query(task_id)) if queried and self._index.may_run(task_id) else None
+        try:
+            described = await self._describe(task_id)
+            if described is None:
+                return TaskView(await self._final_record(task_id), live=True)
+            running = described.status is WorkflowExecutionStatus.RUNNING
+            if running and queried:
+                status = await (query or self._query(task_id))
+            else:
+                status = None
+        finally:
+            if query is not None:
+                query.cancel()
+        live = status is not None or not running
+        if status is None:
+            # The run may have ended while it was asked.
+            described = await self._describe(task_id) if running else described
+            if described is None:
+                return TaskView(await self._final_record(task_id), live=True)
+            status = await recorded.status_of(described)
+            if definition:
+                try:
+                    status.manifest = await self._submitted_manifest(task_id)
+                except RPCError as error:
+                    if not is_unknown(error):
+                        raise
+                    # Temporal has forgotten the run since it described it.
+                    return TaskView(await self._final_record(task_id), live=True)
+        else:
+            created_at = described.typed_search_attributes.get(recorded.CREATED_KEY, status.created_at)
+            status = status.model_copy(update={"created_at": created_at})
+        if status.state is TaskState.RUNNING:
+            live_progress = await recorded.live_progress(described)
+            status.progress = live_progress.without_figures() if live_progress else status.progress
+        return TaskView(status, live)
+
+    async def look(self, task_id: str, before: TaskStatus | None) -> tuple[TaskStatus, MachineFigures | None, bool]:
+        """The run, the last figures of its guest, and whether all is over, at the price of one request to Temporal.
+
+        ``before`` is the status of the last look: what cannot change within a state is taken from it. Raises
+        TaskNotFound, EngineUnavailable.
+        """
+        _check_form(task_id)
+        described = await self._describe(task_id)
+        if described is None:
+            return await self._final_record(task_id), None, True
+        ended = described.status is not WorkflowExecutionStatus.RUNNING
+        status = await recorded.status_of(described)
+        if before is None or before.state is not status.state:
+            before = (await self.status(task_id, patient=True)).status
+        live = await recorded.live_progress(described)
+        progress = live.without_figures() if live else before.progress
+        return before.model_copy(update={"progress": progress}), live.machine if live else None, ended
+
+    async def changes(self, since: int) -> tuple[int, list[TaskStatus]]:
+        """The runs that have changed since a moment of the index, and the moment now.
+
+        Where those are not known any more, and at moment 0, all that have not ended. Raises EngineUnavailable.
+        """
+        await self._index.look()
+        moment, changed = self._index.changes(since)
+        if changed is None:
+            changed = [row.status for row in self._index.rows() if not row.state.terminal]
+        return moment, changed
+
+    async def find(self, query: listing.TaskQuery) -> listing.Page:
+        """A page of the runs that Temporal still knows."""
+        await self._index.look()
+        return listing.find(self._index, query)
+
+    async def counts(self) -> Counter[TaskState]:
+        """How many runs are in each state now."""
+        await self._index.look()
+        return self._index.counts()
+
+    async def cancel(self, task_id: str, request: CancelRequest) -> TaskStatus:
+        """Ask the run to end, and give its status from before. Raises TaskNotFound, TaskAlreadyTerminal.
+
+        The run stops its agent, collects its artifacts and tears its machine down; it is cancelled when it has.
+        """
+        _check_text("reason", request.reason)
+        before = await self._active(task_id)
+        try:
+            signalled = await self._signal(task_id, "cancel", request)
+        except PayloadTooLarge:
+            # Temporal takes a limited number of signals for one run: its own cancellation is none, and means the same.
+            signalled = await self._cancel_in_temporal(task_id)
+        if not signalled:
+            raise _already_terminal((await self.status(task_id)).status)
+        return before
+
+    async def send_message(self, task_id: str, message: UserMessage) -> TaskStatus:
+        """Hand the agent a further message.
+
+        Raises TaskNotFound, TaskAlreadyTerminal, SessionClosed when the run takes no more, PayloadTooLarge,
+        RateLimitExceeded when too many are waiting.
+        """
+        _check_text("text", message.text)
+        if len(message.text.encode()) > MESSAGE_BYTES:
+            raise PayloadTooLarge(f"A message holds at most {format_size(MESSAGE_BYTES)}; put more into a file.")
+        status = await self._active(task_id)
+        if not status.takes_messages or status.state is TaskState.COMPLETING:
+            raise SessionClosed(f"Task '{task_id}' takes no more messages; its session is closed.")
+        if status.waiting_messages >= WAITING_MOST:
+            raise RateLimitExceeded(f"{WAITING_MOST} messages are waiting for task '{task_id}'; send this one later.")
+        if not await self._signal(task_id, "user_message", message):
+            raise SessionClosed(f"Task '{task_id}' takes no more messages; its agent has finished.")
+        return status
+
+    async def close_session(self, task_id: str) -> TaskStatus:
+        """Let a ``headless: false`` session end after its last answer. Raises TaskNotFound, TaskAlreadyTerminal."""
+        status = await self._active(task_id)
+        if not await self._signal(task_id, "close"):
+            raise _already_terminal((await self.status(task_id)).status)
+        return status
+
+    async def artifacts(self, task_id: str) -> list[Artifact]:
+        """What the run has left so far. Raises TaskNotFound."""
+        _check_form(task_id)
+        found = await asyncio.to_thread(artifacts.index, self._bucket, task_id)
+        if not found:
+            await self.status(task_id)
+        return [Artifact.model_validate(item.model_dump()) for item in found]
+
+    async def artifact(self, task_id: str, name: str) -> Artifact:
+        """One artifact, by its name or its path in the workspace. Raises TaskNotFound, ArtifactNotFound."""
+        found = await self.artifacts(task_id)
+        for candidate in found:
+            if candidate.name == name:
+                return candidate
+        for candidate in found:
+            if candidate.path == name:
+                return candidate
+        raise ArtifactNotFound(
+            f"Task '{task_id}' has no artifact '{name}'; 'sandbox task artifacts {task_id}' lists those it has."
+        )
+
+    async def open_artifact(self, task_id: str, name: str, offset: int, length: int) -> ObjectStream:
+        """A stored artifact from byte ``offset`` on; its reading blocks. Raises ArtifactNotFound, BucketUnavailable."""
+        return await asyncio.to_thread(artifacts.open_stream, self._bucket, task_id, name, offset, length)
+
+    async def has_ended(self, task_id: str) -> bool:
+        """Whether the run is over and its log complete: its workflow has closed, or Temporal has forgotten it."""
+        described = await self._describe(task_id)
+        return described is None or described.status is not WorkflowExecutionStatus.RUNNING
+
+    async def check_engine(self) -> int:
+        """How many workers poll the task queue. Raises EngineUnavailable."""
+        return await self._pollers.count()
+
+    # --- how
+
+    async def _start(self, task_id: str, manifest: Manifest) -> TaskStatus:
+        manifest = manifest.model_copy(update={"metadata": manifest.metadata.model_copy(update={"id": task_id})})
+        status = recorded.initial_status(task_id, manifest, datetime.now(UTC))
+        client = await self._engine.client()
+        try:
+            with self._engine.failures():
+                handle = await client.start_workflow(
+                    recorded.WORKFLOW_TYPE,
+                    TaskSubmission(task_id=task_id, manifest=manifest),
+                    id=recorded.workflow_id(task_id),
+                    task_queue=self._engine.task_queue,
+                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                    memo={STATUS_MEMO: status.model_dump(mode="json")},
+                    search_attributes=recorded.search_attributes(status),
+                    static_summary=_one_line(
+                        f"{status.name}: {without_credentials(manifest.repository.url)}", _SUMMARY_BYTES
+                    ),
+                    static_details=_details(manifest),
+                    rpc_timeout=RPC_LIMIT,
+                )
+        except WorkflowAlreadyStartedError as error:
+            raise await self._duplicate(task_id) from error
+        except RPCError as error:
+            if error.status is RPCStatusCode.INVALID_ARGUMENT:
+                raise PayloadTooLarge(f"Temporal refused the manifest: {error.message}.") from error
+            raise
+        self._index.note(status, handle.result_run_id or "")
+        return status
+
+    async def _duplicate(self, task_id: str) -> DuplicateTaskId:
+        try:
+            existing = (await self.status(task_id)).status
+        except TaskNotFound:
+            return DuplicateTaskId(f"Task '{task_id}' was already submitted.", existing_task={"id": task_id})
+        facts = {
+            "id": task_id,
+            "state": existing.state.value,
+            "created_at": existing.created_at.isoformat().replace("+00:00", "Z"),
+        }
+        return DuplicateTaskId(
+            f"Task '{task_id}' was already submitted and is {existing.state}; "
+            "give another metadata.id, or none to have one made.",
+            existing_task=facts,
+        )
+
+    async def _active(self, task_id: str) -> TaskStatus:
+        status = (await self.status(task_id)).status
+        if status.state.terminal:
+            raise _already_terminal(status)
+        return status
+
+    async def _signal(self, task_id: str, name: str, *payload: CancelRequest | UserMessage) -> bool:
+        """Signal the run; false when it has ended meanwhile."""
+        client = await self._engine.client()
+        handle = client.get_workflow_handle(recorded.workflow_id(task_id))
+        try:
+            with self._engine.failures():
+                await handle.signal(name, args=payload, rpc_timeout=RPC_LIMIT)
+        except RPCError as error:
+            if is_unknown(error):
+                return False
+            if error.status is RPCStatusCode.INVALID_ARGUMENT:
+                raise PayloadTooLarge(f"Temporal refused what was sent: {error.message}.") from error
+            raise
+        return True
+
+    async def _cancel_in_temporal(self, task_id: str) -> bool:
+        """Cancel the workflow itself; false when it has ended meanwhile."""
+        client = await self._engine.client()
+        try:
+            with self._engine.failures():
+                await client.get_workflow_handle(recorded.workflow_id(task_id)).cancel(rpc_timeout=RPC_LIMIT)
+        except RPCError as error:
+            if is_unknown(error):
+                return False
+            raise
+        return True
+
+    async def _describe(self, task_id: str) -> WorkflowExecutionDescription | None:
+        client = await self._engine.client()
+        handle = client.get_workflow_handle(recorded.workflow_id(task_id))
+        try:
+            with self._engine.failures():
+                described = await handle.describe(rpc_timeout=RPC_LIMIT)
+        except RPCError as error:
+            if is_unknown(error):
+                return None
+            raise
+        return described if described.workflow_type == recorded.WORKFLOW_TYPE else None
+
+    async def _query(self, task_id: str) -> TaskStatus | None:
+        client = await self._engine.client()
+        handle = client.get_workflow_handle(recorded.workflow_id(task_id))
+        try:
+            with self._engine.failures():
+                answer: TaskStatus = await handle.query("status", result_type=TaskStatus, rpc_timeout=_QUERY_LIMIT)
+        except (EngineUnavailable, RPCError, WorkflowQueryFailedError):
+            self._unanswered_until = time.monotonic() + _UNANSWERED_SECONDS
+            return None
+        self._unanswered_until = 0.0
+        return answer
+
+    async def _submitted_manifest(self, task_id: str) -> Manifest | None:
+        """The manifest from the first event of the run's history, which needs no worker."""
+        client = await self._engine.client()
+        handle = client.get_workflow_handle(recorded.workflow_id(task_id))
+        with self._engine.failures():
+            async for event in handle.fetch_history_events(page_size=1, rpc_timeout=RPC_LIMIT):
+                payloads = event.workflow_execution_started_event_attributes.input.payloads
+                decoded = await client.data_converter.decode(payloads, type_hints=[TaskSubmission])
+                submission = decoded[0] if decoded else None
+                return submission.manifest if isinstance(submission, TaskSubmission) else None
+        return None
+
+    async def _final_record(self, task_id: str) -> TaskStatus:
+        record = await asyncio.to_thread(records.read_record, self._bucket, task_id)
+        if record is None:
+            raise TaskNotFound(f"No task '{task_id}'; 'sandbox task list' shows those there are.")
+        return TaskStatus.model_validate(record)
+
+
+def new_task_id() -> str:
+    """An id that sorts by its time of making: seconds in base 32, then 25 random bits."""
+    return _base32(int(time.time()), 7) + "-" + _base32(secrets.randbits(25), 5)
+
+
+def _check_form(task_id: str) -> None:
+    """Raise TaskNotFound for what can be no run's id."""
+    try:
+        task_prefix(task_id)
+    except InvalidParameter as error:
+        raise TaskNotFound(f"No task '{task_id[:80]}'; 'sandbox task list' shows those there are.") from error
+
+
+def _check_text(field: str, text: str) -> None:
+    """Raise InvalidParameter for text that cannot be written down."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidParameter(f"{field} holds half of a character (a lone surrogate); send Unicode text.") from error
+
+
+def _base32(number: int, digits: int) -> str:
+    return "".join(_BASE32[(number >> (5 * place)) & 31] for place in reversed(range(digits)))
+
+
+def _already_terminal(status: TaskStatus) -> TaskAlreadyTerminal:
+    return TaskAlreadyTerminal(f"Task '{status.id}' has already ended: {status.state}.", task_state=status.state.value)
+
+
+def _one_line(text: str, most_bytes: int) -> str:
+    return " ".join(text.split()).encode()[:most_bytes].decode(errors="ignore")
+
+
+def _details(manifest: Manifest) -> str:
+    """What the Temporal UI shows of the run's task, in Markdown. Beginnings only: history is no place for long text."""
+    repository = manifest.repository
+    prompt = manifest.claude.prompt.strip()
+    shortened = prompt[:_DETAILS_CHARS] + (" …" if len(prompt) > _DETAILS_CHARS else "")
+    quoted = "\n".join(f"> {line}" for line in shortened.splitlines())
+    where = f"{without_credentials(repository.url)} `{repository.commit or repository.branch}`"
+    machine = f"{manifest.vm.profile}, {manifest.vm.cpus} CPUs, {manifest.vm.memory}, {manifest.vm.network_mode}"
+    return f"- Repository: {where}\n- Machine: {machine}\n- Model: {manifest.claude.model}\n\n{quoted}"

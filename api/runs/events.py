@@ -1,0 +1,288 @@
+"""What happens in runs, as the five events of the contract (section 3): of one run, or of all of them.
+
+Nothing is kept for a client that is slow. Output is read from the log on from where the client is, at its own pace,
+and of figures and progress it gets the newest; it misses no line and no change of state. What a stream holds is a
+handful of events, and what it shares with all others of its run: one reader of the log and one look at the run each
+second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import UTC, datetime
+from math import inf
+from typing import Any, Literal, get_args
+
+from api.runs.core import Core
+from api.runs.log import timestamp
+from api.runs.watch import Look, RunWatches
+from foundation.errors import EngineUnavailable, InvalidParameter, TaskyardError
+from foundation.urls import without_credentials
+from storage.bucket import Bucket
+from storage.follower import RunLogFollowers
+from storage.runlog import LogEntry, tail
+from workflows.runs.messages import AgentProgress, TaskStatus
+from workflows.runs.states import STATE_MESSAGES, TaskState
+
+Kind = Literal["state_change", "output", "progress", "metrics", "error"]
+KINDS: frozenset[str] = frozenset(get_args(Kind))
+
+Event = dict[str, Any]
+
+_HELD_EVENTS = 16
+_LONGEST_ID = 80
+_SCAN_SECONDS = 1.0
+# The log of a run that was ended past its own steps is never closed: this long without a line is its end.
+_LOG_PATIENCE_SECONDS = 5.0
+_REMEMBERED_ENDS = 1000
+_RANK = {state: rank for rank, state in enumerate(TaskState)}
+
+
+def parse_filter(text: str) -> frozenset[str]:
+    """The kinds in a comma-separated list; all of them for none. Raises InvalidParameter for a word that is none."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if unknown := [word for word in words if word not in KINDS]:
+        raise InvalidParameter(
+            f"'{unknown[0]}' is no kind of event; kinds are {', '.join(get_args(Kind))}.", field="filter"
+        )
+    return frozenset(words) or KINDS
+
+
+def error_event(task_id: str | None, error: TaskyardError) -> Event:
+    """An error that is the stream's own."""
+    named = None if task_id is None else without_credentials(task_id[:_LONGEST_ID])
+    event = _event("error", named, datetime.now(UTC)) | {"error": error.code, "message": error.message}
+    return event | ({"details": error.details} if error.details else {})
+
+
+class RunEvents:
+    """Events of the runs of one server process."""
+
+    def __init__(self, core: Core, bucket: Bucket, followers: RunLogFollowers, watches: RunWatches) -> None:
+        self._core = core
+        self._bucket = bucket
+        self._followers = followers
+        self._watches = watches
+
+    async def of_run(self, task_id: str, kinds: frozenset[str], after_id: int = 0) -> AsyncGenerator[Event]:
+        """Events of one run, its state first, to its end; output from the log's entry after ``after_id`` on.
+
+        Raises TaskNotFound.
+        """
+        await self._core.status(task_id)
+        async with aclosing(self._follow(_Run(task_id, kinds), after_id)) as events:
+            async for event in events:
+                yield event
+
+    async def of_all(self, kinds: frozenset[str]) -> AsyncGenerator[Event]:
+        """Events of all runs from now on, never ending; first the state of each that has not ended."""
+        async with _merged(lambda put: self._scan(kinds, put)) as events:
+            async for event in events:
+                yield event
+
+    async def _follow(self, run: _Run, after_id: int) -> AsyncGenerator[Event]:
+        beside: list[_Source] = []
+        if "output" in run.kinds:
+            beside.append(lambda put: self._output(run, after_id, put))
+        else:
+            run.log_over.set()
+        async with _merged(lambda put: self._looks(run, put), *beside) as events:
+            async for event in events:
+                yield event
+
+    async def _output(self, run: _Run, after_id: int, put: _Put) -> None:
+        async with aclosing(self._followers.follow(run.task_id, after_id)) as entries:
+            async for entry in entries:
+                # While the client is slow, the log is not silent.
+                run.last_entry = inf
+                if entry.stream != "event":
+                    await put(_output_event(run.task_id, entry))
+                run.last_entry = time.monotonic()
+        run.log_over.set()
+
+    async def _looks(self, run: _Run, put: _Put) -> None:
+        async with aclosing(self._watches.watch(run.task_id)) as looks:
+            async for look in looks:
+                for event in run.news_of(look):
+                    await put(event)
+                if look.ended:
+                    # The last lines come before the state that ends the stream.
+                    await run.until_log_is_over()
+                    for event in run.end(look.status):
+                        await put(event)
+
+    async def _scan(self, kinds: frozenset[str], put: _Put) -> None:
+        known: dict[str, TaskState] = {}
+        streams: dict[str, asyncio.Task[None]] = {}
+        over: deque[str] = deque(maxlen=_REMEMBERED_ENDS)
+        moment = 0
+
+        def ended(task_id: str) -> None:
+            del streams[task_id]
+            over.append(task_id)
+
+        async with asyncio.TaskGroup() as group:
+            while True:
+                with suppress(EngineUnavailable):
+                    first = moment == 0
+                    moment, changed = await self._core.changes(moment)
+                    for status in changed:
+                        if status.id in streams or status.id in over:
+                            continue
+                        run = _Run(status.id, kinds, known.pop(status.id, None), whole=not first)
+                        if status.state.terminal or status.state is TaskState.PENDING:
+                            for event in run.of_status(status):
+                                await put(event)
+                            if not status.state.terminal:
+                                known[status.id] = status.state
+                        else:
+                            # A run that was there before this stream has its earlier lines in its log.
+                            begin = await self._log_end(status.id) if first else 0
+                            stream = group.create_task(self._pass_on(run, begin, put))
+                            streams[status.id] = stream
+                            stream.add_done_callback(lambda _, task_id=status.id: ended(task_id))  # type: ignore[misc]
+                await asyncio.sleep(_SCAN_SECONDS)
+
+    async def _pass_on(self, run: _Run, after_id: int, put: _Put) -> None:
+        try:
+            async with aclosing(self._follow(run, after_id)) as events:
+                async for event in events:
+                    await put(event)
+        except TaskyardError as error:
+            await put(error_event(run.task_id, error))
+
+    async def _log_end(self, task_id: str) -> int:
+        last = await asyncio.to_thread(tail, self._bucket, task_id, 1)
+        return last[-1].id if last else 0
+
+
+class _Run:
+    """One run as one stream has shown it: ``known`` is the last state that it sent."""
+
+    def __init__(
+        self, task_id: str, kinds: frozenset[str], known: TaskState | None = None, *, whole: bool = False
+    ) -> None:
+        self.task_id = task_id
+        self.kinds = kinds
+        self.log_over = asyncio.Event()
+        self.last_entry = time.monotonic()
+        self._known = known
+        self._whole = whole
+        self._progress: AgentProgress | None = None
+        self._sampled: datetime | None = None
+
+    def news_of(self, look: Look) -> list[Event]:
+        """What is new in a look, but for the end of the run."""
+        events = self._state_changes(look.status, ending=False)
+        progress = look.status.progress
+        if "progress" in self.kinds and progress != self._progress and progress.last_activity_at is not None:
+            self._progress = progress
+            at = progress.last_activity_at
+            events.append(_event("progress", self.task_id, at) | {"progress": progress.model_dump(mode="json")})
+        if "metrics" in self.kinds and look.machine is not None and look.machine.at != self._sampled:
+            self._sampled = look.machine.at
+            figures = look.machine.model_dump(mode="json", exclude={"at"})
+            events.append(_event("metrics", self.task_id, look.machine.at) | {"metrics": figures})
+        return events
+
+    def end(self, status: TaskStatus) -> list[Event]:
+        """The last events of the run."""
+        events = self._state_changes(status, ending=True)
+        if "error" in self.kinds and status.cause is not None:
+            event = _event("error", self.task_id, status.state_changed_at)
+            event |= {"error": status.cause.value, "message": status.error or ""}
+            events.insert(0, event | {"details": {"exit_code": status.exit_code}})
+        return events
+
+    def of_status(self, status: TaskStatus) -> list[Event]:
+        """The events of a run that is not followed, from its status."""
+        return self.end(status) if status.state.terminal else self._state_changes(status, ending=False)
+
+    async def until_log_is_over(self) -> None:
+        """Wait for the log's last line."""
+        began = time.monotonic()
+        while time.monotonic() - max(began, self.last_entry) < _LOG_PATIENCE_SECONDS:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.log_over.wait(), _LOG_PATIENCE_SECONDS / 10)
+                return
+
+    def _state_changes(self, status: TaskStatus, *, ending: bool) -> list[Event]:
+        """States entered since the last one that was sent; a run comes through them in one order only."""
+        entered = [(step.state, step.at) for step in status.transitions]
+        if not entered or entered[-1][0] is not status.state:
+            entered.append((status.state, status.state_changed_at))
+        if self._known is None and not self._whole:
+            entered = entered[-1:]
+        events = []
+        for state, at in entered:
+            if (state.terminal and not ending) or (self._known is not None and _RANK[state] <= _RANK[self._known]):
+                continue
+            message = status.state_message if state is status.state else STATE_MESSAGES[state]
+            events.append(
+                _event("state_change", self.task_id, at)
+                | {
+                    "previous_state": self._known.value if self._known else None,
+                    "new_state": state.value,
+                    "state_message": message,
+                }
+            )
+            self._known = state
+        return events if "state_change" in self.kinds else []
+
+
+_Put = Callable[[Event], Awaitable[None]]
+_Source = Callable[[_Put], Coroutine[Any, Any, None]]
+
+
+@asynccontextmanager
+async def _merged(main: _Source, *beside: _Source) -> AsyncIterator[AsyncGenerator[Event]]:
+    """The events of several sources until the main one ends; few are held, so that a source waits for who reads."""
+    held: asyncio.Queue[Event | None] = asyncio.Queue(_HELD_EVENTS)
+    failures: list[BaseException] = []
+
+    async def run() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                others = [group.create_task(source(held.put)) for source in beside]
+                await main(held.put)
+                for other in others:
+                    other.cancel()
+        except* Exception as group_of_errors:  # noqa: BLE001 -- raised again where the events are read
+            failures.append(_first(group_of_errors))
+        await held.put(None)
+
+    async def events() -> AsyncGenerator[Event]:
+        while (event := await held.get()) is not None:
+            yield event
+        if failures:
+            raise failures[0]
+
+    running = asyncio.create_task(run())
+    try:
+        async with aclosing(events()) as merged:
+            yield merged
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _event(kind: Kind, task_id: str | None, at: datetime) -> Event:
+    return {"type": kind, "task_id": task_id, "timestamp": timestamp(at)}
+
+
+def _output_event(task_id: str, entry: LogEntry) -> Event:
+    return _event("output", task_id, entry.ts) | {
+        "id": entry.id,
+        "stream": entry.stream,
+        "data": entry.data,
+        "bytes": len(entry.data.encode()),
+    }

@@ -1,0 +1,134 @@
+"""A run as Temporal keeps it without any worker: memo, search attributes, execution status, heartbeat details."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+from urllib.parse import quote
+
+import structlog
+from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
+
+from workflows import steps
+from workflows.runs.messages import LiveProgress, TaskStatus, Transition
+from workflows.runs.report import CHANGED_KEY, STARTED_KEY, STATE_KEY, STATUS_MEMO
+from workflows.runs.states import STATE_MESSAGES, Cause, TaskState
+from workflows.specs.wire import Manifest
+
+_log = structlog.get_logger()
+
+WORKFLOW_TYPE = "TaskWorkflow"
+ID_PREFIX = "task-"
+
+NAME_KEY = SearchAttributeKey.for_keyword("TaskyardName")
+LABELS_KEY = SearchAttributeKey.for_keyword_list("TaskyardLabels")
+CREATED_KEY = SearchAttributeKey.for_datetime("TaskyardCreatedAt")
+
+# What an SQL visibility store holds in one keyword.
+_MAX_KEYWORD = 255
+MAX_LABEL_TOKEN = _MAX_KEYWORD
+# What Temporal takes of one search attribute by default (2 KiB), with room for what it adds.
+MAX_LABELS_BYTES = 1900
+
+# Characters that end or split a keyword in one of the visibility stores, or a string in their query language.
+_UNSAFE = re.compile(r"[\"'\\%♡\x00-\x1f\x7f]")
+
+# How a run stands whose workflow was ended over Temporal, past its own steps.
+_ENDED_OUTSIDE = {
+    WorkflowExecutionStatus.CANCELED: (TaskState.CANCELLED, Cause.CANCELLED, "was cancelled through Temporal"),
+    WorkflowExecutionStatus.TERMINATED: (TaskState.FAILED, Cause.INTERNAL, "was terminated through Temporal"),
+    WorkflowExecutionStatus.TIMED_OUT: (TaskState.FAILED, Cause.INTERNAL, "ran into a time limit of Temporal"),
+    WorkflowExecutionStatus.FAILED: (TaskState.FAILED, Cause.INTERNAL, "failed in Temporal"),
+}
+
+
+def workflow_id(task_id: str) -> str:
+    """The workflow id of a task run."""
+    return ID_PREFIX + task_id
+
+
+def label_token(key: str, value: str) -> str:
+    """A label as the search attribute holds it: ``key=value``, with what the stores cannot hold percent-encoded."""
+    return _UNSAFE.sub(lambda match: quote(match[0], safe=""), f"{key}={value}")
+
+
+def initial_status(task_id: str, manifest: Manifest, at: datetime) -> TaskStatus:
+    """The status of a run that was just accepted."""
+    return TaskStatus(
+        id=task_id,
+        name=manifest.metadata.name,
+        labels=manifest.metadata.labels,
+        state_message=STATE_MESSAGES[TaskState.PENDING],
+        created_at=at,
+        state_changed_at=at,
+        transitions=[Transition(state=TaskState.PENDING, at=at)],
+    )
+
+
+def search_attributes(status: TaskStatus) -> TypedSearchAttributes:
+    """The search attributes of a run that starts with this status."""
+    labels = [label_token(key, value) for key, value in sorted(status.labels.items())]
+    return TypedSearchAttributes(
+        [
+            SearchAttributePair(STATE_KEY, status.state.value),
+            SearchAttributePair(NAME_KEY, _keyword(status.name)),
+            *([SearchAttributePair(LABELS_KEY, labels)] if labels else []),
+            SearchAttributePair(CREATED_KEY, status.created_at),
+            SearchAttributePair(CHANGED_KEY, status.state_changed_at),
+        ]
+    )
+
+
+def _keyword(text: str) -> str:
+    """As much of the text as one keyword holds."""
+    text = text[:_MAX_KEYWORD]
+    while len(json.dumps(text)) > MAX_LABELS_BYTES:
+        text = text[:-1]
+    return text
+
+
+async def status_of(execution: WorkflowExecution) -> TaskStatus:
+    """The run's status from its memo, brought up to date with the search attributes and the execution itself."""
+    attributes = execution.typed_search_attributes
+    try:
+        status = await execution.memo_value(STATUS_MEMO, None, type_hint=TaskStatus) or _without_memo(execution)
+    except (ValueError, TypeError, RuntimeError) as error:
+        # Who starts workflows may write a memo of any form; one run that cannot be read takes no list with it.
+        _log.warning("the memo of a run cannot be read", workflow=execution.id, error=type(error).__name__)
+        status = _without_memo(execution)
+    state = attributes.get(STATE_KEY, status.state)
+    state = TaskState(state) if state in set(TaskState) else status.state
+    changes: dict[str, object] = {"created_at": attributes.get(CREATED_KEY, status.created_at)}
+    if state is not status.state:
+        changes |= {
+            "state": state,
+            "state_message": STATE_MESSAGES[state],
+            "started_at": attributes.get(STARTED_KEY, status.started_at),
+            "state_changed_at": attributes.get(CHANGED_KEY, status.state_changed_at),
+        }
+    if not state.terminal and execution.status in _ENDED_OUTSIDE:
+        end, cause, how = _ENDED_OUTSIDE[execution.status]
+        sentence = f"The run's workflow {how}; its machine, if any, is torn down by the sweeper."
+        changes |= {"state": end, "cause": cause, "error": sentence, "state_message": STATE_MESSAGES[end]}
+        changes |= {"state_changed_at": execution.close_time or status.state_changed_at}
+    return status.model_copy(update=changes)
+
+
+def _without_memo(execution: WorkflowExecution) -> TaskStatus:
+    """A run that was not started by this API: what Temporal itself knows of it."""
+    task_id = execution.id.removeprefix(ID_PREFIX)
+    begun = execution.start_time
+    return TaskStatus(id=task_id, name=task_id, created_at=begun, state_changed_at=begun)
+
+
+async def live_progress(description: WorkflowExecutionDescription) -> LiveProgress | None:
+    """What the follower of the running agent last reported with its heartbeat: progress, and the guest's figures."""
+    for pending in description.raw_description.pending_activities:
+        if pending.activity_type.name == steps.RUN_AGENT.name and pending.heartbeat_details.payloads:
+            details = await description.data_converter.decode(
+                pending.heartbeat_details.payloads[:1], type_hints=[LiveProgress]
+            )
+            return details[0] if isinstance(details[0], LiveProgress) else None
+    return None

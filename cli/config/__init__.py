@@ -1,0 +1,1 @@
+"""The commands about settings, and about the servers that a person uses."""

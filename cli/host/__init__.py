@@ -1,0 +1,1 @@
+"""The commands about this host: what is missing, what can be measured, what can be removed."""

@@ -1,0 +1,1 @@
+"""The commands about virtual machines and their images."""

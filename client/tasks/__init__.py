@@ -1,0 +1,1 @@
+"""Task runs in Python: blocking and asynchronous, over the same requests and replies."""

@@ -1,0 +1,254 @@
+"""The client for asyncio programs: the methods of ``TaskClient``, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from client.refusals import reachable, refusal, still_going, understood
+from client.tasks import calls
+from client.tasks.calls import (
+    CONNECT_RETRIES,
+    DEFAULT_SERVER,
+    PATIENCE_SECONDS,
+    RECONNECT_SECONDS,
+    TIMEOUT_SECONDS,
+    Call,
+)
+from client.tasks.download import CHUNK_BYTES, Batch, Download, Fetched, Progress, unwatched
+from client.tasks.reading import Answer, LogReading
+from client.tasks.replies import Artifact, ArtifactPage, LogLine, Task, TaskPage
+from foundation.errors import ServiceUnavailable, TaskyardError
+from foundation.urls import without_credentials
+
+
+class AsyncTaskClient:
+    """Task runs on one server; every method does what its namesake of ``TaskClient`` does."""
+
+    def __init__(
+        self, server: str = DEFAULT_SERVER, token: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> None:
+        self.server = server.rstrip("/")
+        self._address = without_credentials(self.server)
+        self._seconds = timeout_seconds
+        transport = httpx.AsyncHTTPTransport(retries=CONNECT_RETRIES, verify=calls.trust(self.server))
+        with reachable(self._address):
+            self._http = httpx.AsyncClient(
+                base_url=self.server,
+                timeout=calls.timeout(timeout_seconds),
+                headers=calls.headers(token),
+                transport=transport,
+            )
+
+    async def submit(self, manifest: str | Mapping[str, Any]) -> str:
+        """Submit a manifest, as YAML or JSON text or as data; the run's id."""
+        task_id: str = (await self.submit_raw(manifest))["task_id"]
+        return task_id
+
+    async def validate(self, manifest: str | Mapping[str, Any]) -> Any:
+        """Have a manifest looked at as if it were submitted, and start nothing; the server's reply."""
+        return await self._send(calls.submit(manifest, dry_run=True))
+
+    async def retry(self, task_id: str) -> Any:
+        """Submit the manifest of a run again, under an id of its own; the server's reply."""
+        return await self._send(calls.retry(task_id))
+
+    async def submit_raw(self, manifest: str | Mapping[str, Any]) -> Any:
+        """The same with the server's own reply."""
+        return await self._send(calls.submit(manifest))
+
+    async def find(
+        self,
+        *,
+        state: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+        sort: str | None = None,
+        order: str | None = None,
+    ) -> TaskPage:
+        """A page of runs, newest first by default. ``state`` is a comma-separated list."""
+        wanted = {"state": state, "limit": limit, "offset": offset, "sort": sort, "order": order}
+        return TaskPage.model_validate(await self.find_raw(wanted, labels or {}))
+
+    async def find_raw(self, parameters: Mapping[str, str | int | None], labels: Mapping[str, str]) -> Any:
+        """The same as the server's own JSON."""
+        return await self._send(calls.find(parameters, labels))
+
+    async def get(self, task_id: str, *, patience_seconds: float = 0.0) -> Task:
+        """One run as it stands. A server that is away is asked again for as long as patience lasts."""
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            try:
+                return Task.model_validate(await self.raw(task_id))
+            except ServiceUnavailable:
+                if time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def raw(self, task_id: str) -> Any:
+        """The server's own JSON of a run."""
+        return await self._send(calls.get(task_id))
+
+    async def wait(self, task_id: str, poll_seconds: float = 1.0, timeout_seconds: float | None = None) -> Task:
+        """The run once it has ended. Raises TimedOut when it has not in time; the run goes on."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while not (task := await self.get(task_id, patience_seconds=PATIENCE_SECONDS)).terminal:
+            if deadline is not None and time.monotonic() + poll_seconds > deadline:
+                raise still_going(task)
+            await asyncio.sleep(poll_seconds)
+        return task
+
+    async def cancel(self, task_id: str, reason: str | None = None, *, force: bool = False) -> Any:
+        """Ask a run to end; the server's reply."""
+        return await self._send(calls.cancel(task_id, reason, force=force))
+
+    async def message(self, task_id: str, text: str, message_id: str | None = None) -> Any:
+        """Send the agent a further message; the server's reply. With an id, sending it again changes nothing."""
+        return await self._send(calls.message(task_id, text, message_id))
+
+    async def close_session(self, task_id: str) -> Any:
+        """Let a ``headless: false`` session end after its last answer; the server's reply."""
+        return await self._send(calls.close_session(task_id))
+
+    async def artifacts(self, task_id: str) -> list[Artifact]:
+        """What a run has left so far."""
+        return ArtifactPage.model_validate(await self.artifacts_raw(task_id)).artifacts
+
+    async def artifacts_raw(self, task_id: str) -> Any:
+        """The same as the server's own JSON."""
+        return await self._send(calls.artifacts(task_id))
+
+    async def download(
+        self,
+        task_id: str,
+        name: str,
+        target: str | Path,
+        progress: Progress = unwatched,
+        *,
+        verify: bool = True,
+        force: bool = False,
+    ) -> int:
+        """Write an artifact to a file, checked; its size in bytes. Files are written in a thread."""
+        return await self._download(task_id, name, Path(target), progress, verify=verify, force=force)
+
+    async def download_all(
+        self,
+        task_id: str,
+        directory: str | Path,
+        progress: Progress = unwatched,
+        *,
+        verify: bool = True,
+        force: bool = False,
+    ) -> AsyncGenerator[Fetched, None]:
+        """Write every artifact of a run to a file below the directory; how it went, one by one."""
+        batch = Batch(Path(directory))
+        for artifact in await self.artifacts(task_id):
+            target, error = batch.target(artifact), batch.given_up
+            if error is None:
+                try:
+                    await self._download(
+                        task_id, artifact.name, target, progress, verify=verify, force=force, batch=batch
+                    )
+                except TaskyardError as failure:
+                    error = failure
+                batch.ended(error)
+            yield Fetched(artifact, target, error)
+
+    async def logs(
+        self,
+        task_id: str,
+        *,
+        follow: bool = False,
+        stream: str = "all",
+        tail: int = 0,
+        since: str | None = None,
+        after_id: int = 0,
+    ) -> AsyncGenerator[LogLine, None]:
+        """Entries of the log, as they come when followed. A broken connection is resumed where it broke.
+
+        Who stops reading before the end closes the generator (``contextlib.aclosing``), and so the connection.
+        """
+        reading = LogReading(task_id, follow=follow, stream=stream, tail=tail, since=since, after_id=after_id)
+        while True:
+            try:
+                async with self._open(reading.call()) as response:
+                    with understood(self._address):
+                        reading.opened(response.headers)
+                        async for piece in response.aiter_bytes():
+                            for line in reading.take(piece):
+                                yield line
+                        reading.ended()
+            except ServiceUnavailable as error:
+                reading.broken(error)
+            if reading.over:
+                return
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def health(self, path: str = "/api/v1/health") -> Any:
+        """The answer of one of the server's health paths, as its own JSON."""
+        return await self._send(calls.health(path))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _download(
+        self,
+        task_id: str,
+        name: str,
+        target: Path,
+        progress: Progress,
+        *,
+        verify: bool,
+        force: bool,
+        batch: Batch | None = None,
+    ) -> int:
+        async with self._open(calls.download(task_id, name)) as response:
+            download = Download(name, target, response.headers, verify=verify, force=force, batch=batch)
+            try:
+                await asyncio.to_thread(download.open)
+                if download.wanted:
+                    async for piece in response.aiter_bytes(CHUNK_BYTES):
+                        await asyncio.to_thread(download.take, piece)
+                        progress(download.done, download.size)
+                return await asyncio.to_thread(download.finish)
+            finally:
+                # A thread that still writes is waited for, also by who was cancelled.
+                await asyncio.shield(asyncio.to_thread(download.close))
+
+    async def _send(self, call: Call) -> Any:
+        async with self._open(call) as response:
+            answer = await self._answer(response)
+        with understood(self._address):
+            return answer.checked(call.reply)
+
+    async def _answer(self, response: httpx.Response) -> Answer:
+        answer = Answer(self._seconds)
+        async for piece in response.aiter_bytes():
+            answer.take(piece)
+        return answer
+
+    @asynccontextmanager
+    async def _open(self, call: Call) -> AsyncIterator[httpx.Response]:
+        with reachable(self._address):
+            async with self._http.stream(call.method, call.path, **call.options) as response:
+                if not response.is_success:
+                    body = (await self._answer(response)).body
+                    raise refusal(self._address, response.status_code, response.headers, body)
+                yield response

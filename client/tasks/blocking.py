@@ -1,0 +1,268 @@
+"""The client for programs without asyncio; what `sandbox task` uses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from client.refusals import reachable, refusal, still_going, understood
+from client.tasks import calls
+from client.tasks.calls import (
+    CONNECT_RETRIES,
+    DEFAULT_SERVER,
+    PATIENCE_SECONDS,
+    RECONNECT_SECONDS,
+    TIMEOUT_SECONDS,
+    Call,
+)
+from client.tasks.download import CHUNK_BYTES, Batch, Download, Fetched, Progress, unwatched
+from client.tasks.reading import Answer, LogReading
+from client.tasks.replies import Artifact, ArtifactPage, LogLine, Task, TaskPage
+from foundation.errors import ServiceUnavailable, TaskyardError
+from foundation.urls import without_credentials
+
+
+class TaskClient:
+    """Task runs on one server. Refusals are raised as the errors of ``foundation.errors``, by their code.
+
+    ``token`` is sent as a bearer token, for a server behind something that asks for one. No answer may take longer than
+    ``timeout_seconds``, except a log that is followed.
+    """
+
+    def __init__(
+        self, server: str = DEFAULT_SERVER, token: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> None:
+        self.server = server.rstrip("/")
+        self._address = without_credentials(self.server)
+        self._seconds = timeout_seconds
+        transport = httpx.HTTPTransport(retries=CONNECT_RETRIES, verify=calls.trust(self.server))
+        with reachable(self._address):
+            self._http = httpx.Client(
+                base_url=self.server,
+                timeout=calls.timeout(timeout_seconds),
+                headers=calls.headers(token),
+                transport=transport,
+            )
+
+    def submit(self, manifest: str | Mapping[str, Any]) -> str:
+        """Submit a manifest, as YAML or JSON text or as data; the run's id.
+
+        Raises InvalidManifest (``faults(error)`` lists every fault) and DuplicateTaskId.
+        """
+        task_id: str = self.submit_raw(manifest)["task_id"]
+        return task_id
+
+    def submit_raw(self, manifest: str | Mapping[str, Any]) -> Any:
+        """The same with the server's own reply."""
+        return self._send(calls.submit(manifest))
+
+    def validate(self, manifest: str | Mapping[str, Any]) -> Any:
+        """Have a manifest looked at as if it were submitted, and start nothing; the server's reply.
+
+        Raises what ``submit`` raises.
+        """
+        return self._send(calls.submit(manifest, dry_run=True))
+
+    def retry(self, task_id: str) -> Any:
+        """Submit the manifest of a run again, under an id of its own; the server's reply."""
+        return self._send(calls.retry(task_id))
+
+    def find(
+        self,
+        *,
+        state: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+        sort: str | None = None,
+        order: str | None = None,
+    ) -> TaskPage:
+        """A page of runs, newest first by default. ``state`` is a comma-separated list."""
+        wanted = {"state": state, "limit": limit, "offset": offset, "sort": sort, "order": order}
+        return TaskPage.model_validate(self.find_raw(wanted, labels or {}))
+
+    def find_raw(self, parameters: Mapping[str, str | int | None], labels: Mapping[str, str]) -> Any:
+        """The same as the server's own JSON."""
+        return self._send(calls.find(parameters, labels))
+
+    def get(self, task_id: str, *, patience_seconds: float = 0.0) -> Task:
+        """One run as it stands. A server that is away is asked again for as long as patience lasts."""
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            try:
+                return Task.model_validate(self.raw(task_id))
+            except ServiceUnavailable:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(RECONNECT_SECONDS)
+
+    def raw(self, task_id: str) -> Any:
+        """The server's own JSON of a run."""
+        return self._send(calls.get(task_id))
+
+    def wait(self, task_id: str, poll_seconds: float = 1.0, timeout_seconds: float | None = None) -> Task:
+        """The run once it has ended. Raises TimedOut when it has not in time; the run goes on."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while not (task := self.get(task_id, patience_seconds=PATIENCE_SECONDS)).terminal:
+            if deadline is not None and time.monotonic() + poll_seconds > deadline:
+                raise still_going(task)
+            time.sleep(poll_seconds)
+        return task
+
+    def cancel(self, task_id: str, reason: str | None = None, *, force: bool = False) -> Any:
+        """Ask a run to end; the server's reply. Raises TaskAlreadyTerminal."""
+        return self._send(calls.cancel(task_id, reason, force=force))
+
+    def message(self, task_id: str, text: str, message_id: str | None = None) -> Any:
+        """Send the agent a further message; the server's reply. With an id, sending it again changes nothing."""
+        return self._send(calls.message(task_id, text, message_id))
+
+    def close_session(self, task_id: str) -> Any:
+        """Let a ``headless: false`` session end after its last answer; the server's reply."""
+        return self._send(calls.close_session(task_id))
+
+    def artifacts(self, task_id: str) -> list[Artifact]:
+        """What a run has left so far."""
+        return ArtifactPage.model_validate(self.artifacts_raw(task_id)).artifacts
+
+    def artifacts_raw(self, task_id: str) -> Any:
+        """The same as the server's own JSON."""
+        return self._send(calls.artifacts(task_id))
+
+    def download(
+        self,
+        task_id: str,
+        name: str,
+        target: str | Path,
+        progress: Progress = unwatched,
+        *,
+        verify: bool = True,
+        force: bool = False,
+    ) -> int:
+        """Write an artifact to a file; its size in bytes. ``progress`` gets bytes done and bytes in all.
+
+        What arrives is written beside the target, checked against its checksum, and only then put in place. A file with
+        these very bytes is left as it is; any other is replaced only with ``force``. Raises Conflict.
+        """
+        return self._download(task_id, name, Path(target), progress, verify=verify, force=force)
+
+    def download_all(
+        self,
+        task_id: str,
+        directory: str | Path,
+        progress: Progress = unwatched,
+        *,
+        verify: bool = True,
+        force: bool = False,
+    ) -> Generator[Fetched, None, None]:
+        """Write every artifact of a run to a file below the directory, each called as the artifact is.
+
+        Results come one by one: what fails, for whichever reason, stops no other. Nothing is written outside of
+        the directory, through a symbolic link, or by two artifacts to one file.
+        """
+        batch = Batch(Path(directory))
+        for artifact in self.artifacts(task_id):
+            target, error = batch.target(artifact), batch.given_up
+            if error is None:
+                try:
+                    self._download(task_id, artifact.name, target, progress, verify=verify, force=force, batch=batch)
+                except TaskyardError as failure:
+                    error = failure
+                batch.ended(error)
+            yield Fetched(artifact, target, error)
+
+    def logs(
+        self,
+        task_id: str,
+        *,
+        follow: bool = False,
+        stream: str = "all",
+        tail: int = 0,
+        since: str | None = None,
+        after_id: int = 0,
+    ) -> Generator[LogLine, None, None]:
+        """Entries of the log, as they come when followed. A broken connection is resumed where it broke.
+
+        Who stops reading before the end closes the generator (``contextlib.closing``), and so the connection.
+        ``stream`` is all, stdout, stderr or events; ``tail`` asks for the last entries only; ``since`` is an ISO-8601
+        time. The last entry of a run that has ended is an event of type ``completed``.
+        """
+        reading = LogReading(task_id, follow=follow, stream=stream, tail=tail, since=since, after_id=after_id)
+        while True:
+            try:
+                with self._open(reading.call()) as response, understood(self._address):
+                    reading.opened(response.headers)
+                    for piece in response.iter_bytes():
+                        yield from reading.take(piece)
+                    reading.ended()
+            except ServiceUnavailable as error:
+                reading.broken(error)
+            if reading.over:
+                return
+            time.sleep(RECONNECT_SECONDS)
+
+    def health(self, path: str = "/api/v1/health") -> Any:
+        """The answer of one of the server's health paths, as its own JSON.
+
+        Raises ServiceUnavailable where it is up and something that it needs is not.
+        """
+        return self._send(calls.health(path))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _download(
+        self,
+        task_id: str,
+        name: str,
+        target: Path,
+        progress: Progress,
+        *,
+        verify: bool,
+        force: bool,
+        batch: Batch | None = None,
+    ) -> int:
+        with (
+            self._open(calls.download(task_id, name)) as response,
+            Download(name, target, response.headers, verify=verify, force=force, batch=batch) as download,
+        ):
+            if download.wanted:
+                for piece in response.iter_bytes(CHUNK_BYTES):
+                    download.take(piece)
+                    progress(download.done, download.size)
+            return download.finish()
+
+    def _send(self, call: Call) -> Any:
+        """The answer's JSON, in the form that the call expects."""
+        with self._open(call) as response:
+            answer = self._answer(response)
+        with understood(self._address):
+            return answer.checked(call.reply)
+
+    def _answer(self, response: httpx.Response) -> Answer:
+        answer = Answer(self._seconds)
+        for piece in response.iter_bytes():
+            answer.take(piece)
+        return answer
+
+    @contextmanager
+    def _open(self, call: Call) -> Iterator[httpx.Response]:
+        with reachable(self._address), self._http.stream(call.method, call.path, **call.options) as response:
+            if not response.is_success:
+                raise refusal(self._address, response.status_code, response.headers, self._answer(response).body)
+            yield response

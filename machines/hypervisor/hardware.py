@@ -1,0 +1,132 @@
+"""The hardware of a machine as QEMU's command line: the same however its guest comes to run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from machines.hypervisor.acceleration import QEMU
+from machines.hypervisor.handover import handover_command
+from machines.hypervisor.unprivileged import machine_user
+from machines.identity import PORT_NAME
+from machines.images.store import Image
+from machines.paths import MachinePaths
+
+# What an emulating QEMU keeps of translated code, at most; the ledger counts it. QEMU's own choice is an eighth of the
+# host's memory, up to 1 GiB, for each machine.
+TRANSLATION_BYTES = 512 * 2**20
+
+GUEST_ADDRESS = "10.0.2.15"
+GATEWAY_ADDRESS = "10.0.2.100"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a guest is made of: guests of one shape differ in nothing until they have an identity."""
+
+    image: Image
+    cpus: int
+    memory_bytes: int
+    acceleration: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a QEMU starts. A guest that is to go on where another stood waits for that one's state.
+
+    ``memory`` is a file of the guest's memory: a template writes it (``template``), others read it, and keep to
+    themselves what they change. ``workspace`` has the workspace disk plugged in from the start.
+    """
+
+    memory: Path | None = None
+    template: bool = False
+    incoming: bool = False
+    workspace: bool = False
+
+
+BOOT = Start()
+
+
+def qemu_arguments(paths: MachinePaths, shape: Shape, start: Start = BOOT) -> list[str]:
+    """QEMU's whole command line. Sockets are named relative to the socket directory, which QEMU runs in."""
+    emulated = f"tcg,thread=multi,tb-size={TRANSLATION_BYTES // 2**20}"
+    cpu, accel = ("host", "kvm") if shape.acceleration == "kvm" else ("max", emulated)
+    size = f"{shape.memory_bytes // 2**20}M"
+    # The root disk of a running machine never outlives a crash of the host: its flushes need not reach the platter.
+    root = {
+        "driver": "qcow2",
+        "node-name": "root",
+        "discard": "unmap",
+        "cache": {"no-flush": True},
+        "file": {"driver": "file", "filename": str(paths.overlay)},
+    }
+    # A connection is handed to the worker by a program that ends with that: a guest keeps none of them running.
+    gateway = _quoted(f"guestfwd=tcp:{GATEWAY_ADDRESS}:80-cmd:{handover_command(paths.machine_id)}")
+    user = None if start.template else machine_user(paths.machine_id)
+    network = f"user,id=network,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22,{gateway}"
+    return [
+        QEMU,
+        *("-name", paths.machine_id, "-pidfile", str(paths.pid_file)),
+        *("-nodefaults", "-no-user-config", "-display", "none"),
+        # guestfwd starts a program in a session of its own for each connection to the gateway: so spawning must stay
+        # allowed (a guestfwd to a socket takes one connection at a time), and with it setsid, which is filtered as
+        # elevating, as is the change to another user. Nothing gains a privilege by that: QEMU is started with
+        # no_new_privs and without capabilities that would outlive the change of user.
+        *("-sandbox", "on,obsolete=deny,spawn=allow,elevateprivileges=allow,resourcecontrol=deny"),
+        *("-object", _memory(size, start), "-machine", "q35,vmport=off,i8042=off,memory-backend=memory"),
+        *("-accel", accel, "-cpu", cpu, "-smp", str(shape.cpus), "-m", size),
+        # From when all is open that QEMU is given as a path; a template's guest runs nobody's code.
+        *(("-runas", f"{user}:{user}") if user is not None else ()),
+        # A guest that reboots would wait for an identity that nobody sends: its reboot is its end.
+        "-no-reboot",
+        *("-kernel", str(shape.image.kernel), "-initrd", str(shape.image.initrd), "-append", shape.image.command_line),
+        *("-chardev", f"file,id=console,path={_option(paths.console)},append=on", "-serial", "chardev:console"),
+        *("-blockdev", json.dumps(root), "-device", "virtio-blk-pci,drive=root,serial=root"),
+        # No switch has to learn that a restored guest is here now, which would cost the guest five packets.
+        *("-netdev", network, "-device", "virtio-net-pci,netdev=network,romfile=,guest_announce=off"),
+        *("-chardev", f"socket,id=identity,path={paths.identity.name},server=on,wait=off"),
+        *("-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=identity,name={PORT_NAME}"),
+        *("-device", "virtio-rng-pci"),
+        *("-device", "pcie-root-port,id=workspace-slot,chassis=1"),
+        *_workspace(paths, start),
+        *("-chardev", f"socket,id=qmp,path={paths.qmp.name},server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
+        *(("-incoming", "defer") if start.incoming else ()),
+    ]
+
+
+def _memory(size: str, start: Start) -> str:
+    """The guest's memory. Whatever holds it, it has one name, by which a state finds it again."""
+    if start.memory is None:
+        return f"memory-backend-ram,id=memory,size={size}"
+    share = "on" if start.template else "off"
+    return f"memory-backend-file,id=memory,size={size},mem-path={_option(start.memory)},share={share}"
+
+
+def workspace_disk(place: str) -> tuple[dict[str, object], dict[str, object]]:
+    """The workspace disk at a path that QEMU may open, for ``blockdev-add`` and ``device_add`` or the command line."""
+    # Through the host's page cache, which every reader on the host shares: what the guest has synced is there.
+    file = {"driver": "file", "filename": place}
+    node: dict[str, object] = {"driver": "raw", "node-name": "workspace", "discard": "unmap", "file": file}
+    device: dict[str, object] = {
+        "driver": "virtio-blk-pci",
+        "id": "workspace",
+        "drive": "workspace",
+        "serial": "workspace",
+    }
+    return node, {**device, "bus": "workspace-slot"}
+
+
+def _workspace(paths: MachinePaths, start: Start) -> tuple[str, ...]:
+    if not start.workspace:
+        return ()
+    node, device = workspace_disk(str(paths.workspace))
+    return "-blockdev", json.dumps(node), "-device", json.dumps(device)
+
+
+def _option(path: Path) -> str:
+    return _quoted(str(path))
+
+
+def _quoted(value: str) -> str:
+    return value.replace(",", ",,")

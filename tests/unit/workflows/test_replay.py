@@ -1,0 +1,34 @@
+"""Runs that began under an earlier version go on under this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from temporalio.client import WorkflowHistory
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, WorkflowRunner
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
+
+from workflows.runs.workflow import TaskWorkflow
+
+HISTORIES = sorted((Path(__file__).parents[2] / "histories" / "runs").glob("*.json"))
+
+
+def test_there_are_histories_to_replay() -> None:
+    assert {path.stem for path in HISTORIES} >= {"completed", "cancelled", "failed_preserved", "not_staged"}
+
+
+@pytest.mark.parametrize("runner", [SandboxedWorkflowRunner(), UnsandboxedWorkflowRunner()], ids=["sandbox", "worker"])
+@pytest.mark.parametrize(("name", "recorded"), [(path.stem, path.read_text()) for path in HISTORIES])
+async def test_a_recorded_history_replays(name: str, recorded: str, runner: WorkflowRunner) -> None:
+    replayer = Replayer(
+        workflows=[TaskWorkflow],
+        data_converter=pydantic_data_converter,
+        workflow_runner=runner,
+        # Without one, the SDK hashes the code of all modules in the event loop.
+        build_id="replayed",
+    )
+    history = WorkflowHistory.from_json(f"task-{name}", recorded)
+    result = await replayer.replay_workflow(history, raise_on_replay_failure=False)
+    assert result.replay_failure is None

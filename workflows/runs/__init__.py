@@ -1,0 +1,1 @@
+"""A task run: its workflow, its states, and the messages in and out of it."""

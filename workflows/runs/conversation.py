@@ -1,0 +1,118 @@
+"""The conversation with a run's agent: messages in, turns out, and the close of the session."""
+
+from __future__ import annotations
+
+from temporalio import workflow
+
+from workflows import steps
+from workflows.calls import Calls
+from workflows.runs.inbox import Inbox, short_id
+from workflows.runs.messages import CloseRequest, DeliverRequest, UserMessage
+from workflows.runs.outcome import RunEnded
+from workflows.runs.report import RunReport
+from workflows.runs.states import Cause
+
+# Named in the histories of runs that refuse messages, and in which a failed delivery does not end the conversation.
+# Runs that came to such a point under earlier versions go on as those did.
+_REFUSES = "refuses-messages"
+_REDELIVERS = "redelivers"
+
+
+class Conversation:
+    """One session. ``given_up``: why the run is to end because the session cannot be closed."""
+
+    def __init__(self, calls: Calls, report: RunReport, machine_id: str, *, headless: bool) -> None:
+        self.inbox = Inbox()
+        self.given_up: RunEnded | None = None
+        self._calls = calls
+        self._report = report
+        self._machine_id = machine_id
+        self._headless = headless
+        self._close_wanted = False
+        self._idle = False
+        self._closed = False
+        self._over = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the agent takes further messages."""
+        return not (self._over or self._close_wanted or self._closed)
+
+    def take(self, message: UserMessage) -> None:
+        """Queue a message, unless one with its id came before; what cannot be taken is noted."""
+        message_id = short_id(message.id or str(workflow.uuid4()))
+        if self.inbox.knows(message_id):
+            return
+        refusal = self.inbox.refusal(message, closed=not self.is_open)
+        if refusal is not None and workflow.patched(_REFUSES):
+            self.inbox.refuse(message_id)
+            self._report.note(refusal)
+        else:
+            self.inbox.add(message_id, message.text)
+
+    def want_close(self) -> None:
+        """Close the session once the agent has answered its messages."""
+        self._close_wanted = True
+
+    def turn_ended(self) -> None:
+        """The agent waits for input."""
+        self._idle = True
+
+    def close_if_idle(self) -> bool:
+        """Whether the follower that asks is to close the session."""
+        self._closed = self._closed or (self._may_close() and not self.inbox)
+        return self._closed
+
+    def end(self) -> None:
+        """The agent is gone."""
+        self._over = True
+
+    async def run(self) -> None:
+        """Deliver messages in order, one at a time, and close the session when nothing more is to come.
+
+        Serving both here is what makes the close safe: no message can slip in between the look at the queue and
+        the close, since this one coroutine does both. Once ``end_turn`` has answered true, the follower closes it.
+        """
+        while True:
+            await workflow.wait_condition(lambda: bool(self.inbox) or self._may_close())
+            if self._closed:
+                return
+            if not self.inbox:
+                await self._close()
+                return
+            if not await self._deliver():
+                return
+
+    async def _deliver(self) -> bool:
+        """Deliver the message whose turn it is, or give it up. False when the conversation is at its end."""
+        message_id, text = self.inbox.first()
+        was_idle, self._idle = self._idle, False
+        request = DeliverRequest(
+            task_id=self._report.status.id, machine_id=self._machine_id, message_id=message_id, text=text
+        )
+        delivered = await self._calls.attempt(steps.DELIVER, request, "Deliver a message")
+        if delivered:
+            self.inbox.delivered(message_id)
+        # A delivery that was under way when the agent ended comes back here although its task was cancelled.
+        if self._over and (not delivered or not self.inbox or workflow.patched(_REDELIVERS)):
+            return False
+        if delivered:
+            return True
+        if not workflow.patched(_REDELIVERS):
+            return False
+        # The agent waits for input as it did before; should the message have reached it all the same, a close waits
+        # for the answer.
+        self._idle = self._idle or was_idle
+        self.inbox.give_up()
+        self._report.note("A message could not be delivered; it was tried again for some minutes.")
+        return True
+
+    async def _close(self) -> None:
+        closed = await self._calls.attempt(steps.CLOSE, CloseRequest(machine_id=self._machine_id), "Close the session")
+        if not closed and not self._over and workflow.patched(_REDELIVERS):
+            self.given_up = RunEnded(
+                Cause.MACHINE_LOST, "The agent had answered, but its guest could not be told to close the session."
+            )
+
+    def _may_close(self) -> bool:
+        return self._idle and (self._headless or self._close_wanted)

@@ -1,0 +1,111 @@
+"""What the world sees of a run: its status, with the memo, the search attributes and the UI's details that show it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from temporalio import workflow
+from temporalio.common import SearchAttributeKey, SearchAttributeUpdate
+
+from workflows.runs.messages import AgentResult, TaskStatus, TaskSubmission, Transition, cut
+from workflows.runs.outcome import RunEnded
+from workflows.runs.states import STATE_MESSAGES, Cause, TaskState
+
+STATE_KEY = SearchAttributeKey.for_keyword("TaskyardState")
+STARTED_KEY = SearchAttributeKey.for_datetime("TaskyardStartedAt")
+CHANGED_KEY = SearchAttributeKey.for_datetime("TaskyardStateChangedAt")
+STATUS_MEMO = "status"
+
+# Notes of one run that its status keeps, and characters of each.
+_NOTES_MOST = 40
+_NOTE_CHARS = 500
+
+
+class RunReport:
+    """The status of one run, kept by its workflow."""
+
+    def __init__(self, submission: TaskSubmission, now: datetime) -> None:
+        metadata = submission.manifest.metadata
+        self.status = TaskStatus(
+            id=submission.task_id,
+            name=metadata.name,
+            labels=metadata.labels,
+            state_message=STATE_MESSAGES[TaskState.PENDING],
+            created_at=now,
+            state_changed_at=now,
+            transitions=[Transition(state=TaskState.PENDING, at=now)],
+        )
+
+    def enter(self, state: TaskState, *, remember: bool = False, shown: bool = True) -> None:
+        """Change the state, in the search attributes and the UI's details; ``remember`` also in the memo.
+
+        One that is not ``shown`` is among the transitions only.
+        """
+        now = workflow.now()
+        status = self.status
+        status.state = state
+        status.state_changed_at = now
+        status.state_message = status.error or STATE_MESSAGES[state] if state.terminal else STATE_MESSAGES[state]
+        status.transitions.append(Transition(state=state, at=now))
+        if not shown:
+            return
+        updates: list[SearchAttributeUpdate[Any]] = [
+            STATE_KEY.value_set(state.value),
+            CHANGED_KEY.value_set(now),
+        ]
+        if status.started_at is None:
+            status.started_at = now
+            updates.append(STARTED_KEY.value_set(now))
+        workflow.upsert_search_attributes(updates)
+        if remember or state.terminal:
+            self.remember()
+        workflow.set_current_details(self._details())
+
+    def remember(self) -> None:
+        """Put the status into the memo, which needs no worker to be read."""
+        workflow.upsert_memo({STATUS_MEMO: self.status.model_dump(mode="json")})
+
+    def note(self, *sentences: str) -> None:
+        """Add to the notes of the status, within limits: they are in its memo."""
+        notes = self.status.notes
+        for sentence in sentences:
+            if len(notes) < _NOTES_MOST and sentence not in notes:
+                notes.append(cut(sentence, _NOTE_CHARS))
+
+    def take_agent_result(self, agent: AgentResult) -> None:
+        """How the agent ended, and the cause if that was no success."""
+        self.status.exit_code = agent.exit_code
+        self.status.result = agent.result
+        self.status.usage = agent.usage
+        self.status.progress = agent.progress
+        if agent.cause is not None:
+            self.take_end(RunEnded(agent.cause, agent.error or STATE_MESSAGES[TaskState.FAILED]))
+
+    def take_end(self, end: RunEnded) -> None:
+        """The first cause stands, except that a cancellation before the end replaces it."""
+        if self.status.cause is None or end.cause is Cause.CANCELLED:
+            self.status.cause = end.cause
+            self.status.error = end.error
+
+    def outcome(self) -> TaskState:
+        """The state in which the run ends as things stand."""
+        if self.status.cause is None:
+            return TaskState.COMPLETED
+        if self.status.cause is Cause.CANCELLED:
+            return TaskState.CANCELLED
+        return TaskState.FAILED_PRESERVED if self.status.ssh_command else TaskState.FAILED
+
+    def _details(self) -> str:
+        """The run as the Temporal UI shows it, in Markdown."""
+        status = self.status
+        rows = [("State", f"**{status.state}**: {status.state_message}"), ("Task", f"{status.name} (`{status.id}`)")]
+        if status.host:
+            rows.append(("Host", status.host))
+        if status.vm_name:
+            rows.append(("Machine", f"`{status.vm_name}`"))
+        if status.ssh_command:
+            rows.append(("Enter", f"`{status.ssh_command}`"))
+        if status.cause:
+            rows.append(("Cause", f"{status.cause}: {status.error}"))
+        return "\n".join(f"- {label}: {text}" for label, text in rows)

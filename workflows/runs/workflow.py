@@ -1,0 +1,469 @@
+"""TaskWorkflow: one execution of a manifest, from reserving a host to the final record."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, FailureError
+
+with workflow.unsafe.imports_passed_through():
+    from workflows import steps
+    from workflows.calls import Calls, called_off, is_done
+    from workflows.runs.conversation import Conversation
+    from workflows.runs.messages import (
+        AgentRequest,
+        AgentResult,
+        CancelRequest,
+        CollectRequest,
+        FinishRequest,
+        Lease,
+        Message,
+        ProvisionRequest,
+        ReleaseRequest,
+        ReserveRequest,
+        SecretsRequest,
+        StageRequest,
+        StageResult,
+        StopAgentRequest,
+        TaskStatus,
+        TaskSubmission,
+        TurnEnded,
+        UserMessage,
+    )
+    from workflows.runs.outcome import RunEnded, ended_by
+    from workflows.runs.report import RunReport
+    from workflows.runs.states import Cause, TaskState
+    from workflows.steps import Step
+
+In = TypeVar("In", bound=Message)
+Out = TypeVar("Out", bound=Message | None)
+
+# Named in the history of a run that reserves at once and shows no state that passes within one workflow task. Runs that
+# began under earlier versions go on without.
+_LEAN = "lean"
+
+# The same for ends that wait for nothing without a bound. A run that comes to its end under this version has it too.
+_BOUNDED = "bounded"
+
+# Temporal ends a run past 51,200 events or 50 MiB of history, without its artifacts. Only signals and updates from
+# outside can bring it there; a run that comes close ends itself while it still can do so in order.
+_EVENTS_MOST = 45_000
+_HISTORY_BYTES_MOST = 40 * 2**20
+
+# What a machine may outlive its run's own limits by before the sweeper takes it.
+_DEADLINE_MARGIN = timedelta(hours=3)
+
+
+@workflow.defn(name="TaskWorkflow")
+class TaskWorkflow:
+    """Takes one task run through its states. Signals ``cancel``, ``user_message``, ``close``; query ``status``."""
+
+    @workflow.init
+    def __init__(self, submission: TaskSubmission) -> None:
+        self._manifest = submission.manifest
+        self._task_id = submission.task_id
+        self._machine_id = "vm-" + hashlib.sha256(workflow.info().run_id.encode()).hexdigest()[:16]
+        self._report = RunReport(submission, workflow.now())
+        self._calls = Calls(hurried=lambda: self._cancel is not None)
+        headless = submission.manifest.claude.headless
+        self._conversation = Conversation(self._calls, self._report, self._machine_id, headless=headless)
+        self._staged: StageResult | None = None
+        self._cancel: CancelRequest | None = None
+        self._overfull: RunEnded | None = None
+
+    @workflow.signal(description="End the run: stop the agent, collect its artifacts, tear the machine down")
+    def cancel(self, request: CancelRequest | None = None) -> None:
+        """Public API. The first reason stands; a later ``force`` still takes the grace period away."""
+        request = request or CancelRequest()
+        if self._cancel is None:
+            self._cancel = request
+        elif request.force and not self._cancel.force:
+            self._cancel = self._cancel.model_copy(update={"force": True})
+        self._mind_history()
+
+    @workflow.signal(description="Hand a further message to the running agent")
+    def user_message(self, message: UserMessage) -> None:
+        """Public API. A message with a known id is a repetition and changes nothing.
+
+        One that is refused is named in the status.
+        """
+        self._conversation.take(message)
+        self._mind_history()
+
+    @workflow.signal(description="Close the agent's session once it has answered what it was given")
+    def close(self) -> None:
+        """Public API: ends a run with ``headless: false`` as a success."""
+        self._conversation.want_close()
+
+    @workflow.update(description="Sent by Taskyard's own follower when the agent has answered")
+    def end_turn(self, _: TurnEnded) -> bool:
+        """Not public: the agent waits for input, says its follower, and closes the session when this is true."""
+        self._conversation.turn_ended()
+        self._mind_history()
+        return self._conversation.close_if_idle()
+
+    @workflow.signal(description="How followers of earlier versions tell that the agent has answered")
+    def turn_ended(self, _: TurnEnded) -> None:
+        """Not public."""
+        self._conversation.turn_ended()
+
+    @workflow.query(description="State, times, machine, outcome and manifest of the run")
+    def status(self) -> TaskStatus:
+        """Public API: the run as ``TaskStatus``."""
+        inbox = self._conversation.inbox
+        return self._report.status.model_copy(
+            update={
+                "manifest": self._manifest,
+                "undelivered_messages": list(inbox.undelivered),
+                "waiting_messages": len(inbox),
+                "takes_messages": self._conversation.is_open,
+            }
+        )
+
+    @workflow.run
+    async def run(self, submission: TaskSubmission) -> TaskStatus:  # noqa: ARG002 -- taken in __init__
+        """The run from start to end. Returns its final status; a failed run is a completed workflow."""
+        steps_of_run = asyncio.create_task(self._run_to_outcome())
+        while not steps_of_run.done():
+            try:
+                await asyncio.shield(steps_of_run)
+            except asyncio.CancelledError:
+                # Temporal's own cancellation (the UI's button, the temporal CLI) is the signal by another way.
+                self.cancel(CancelRequest(reason="Cancelled through Temporal"))
+        return steps_of_run.result()
+
+    async def _run_to_outcome(self) -> TaskStatus:
+        report, status = self._report, self._report.status
+        agent: AgentResult | None = None
+        try:
+            agent = await self._work()
+            report.take_agent_result(agent)
+        except RunEnded as end:
+            report.take_end(end)
+        self._conversation.end()
+        if self._calls.lease is not None and status.cause is not Cause.HOST_LOST and not self._leaves_machine():
+            await self._complete(agent)
+        if self._calls.away:
+            report.note(
+                f"The worker of host {status.host} was away when the run ended: the machine is left to it, and is torn "
+                "down when it is back. What was not collected by then is lost."
+            )
+        # From here on nothing is awaited that another signal could overtake, except the record of this very end.
+        outcome = report.outcome()
+        self._conversation.inbox.give_up_all()
+        status.undelivered_messages = list(self._conversation.inbox.undelivered)
+        status.takes_messages = False
+        report.enter(outcome)
+        try:
+            await self._calls.start(steps.FINISH, FinishRequest(status=self.status()), "Write the final record")
+        except ActivityError:
+            if not workflow.patched(_BOUNDED):
+                raise
+            report.note("The final record could not be written to the bucket: only Temporal knows how the run ended.")
+            report.remember()
+        return status
+
+    # --- the steps in order
+
+    async def _work(self) -> AgentResult:
+        manifest = self._manifest
+        lifecycle = manifest.lifecycle
+        self._calls.lease = await self._reserve()
+        self._report.status.host = self._calls.lease.host
+        self._report.enter(TaskState.STAGING)
+        self._staged = await self._interruptible(
+            steps.STAGE,
+            StageRequest(
+                task_id=self._task_id,
+                machine_id=self._machine_id,
+                repository=manifest.repository,
+                disk=manifest.vm.disk,
+                vm=manifest.vm,
+            ),
+            f"Clone {manifest.repository.url} ({manifest.repository.branch})",
+            limit=lifecycle.seconds("stage_timeout"),
+        )
+        self._report.status.base_commit = self._staged.base_commit
+        self._report.enter(TaskState.PROVISIONING)
+        machine = await self._interruptible(
+            steps.PROVISION,
+            ProvisionRequest(
+                task_id=self._task_id,
+                machine_id=self._machine_id,
+                vm=manifest.vm,
+                workspace_image=self._staged.workspace_image,
+            ),
+            f"Start a machine from profile {manifest.vm.profile}",
+            limit=lifecycle.seconds("provision_timeout"),
+        )
+        self._report.status.vm_name = machine.vm_name
+        self._report.status.vm_ip = machine.vm_ip
+        # Without secrets, the next state is entered in the same breath: nobody could see this one.
+        passing = workflow.patched(_LEAN) and not manifest.secrets
+        self._report.enter(TaskState.READY, remember=True, shown=not passing)
+        if manifest.secrets:
+            injected = await self._interruptible(
+                steps.SECRETS,
+                SecretsRequest(task_id=self._task_id, machine_id=self._machine_id, secrets=manifest.secrets),
+                "Secrets: " + ", ".join(secret.name for secret in manifest.secrets),
+            )
+            self._report.note(*injected.notes)
+        self._report.enter(TaskState.RUNNING, remember=passing)
+        return await self._run_agent()
+
+    async def _reserve(self) -> Lease:
+        """Room on the host whose worker has this run in hand, or else on the first host that has some."""
+        vm = self._manifest.vm
+        request = ReserveRequest(
+            task_id=self._task_id,
+            workflow_id=workflow.info().workflow_id,
+            run_id=workflow.info().run_id,
+            machine_id=self._machine_id,
+            vm=vm,
+            deadline=self._machine_deadline(),
+            since=workflow.info().start_time,
+        )
+        summary = f"Reserve {vm.cpus} CPUs, {vm.memory}"
+        if workflow.patched(_LEAN) and self._cancel is None:
+            try:
+                return await self._calls.start_at_once(steps.RESERVE, request, summary)
+            except FailureError as error:
+                # A local activity's own failure comes as it is, its timeout in an ActivityError.
+                workflow.logger.info("not reserved at once: %s", error.cause or error)
+        return await self._interruptible(steps.RESERVE, request, summary)
+
+    async def _run_agent(self) -> AgentResult:
+        lifecycle = self._manifest.lifecycle
+        handle = self._calls.start(
+            steps.RUN_AGENT,
+            AgentRequest(
+                task_id=self._task_id,
+                machine_id=self._machine_id,
+                claude=self._manifest.claude,
+                subpath=self._manifest.repository.subpath,
+                secrets=self._manifest.secrets,
+                hang_timeout=lifecycle.seconds("hang_timeout"),
+            ),
+            f"Claude Code, {self._manifest.claude.model}",
+        )
+        conversation = asyncio.create_task(self._conversation.run())
+        timeout = lifecycle.seconds("timeout")
+        stopped: RunEnded | None = None
+        try:
+            await workflow.wait_condition(lambda: handle.done() or self._unwanted() is not None, timeout=timeout)
+        except TimeoutError:
+            stopped = RunEnded(
+                Cause.RUN_TIMEOUT,
+                f"The agent was stopped: lifecycle.timeout of {lifecycle.timeout} passed; set a longer one.",
+            )
+        reported = True
+        if not handle.done():
+            stopped = stopped or self._unwanted()
+            reported = await self._end_agent(handle)
+        try:
+            result: AgentResult | None = await handle if reported else None
+        except ActivityError as error:
+            raise stopped or self._ended_by(steps.RUN_AGENT, error) from error
+        finally:
+            self._conversation.end()
+            conversation.cancel()
+        if stopped is None and result is not None:
+            if result.running and not await self._stop_agent():
+                await self._end_machine()
+            return result
+        if stopped is None or result is None:
+            raise stopped or RunEnded(Cause.INTERNAL, "How the agent ended is not known.")
+        # How it left after being stopped is worth keeping, but the stop is the cause.
+        return result.model_copy(update={"cause": stopped.cause, "error": stopped.error})
+
+    async def _end_agent(self, handle: workflow.ActivityHandle[AgentResult]) -> bool:
+        """Stop the agent, and its machine if that does not help. False when its follower has not reported the end."""
+        stopped = await self._stop_agent()
+        if handle.done() or not workflow.patched(_BOUNDED):
+            return True
+        if stopped and await is_done(handle, steps.REPORT):
+            return True
+        if not self._calls.away:
+            await self._end_machine()
+            if await is_done(handle, steps.SETTLE):
+                return True
+        return await called_off(handle)
+
+    async def _stop_agent(self) -> bool:
+        """Stop the agent by a step of its own, so that a stop never waits for a heartbeat. Whether that succeeded."""
+        request = StopAgentRequest(machine_id=self._machine_id, force=self._forced())
+        stop = asyncio.create_task(self._calls.attempt(steps.STOP_AGENT, request, "Stop Claude Code"))
+        if not request.force:
+            # A force that comes during the grace period is carried out at once.
+            await workflow.wait_condition(lambda: stop.done() or self._forced())
+            if not stop.done():
+                kill = StopAgentRequest(machine_id=self._machine_id, force=True)
+                await self._calls.attempt(steps.STOP_AGENT, kill, "Kill Claude Code")
+        return await stop
+
+    async def _end_machine(self) -> None:
+        """End the machine's process from its host: nothing in the guest can prevent that, and its disks stay."""
+        self._report.note("The agent could not be stopped in its guest: the machine was ended from its host.")
+        request = StopAgentRequest(machine_id=self._machine_id, force=True, machine=True)
+        await self._calls.attempt(steps.STOP_AGENT, request, "End the machine")
+
+    def _forced(self) -> bool:
+        return self._cancel is not None and self._cancel.force
+
+    async def _complete(self, agent: AgentResult | None) -> None:
+        """Collect what is there and let go of the machine, whatever happened before."""
+        gone = False
+        if self._staged is not None:
+            self._report.enter(TaskState.COMPLETING, remember=True)
+            gone = await self._collect(agent, self._staged)
+        if self._cancel is not None:
+            end = self._cancellation()
+            self._report.take_end(end)
+        if not gone and not self._leaves_machine():
+            await self._release()
+
+    async def _collect(self, agent: AgentResult | None, staged: StageResult) -> bool:
+        """Store the artifacts. Whether the machine is torn down too."""
+        handle = self._calls.start(
+            steps.COLLECT,
+            CollectRequest(
+                task_id=self._task_id,
+                machine_id=self._machine_id,
+                repository=self._manifest.repository,
+                base_commit=staged.base_commit,
+                patterns=self._manifest.lifecycle.artifact_patterns,
+                secrets=self._manifest.secrets,
+                agent=agent,
+                status=self._report.status,
+                vm=self._manifest.vm,
+                # The machine of a run that went well is never kept, whatever comes meanwhile.
+                release=self._report.status.cause is None,
+            ),
+            "Collect the artifacts",
+        )
+        try:
+            if await self._called_off_by_cancel(handle):
+                self._report.note(
+                    "The collection of the artifacts was called off: those that are listed may not be all."
+                )
+                if not handle.done():
+                    return False
+            collected = await handle
+        except ActivityError as error:
+            end = self._ended_by(steps.COLLECT, error)
+            self._report.take_end(end)
+            return False
+        self._report.note(*collected.notes)
+        return collected.released
+
+    async def _called_off_by_cancel(self, handle: workflow.ActivityHandle[Any]) -> bool:
+        """Wait for a collection; a cancel that comes meanwhile calls it off when it is forced or the host is away."""
+        seen = self._cancel
+        while True:
+            await workflow.wait_condition(lambda seen=seen: handle.done() or self._cancel is not seen)  # type: ignore[misc]
+            if handle.done() or not workflow.patched(_BOUNDED):
+                return False
+            seen = self._cancel
+            if not self._forced():
+                # The agent has ended already: what counts is whether the host's worker begins the step at all.
+                request = StopAgentRequest(machine_id=self._machine_id)
+                look = asyncio.create_task(self._calls.attempt(steps.STOP_AGENT, request, "Look for the host"))
+                await workflow.wait_condition(lambda look=look: look.done() or self._forced())  # type: ignore[misc]
+            if self._forced() or self._calls.away:
+                await called_off(handle)
+                return True
+
+    async def _release(self) -> None:
+        # A machine that was started beside a staging that failed has nothing in it to be looked at.
+        entered = self._report.status.vm_name is not None
+        preserve = (
+            entered
+            and self._report.outcome() is TaskState.FAILED
+            and self._manifest.lifecycle.failure_action == "preserve"
+        )
+        handle = self._calls.start(
+            steps.RELEASE,
+            ReleaseRequest(task_id=self._task_id, machine_id=self._machine_id, preserve=preserve),
+            "Preserve the machine" if preserve else "Tear the machine down",
+            wait=steps.HOST_PATIENCE if preserve else None,
+        )
+        if preserve:
+            await workflow.wait_condition(lambda: handle.done() or self._cancel is not None)
+            if not handle.done() and workflow.patched(_BOUNDED):
+                await called_off(handle)
+                end = self._cancellation()
+                self._report.take_end(end)
+                await self._release()
+                return
+        try:
+            released = await handle
+            self._report.status.ssh_command = released.ssh_command
+            self._report.status.preserved_until = released.preserved_until
+        except ActivityError as error:
+            # The sweeper takes a machine whose owner has ended; the run's outcome stands.
+            workflow.logger.warning("the machine could not be released: %s", error.cause)
+            self._calls.note_failure(steps.RELEASE, error)
+            if not self._calls.away:
+                self._report.note("The machine could not be torn down at once; the sweeper of its host tries it again.")
+
+    def _leaves_machine(self) -> bool:
+        """Whether the host's worker is away, so that nothing more is asked of it."""
+        return self._calls.away and workflow.patched(_BOUNDED)
+
+    # --- how it ends
+
+    def _cancellation(self) -> RunEnded:
+        request = self._cancel or CancelRequest()
+        return RunEnded(Cause.CANCELLED, f"Cancelled: {request.reason}")
+
+    def _unwanted(self) -> RunEnded | None:
+        """Why the run is to end before its agent does, if so."""
+        return self._cancellation() if self._cancel is not None else self._overfull or self._conversation.given_up
+
+    def _mind_history(self) -> None:
+        info = workflow.info()
+        events, size = info.get_current_history_length(), info.get_current_history_size()
+        if self._overfull is None and (events > _EVENTS_MOST or size > _HISTORY_BYTES_MOST):
+            self._overfull = RunEnded(
+                Cause.INTERNAL,
+                f"The run was ended: messages and signals have filled its history ({events} events, {size} bytes).",
+            )
+
+    def _ended_by(self, step: Step[In, Out], error: ActivityError) -> RunEnded:
+        self._calls.note_failure(step, error)
+        return ended_by(step.name, error, self._manifest.lifecycle, self._report.status.host)
+
+    async def _interruptible(
+        self, step: Step[In, Out], request: In, summary: str, limit: timedelta | None = None
+    ) -> Out:
+        """Run a step to its end, or until the run is cancelled. Raises RunEnded."""
+        if (unwanted := self._unwanted()) is not None:
+            raise unwanted
+        handle = self._calls.start(step, request, summary, limit)
+        await workflow.wait_condition(lambda: handle.done() or self._unwanted() is not None)
+        if not handle.done():
+            handle.cancel()
+            unwanted = self._unwanted()
+            if unwanted and workflow.patched(_BOUNDED) and not await is_done(handle, steps.SETTLE):
+                raise unwanted
+        try:
+            result = await handle
+        except ActivityError as error:
+            # The cancellation is the cause, also when the attempt under way failed instead of being
+            # cancelled: the server tries no further one then. A lost host stays one: nothing is to be done there.
+            end = self._ended_by(step, error)
+            if end.cause is not Cause.HOST_LOST:
+                end = self._unwanted() or end
+            raise end from error
+        if (unwanted := self._unwanted()) is not None and step is not steps.RESERVE:
+            raise unwanted
+        return result
+
+    def _machine_deadline(self) -> datetime:
+        lifecycle = self._manifest.lifecycle
+        limits = ("stage_timeout", "provision_timeout", "timeout")
+        return workflow.now() + sum((lifecycle.seconds(field) for field in limits), start=_DEADLINE_MARGIN)

@@ -1,0 +1,359 @@
+"""What a user may write in a manifest: the fields of the wire, each with its rules (contract, section 1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from foundation.documents import Document, Unreadable, read_json, read_yaml, text_of
+from foundation.errors import InvalidManifest
+from foundation.faults import Fault
+from foundation.units import parse_duration, parse_size
+from workflows.specs import faults, mcp, patterns, wire
+
+# The whole manifest as JSON: what is larger belongs into the repository, and Temporal takes no message of 2 MiB.
+MAX_BYTES = 2**20
+MAX_NAME = 200
+MAX_LABELS = 64
+MAX_URL = 2048
+MAX_REF = 255
+MAX_PATH = 1024
+MAX_ENTRIES = 200
+MAX_ENTRY = 1000
+MAX_SECRETS = 64
+
+_TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_SCP_URL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]*:(?!//).+")
+_COMMIT = re.compile(r"[0-9a-fA-F]{7,64}")
+_LABEL_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+\[\]-]{0,199}")
+_NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|(^|/)\.|\.lock(/|$)|^[-/]|[/.]$|^@$")
+# Line ends of all kinds, what moves the cursor or colours a terminal, and what turns the direction of writing around.
+_NO_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+# Variables of the agent's session that Taskyard or the shell sets: a secret of this name would not arrive, or do harm.
+_RESERVED = frozenset(
+    {"BASHOPTS", "DISABLE_AUTOUPDATER", "ENV", "EUID", "HOME", "IFS", "IS_SANDBOX", "LANG", "LOGNAME", "OLDPWD", "PATH",
+     "PPID", "PROMPT_COMMAND", "PS4", "PWD", "SHELL", "SHELLOPTS", "SHLVL", "UID", "USER"}
+)  # fmt: skip
+_RESERVED_PREFIXES = ("ANTHROPIC_", "BASH_", "CLAUDE_CODE_", "LD_")
+
+
+def _size(text: str) -> str:
+    parse_size(text)
+    return text
+
+
+def _duration(text: str) -> str:
+    parse_duration(text)
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+def _at_most(most: int) -> AfterValidator:
+    def check(text: str) -> str:
+        if len(text) > most:
+            raise ValueError(f"is too long: {len(text)} characters; {most} are the most")
+        return text
+
+    return AfterValidator(check)
+
+
+def _one_line(text: str) -> str:
+    if found := _NO_LINE.search(text):
+        raise ValueError(f"must be one line without control characters; it holds U+{ord(found[0]):04X}")
+    return text
+
+
+def _no_boolean(value: Any) -> Any:
+    """``true`` is no number, though Python takes it for 1."""
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number, and is true or false")  # noqa: TRY004 -- pydantic's own
+    return value
+
+
+def _label_key(text: str) -> str:
+    if not _LABEL_KEY.fullmatch(text):
+        raise ValueError(
+            "a label's key may hold letters, digits, '.', '_', '-' and '/', begins and ends with a letter or digit, "
+            "63 characters at most"
+        )
+    return text
+
+
+def _has_host(url: str) -> bool:
+    """Whether the URL has a host that is no option of a command, and a port only if it is a number."""
+    try:
+        parts = urlsplit(url)
+        return parts.port != 0 and (parts.hostname or "-")[0] != "-"
+    except ValueError:
+        return False
+
+
+Size = Annotated[str, AfterValidator(_size)]
+Duration = Annotated[str, AfterValidator(_duration)]
+Words = Annotated[str, AfterValidator(_not_blank)]
+Line = Annotated[Words, AfterValidator(_one_line)]
+Entry = Annotated[Line, _at_most(MAX_ENTRY)]
+Number = Annotated[int, Field(ge=1), BeforeValidator(_no_boolean)]
+LabelKey = Annotated[str, AfterValidator(_label_key)]
+LabelValue = Annotated[str, AfterValidator(_one_line)]
+
+# Unknown fields are refused. What a field may hold is said here, and what it is in the wire's form of it.
+_STRICT = ConfigDict(extra="forbid")
+
+
+class Metadata(wire.Metadata):
+    """Name, id and labels of the run. Without an id the server makes one."""
+
+    model_config = _STRICT
+
+    name: Annotated[Line, _at_most(MAX_NAME)]
+    labels: dict[LabelKey, LabelValue] = Field(default={}, max_length=MAX_LABELS)
+
+    @field_validator("id", mode="before")
+    @classmethod
+    def _blank_is_absent(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("id")
+    @classmethod
+    def _safe_id(cls, value: str | None) -> str | None:
+        if value is not None and not _TASK_ID.fullmatch(value):
+            raise ValueError(
+                "may hold letters, digits, '.', '_' and '-', starts with a letter or digit, 63 characters at most"
+            )
+        return value
+
+
+class Repository(wire.Repository):
+    """Where the work is. The machine never needs the network to get it."""
+
+    model_config = _STRICT
+
+    url: Annotated[Line, _at_most(MAX_URL)]
+    branch: Annotated[Words, _at_most(MAX_REF)]
+    subpath: Annotated[str, AfterValidator(_one_line), _at_most(MAX_PATH)] | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _transport(cls, value: str) -> str:
+        if not value.startswith(("https://", "http://", "ssh://", "file://")) and not _SCP_URL.fullmatch(value):
+            raise ValueError("must start with https://, http://, ssh:// or be of the form user@host:path")
+        if re.search(r"\s", value) or not (
+            _SCP_URL.fullmatch(value) or value.startswith("file://") or _has_host(value)
+        ):
+            raise ValueError("is no URL: it has no host, a port that is none, or white space")
+        if "${" in value:
+            raise ValueError(
+                "is taken as it stands: ${NAME} means nothing here; git on the VM host has the credentials"
+            )
+        return value
+
+    @field_validator("branch")
+    @classmethod
+    def _plain_ref(cls, value: str) -> str:
+        if _NO_REF.search(value):
+            raise ValueError("is not a branch name that git takes")
+        return value
+
+    @field_validator("commit")
+    @classmethod
+    def _hex_commit(cls, value: str | None) -> str | None:
+        if value is not None and not _COMMIT.fullmatch(value):
+            raise ValueError("must be a commit id of 7 to 64 hexadecimal digits")
+        return value
+
+    @field_validator("subpath")
+    @classmethod
+    def _inside(cls, value: str | None) -> str | None:
+        if value is not None and (value.startswith("/") or ".." in value.split("/")):
+            raise ValueError("must be a relative path inside the repository")
+        return value or None
+
+
+class Claude(wire.Claude):
+    """How Claude Code is run."""
+
+    model_config = _STRICT
+
+    prompt: Words
+    output_format: Literal["stream-json"] = "stream-json"
+    allowed_tools: list[Entry] = Field(default=[], max_length=MAX_ENTRIES)
+    max_turns: Annotated[Number, Field(le=1_000_000)] | None = None
+
+    @field_validator("model")
+    @classmethod
+    def _model_name(cls, value: str) -> str:
+        if not _MODEL.fullmatch(value):
+            raise ValueError("is not a model's name: letters, digits and . _ : / @ + [ ] -, 200 characters at most")
+        return value
+
+
+class VmSpec(wire.VmSpec):
+    """Shape and network of the machine. Whether a host can give it is not said here."""
+
+    model_config = _STRICT
+
+    profile: str = Field("agentic-dev", pattern=r"^[a-z0-9][a-z0-9-]{0,40}\z")
+    cpus: Number = 4
+    memory: Size = "8G"
+    disk: Size = "40G"
+    allowed_hosts: list[Entry] = Field(default=[], max_length=MAX_ENTRIES)
+
+    @field_validator("memory")
+    @classmethod
+    def _enough_to_boot(cls, value: str) -> str:
+        if parse_size(value) < 512 * 2**20:
+            raise ValueError(f"'{value}' is too little for a guest to start; give at least 512M")
+        return value
+
+    @field_validator("disk")
+    @classmethod
+    def _enough_for_image(cls, value: str) -> str:
+        if parse_size(value) < 4 * 2**30:
+            raise ValueError(f"'{value}' is too little for the guest image; give at least 4G")
+        return value
+
+
+class SecretReference(wire.SecretReference):
+    """A secret by reference: resolved on the VM host, never written to history."""
+
+    model_config = _STRICT
+
+    source: Literal["env", "file"]
+    key: Entry
+
+    @field_validator("name")
+    @classmethod
+    def _env_name(cls, value: str) -> str:
+        if not _ENV_NAME.fullmatch(value):
+            raise ValueError("is not a name for an environment variable: letters, digits and '_', 128 at most")
+        if value in _RESERVED or value.startswith(_RESERVED_PREFIXES):
+            raise ValueError(f"'{value}' is set for the agent by Taskyard or its shell; give the secret another name")
+        return value
+
+    @model_validator(mode="after")
+    def _key_of_source(self) -> SecretReference:
+        if self.source == "file" and not self.key.startswith("/"):
+            raise ValueError("key must be an absolute path when source is file")
+        if self.source == "env" and re.search(r"[\s=]", self.key):
+            raise ValueError("key must be the name of an environment variable when source is env")
+        return self
+
+
+class Lifecycle(wire.Lifecycle):
+    """Time limits and what happens at the end."""
+
+    model_config = _STRICT
+
+    timeout: Duration = "24h"
+    failure_action: Literal["destroy", "preserve"] = "destroy"
+    artifact_patterns: list[Annotated[str, AfterValidator(patterns.checked)]] = Field(default=[])
+    stage_timeout: Duration = "15m"
+    provision_timeout: Duration = "10m"
+    hang_timeout: Duration = "30m"
+
+    @field_validator("artifact_patterns")
+    @classmethod
+    def _few_patterns(cls, value: list[str]) -> list[str]:
+        patterns.checked_together(value)
+        return value
+
+
+class Manifest(wire.Manifest):
+    """A task as its author writes it."""
+
+    model_config = _STRICT
+
+    version: Literal["1"] = "1"
+    kind: Literal["Task"] = "Task"
+    metadata: Metadata
+    repository: Repository
+    claude: Claude
+    vm: VmSpec = Field(default_factory=VmSpec)
+    secrets: list[SecretReference] = Field(default=[], max_length=MAX_SECRETS)  # type: ignore[assignment] # stricter
+    lifecycle: Lifecycle = Field(default_factory=Lifecycle)
+
+    @field_validator("secrets")
+    @classmethod
+    def _unique_names(cls, value: list[SecretReference]) -> list[SecretReference]:
+        seen: set[str] = set()
+        for secret in value:
+            if secret.name in seen:
+                raise ValueError(f"secret '{secret.name}' is given twice")
+            seen.add(secret.name)
+        return value
+
+
+def load_yaml(text: str | bytes) -> Document:
+    """What stands in YAML text. Raises InvalidManifest when it is not YAML, or would cost too much to read."""
+    try:
+        return read_yaml(text if isinstance(text, str) else text_of(text))
+    except Unreadable as error:
+        raise unreadable("YAML", error) from None
+
+
+def load_json(text: str | bytes) -> Document:
+    """What stands in JSON text. Raises InvalidManifest when it is not JSON, or would cost too much to read."""
+    try:
+        return read_json(text if isinstance(text, str) else text_of(text))
+    except Unreadable as error:
+        raise unreadable("JSON", error) from None
+
+
+def unreadable(kind: str, error: Exception) -> InvalidManifest:
+    """The refusal of text that could not be read."""
+    return InvalidManifest.of([Fault("", f"The manifest is not readable as {kind}: {error}", "syntax")])
+
+
+def parse(data: Any, found: Sequence[Fault] = ()) -> Manifest:
+    """A manifest from parsed data, of which some faults may be ``found`` already.
+
+    Raises InvalidManifest whose details list every fault with its field.
+    """
+    if not isinstance(data, dict):
+        message = "The manifest is not a mapping; start it with 'version: \"1\"' and 'kind: Task'."
+        raise InvalidManifest.of([*found, Fault("", message, "type")])
+    claude = data.get("claude")
+    config = claude.get("mcp_config") if isinstance(claude, dict) else None
+    wrong = [*found, *faults.of_credentials(data)]
+    try:
+        manifest = Manifest.model_validate(data)
+    except ValidationError as error:
+        wrong += faults.of_rules(error.errors(include_url=False, include_input=False), Manifest)
+    else:
+        wrong += () if wrong else _too_large(manifest)
+    wrong += faults.of_rules(mcp.errors(config), Manifest, ("claude", "mcp_config"))
+    if wrong:
+        raise InvalidManifest.of(wrong)
+    return manifest
+
+
+def _too_large(manifest: Manifest) -> Iterator[Fault]:
+    size = len(manifest.model_dump_json().encode())
+    if size > MAX_BYTES:
+        prompt = len(manifest.claude.model_dump_json(include={"prompt"}).encode())
+        yield Fault(
+            "claude.prompt" if prompt > size // 2 else "",
+            f"is too long: the manifest has {size} bytes as JSON, and {MAX_BYTES} are the most; "
+            "put large inputs into the repository",
+            "too_large",
+        )

@@ -1,0 +1,109 @@
+"""The task manifest as processes hand it to one another: its fields, types and defaults, and none of its rules.
+
+What a user writes is held to the rules of ``workflows.specs.manifest``, whose models are these with every rule added. A
+message is not: it may come from an older process, whose rules were others, or from a newer one, whose fields are more.
+Both must be understood, so unknown fields are left out at every depth, and no value is refused for what it says.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from foundation.units import parse_duration
+
+
+class NetworkMode(StrEnum):
+    """What the guest can reach beside the model gateway."""
+
+    ISOLATED = "isolated"
+    OUTBOUND = "outbound"
+    FULL = "full"
+
+
+class Part(BaseModel):
+    """Base of the manifest's parts."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Metadata(Part):
+    """Name, id and labels of the run. Without an id the server makes one."""
+
+    id: str | None = Field(None, description="Unique id; made by the server when absent")
+    name: str = Field(description="Shown in lists")
+    labels: dict[str, str] = Field(default={}, description="Filterable key-value pairs")
+
+
+class Repository(Part):
+    """Where the work is. The machine never needs the network to get it."""
+
+    url: str = Field(description="https, http, ssh or scp-like URL; file by setting")
+    branch: str = Field(description="Branch to check out")
+    commit: str | None = Field(None, description="Commit to check out instead of the branch's tip")
+    subpath: str | None = Field(None, description="Directory in the repository in which the agent starts")
+
+
+class Claude(Part):
+    """How Claude Code is run."""
+
+    prompt: str = Field(description="What the agent is to do")
+    headless: bool = Field(True, description="End the session after the result when no message is waiting")
+    skip_permissions: bool = Field(True, description="Let the agent use its tools without asking")
+    output_format: str = Field(
+        "stream-json", description="Format of the run log's stdout; the agent's own event stream"
+    )
+    model: str = Field("claude-sonnet-4-5-20250929", description="Model name passed to Claude Code")
+    allowed_tools: list[str] = Field(default=[], description="Tools the agent may use; empty means all")
+    mcp_config: dict[str, Any] | None = Field(None, description="MCP servers; ${NAME} names a secret of the run")
+    max_turns: int | None = Field(None, description="Most turns the agent may take")
+
+
+class VmSpec(Part):
+    """Shape and network of the machine."""
+
+    profile: str = Field("agentic-dev", description="Guest image profile")
+    cpus: int = Field(4, description="Virtual CPUs")
+    memory: str = Field("8G", description="Memory, such as 512M or 8G")
+    disk: str = Field("40G", description="Size of the root disk and of the workspace disk, both thin")
+    network_mode: NetworkMode = Field(NetworkMode.ISOLATED, description="isolated, outbound or full")
+    allowed_hosts: list[str] = Field(default=[], description="Host names that outbound mode lets through")
+
+
+class SecretReference(Part):
+    """A secret by reference: resolved on the VM host, never written to history."""
+
+    name: str = Field(description="Environment variable of the agent that holds the value")
+    source: str = Field(description="env: the worker's environment; file: a file of the VM host")
+    key: str = Field(description="Variable name or absolute path")
+
+
+class Lifecycle(Part):
+    """Time limits and what happens at the end."""
+
+    timeout: str = Field("24h", description="Longest run of the agent")
+    failure_action: str = Field("destroy", description="What becomes of a failed machine: destroy or preserve")
+    artifact_patterns: list[str] = Field(default=[], description="Globs from the top of the workspace")
+    stage_timeout: str = Field("15m", description="Longest clone")
+    provision_timeout: str = Field("10m", description="Longest machine start")
+    hang_timeout: str = Field("30m", description="Longest time without output of the agent")
+
+    def seconds(self, field: str) -> timedelta:
+        """The named duration as a timedelta."""
+        return timedelta(seconds=parse_duration(getattr(self, field)))
+
+
+class Manifest(Part):
+    """A task, whole."""
+
+    version: str = "1"
+    kind: str = "Task"
+    metadata: Metadata
+    repository: Repository
+    claude: Claude
+    vm: VmSpec = Field(default_factory=VmSpec)
+    secrets: list[SecretReference] = []
+    lifecycle: Lifecycle = Field(default_factory=Lifecycle)
