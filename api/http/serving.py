@@ -13,6 +13,9 @@ from foundation.settings import Settings
 _GRACE_SECONDS = 3
 # A slow client answers a ping only when it has read all that was sent before it.
 _PING_SECONDS = 20.0
+# Longer than clients keep a connection that nothing is sent on: where the server closes first, a request that is on its
+# way meets the close, and whoever sent it cannot know whether it was carried out. Curl's 118 s are the longest.
+IDLE_SECONDS = 130
 _PONG_SECONDS = 180.0
 _BACKLOG = 2048
 
@@ -24,6 +27,7 @@ def make_server(app: FastAPI) -> uvicorn.Server:
             app,
             log_config=None,
             timeout_graceful_shutdown=_GRACE_SECONDS,
+            timeout_keep_alive=IDLE_SECONDS,
             ws_ping_interval=_PING_SECONDS,
             ws_ping_timeout=_PONG_SECONDS,
             # Compressing costs more than loopback and log lines are worth.
