@@ -7,7 +7,11 @@ import sys
 if sys.argv[1:2] == ["soak"]:
     from benchmarks.soak.run import main
 
-    sys.exit(main(sys.argv[2:]))
+    try:
+        sys.exit(main(sys.argv[2:]))
+    except KeyboardInterrupt:
+        # All that it had started has ended by now.
+        sys.exit(130)
 
 from cli.main import run
 
