@@ -76,10 +76,10 @@ def main() -> None:
     ssl.create_default_context = lambda *_, **__: certificates
     gc.freeze()
     client.TaskClient.__init__.__defaults__ = (client.DEFAULT_SERVER, None, _PATIENCE_SECONDS)  # type: ignore[misc]
-    for module in (client.blocking, client.reading, cli.watch):
+    for module in (client.tasks.blocking, client.tasks.reading, cli.task.watch):
         vars(module)["PATIENCE_SECONDS"] = 0.0
-    vars(client.reading)["FOLLOW_TIMEOUT"] = httpx.Timeout(_PATIENCE_SECONDS)
-    vars(client.reading)["_LINE_SECONDS"] = _PATIENCE_SECONDS
+    vars(client.tasks.reading)["FOLLOW_TIMEOUT"] = httpx.Timeout(_PATIENCE_SECONDS)
+    vars(client.tasks.reading)["_LINE_SECONDS"] = _PATIENCE_SECONDS
     json.dump([asdict(each) for each in _run(cases)], sys.stdout)
 
 
