@@ -14,7 +14,7 @@ from temporalio.client import Client
 from activities.machine.lease import host_queue
 from foundation.settings import Settings
 from worker.main import SHARED_STEPS, polling
-from workflows import steps
+from workflows import names, steps
 from workflows.runs.messages import (
     AgentRequest,
     AgentResult,
@@ -133,7 +133,7 @@ class StandIns:
                 await asyncio.wait_for(self._over.wait(), _BEAT_SECONDS)
         info = activity.info()
         run = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
-        if not await run.execute_update("end_turn", TurnEnded(results=1), result_type=bool):
+        if not await run.execute_update(names.END_TURN, TurnEnded(results=1), result_type=bool):
             await self._closed[request.machine_id].wait()
         return AgentResult(exit_code=0, result="Done.")
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from temporalio.api.history.v1 import HistoryEvent
 
-from api.temporal.recorded import workflow_id
 from foundation.engine import connect_engine
 from foundation.settings import Settings
 from workflows import steps
+from workflows.names import RUNS
 
 # Those that a run makes beside another step.
 _BESIDE = (steps.CLOSE.name, steps.DELIVER.name, steps.STOP_AGENT.name)
@@ -31,7 +31,7 @@ class StepTime:
 async def step_times(settings: Settings, task_id: str) -> list[StepTime]:
     """The steps of a run one after another, as far as they have succeeded; waits for the run's end."""
     client = await connect_engine(settings)
-    run = client.get_workflow_handle(workflow_id(task_id))
+    run = client.get_workflow_handle(RUNS.workflow_id(task_id))
     await run.result()
     history = await run.fetch_history()
     return list(read_steps(history.events))

@@ -49,12 +49,12 @@ def machine_ids(incomplete: str) -> Offer:
     """Ids of this host's machines, and of the runs that they belong to."""
 
     def find() -> Offer:
-        from activities.machine.preservation import OWNER_PREFIX
         from foundation.settings import Settings
         from machines.host import MachineHost
+        from workflows.names import RUNS
 
         records = MachineHost(Settings()).records()
-        runs = [(record.owner_workflow.removeprefix(OWNER_PREFIX), record.id) for record in records]
+        runs = [(RUNS.resource_id(record.owner_workflow) or record.owner_workflow, record.id) for record in records]
         return [(record.id, record.state) for record in records] + [pair for pair in runs if pair[0]]
 
     return _begun(_soon(find), incomplete)

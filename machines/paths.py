@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from foundation.machine_ids import MACHINE_ID
 from foundation.settings import Settings
-from machines.records import MACHINE_ID
 
 OVERLAY = "root.qcow2"
 WORKSPACE = "workspace.raw"

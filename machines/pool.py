@@ -7,7 +7,6 @@ the guest changes. Its process keeps the name that it was started with; a file i
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 import psutil
 
 from foundation.errors import InsufficientResources, MachineError, MachineNotFound
+from foundation.machine_ids import new_machine_id
 from foundation.settings import Settings
 from foundation.units import parse_size
 from machines.hypervisor import qemu
@@ -100,7 +100,7 @@ def reserve_member(settings: Settings, store: RecordStore, wanted: Wanted) -> Ma
     """A record for a new member; None when there is no room for one."""
     deadline = datetime.now(UTC) + _LIFETIME
     request = Reservation(
-        machine_id=f"vm-{secrets.token_hex(8)}",
+        machine_id=new_machine_id(),
         owner_workflow="",
         owner_run="",
         cpus=wanted.cpus,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import secrets
 import shutil
 import time
@@ -19,9 +18,9 @@ from typing import Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from foundation.errors import MachineError, MachineNotFound
+from foundation.machine_ids import MACHINE_ID
 from foundation.settings import Settings
 
-MACHINE_ID = re.compile(r"vm-[0-9a-f]{16}")
 RECORD_NAME = "machine.json"
 LOCK_NAME = "lock"
 _REMOVED_PREFIX = ".removed-"
@@ -32,7 +31,7 @@ MachineState = Literal["reserved", "starting", "running", "preserved", "paused",
 
 @dataclass(frozen=True)
 class Reservation:
-    """Room asked for one machine. ``machine_id`` is ``vm-`` and 16 hex digits; ``deadline`` has a time zone.
+    """Room asked for one machine. ``machine_id`` is of the form MACHINE_ID; ``deadline`` has a time zone.
 
     ``since`` is when the run was submitted that it is for, by Temporal's clock: its place among those that wait.
     """

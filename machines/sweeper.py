@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from foundation.errors import MachineError
+from foundation.machine_ids import MACHINE_ID
 from foundation.settings import Settings
 from machines.disks.disk_watch import bound_console
 from machines.hypervisor import qemu
 from machines.paths import machine_paths, socket_owner
 from machines.pool import keeper_lives
-from machines.records import MACHINE_ID, MachineRecord, RecordStore
+from machines.records import MachineRecord, RecordStore
 from machines.snapshots.snapshot import sweep_snapshots
 
 

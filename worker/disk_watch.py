@@ -16,6 +16,7 @@ from machines.host import MachineHost
 from storage.bucket import Bucket
 from storage.runlog import append_event
 from worker.metrics import WorkerMetrics
+from workflows.names import RUNS
 
 LOOK_SECONDS = 5.0
 _THOROUGH = 12
@@ -61,9 +62,9 @@ def _report(settings: Settings, host: MachineHost, bucket: Bucket, look: DiskLoo
 def _note_in_runs(host: MachineHost, bucket: Bucket, machine_ids: Iterable[str], message: str) -> None:
     for machine_id in machine_ids:
         try:
-            owner = host.record(machine_id).owner_workflow
-            if owner.startswith("task-"):
-                append_event(bucket, owner.removeprefix("task-"), {"type": "note", "message": message})
+            run = RUNS.resource_id(host.record(machine_id).owner_workflow)
+            if run is not None:
+                append_event(bucket, run, {"type": "note", "message": message})
         except (TaskyardError, OSError) as error:
             # A bucket on the same disk takes nothing now; that the machine stood still is said when it goes on.
             log.warning("the logs of the runs could not be written", error=str(error))

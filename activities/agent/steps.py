@@ -28,7 +28,7 @@ from machines.ssh import GuestShell
 from storage.bucket import Bucket
 from storage.redaction import Redactor
 from storage.runlog import RunLogWriter, read_entries
-from workflows import steps
+from workflows import names, steps
 from workflows.runs.messages import (
     AgentProgress,
     AgentRequest,
@@ -180,7 +180,7 @@ class Agent:
         def report(results: int) -> bool:
             # Another attempt with the same turn gets the same answer.
             update = workflow.execute_update(
-                "end_turn", TurnEnded(results=results), id=f"turn-{results}", result_type=bool
+                names.END_TURN, TurnEnded(results=results), id=f"turn-{results}", result_type=bool
             )
             closed: bool = asyncio.run_coroutine_threadsafe(update, self._loop).result(_UPDATE_SECONDS)
             return closed

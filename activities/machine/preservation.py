@@ -8,9 +8,7 @@ from foundation.errors import TaskyardError
 from machines.host import MachineHost
 from storage.bucket import ObjectStore
 from storage.preserved import PreservedMachine, replace_preserved
-
-# Workflow ids are this and the run's id.
-OWNER_PREFIX = "task-"
+from workflows.names import RUNS
 
 # Whoever looks later also writes later, so that what the bucket holds is never older than what was said before.
 _saying = threading.Lock()
@@ -31,7 +29,7 @@ def say_preserved(name: str, host: MachineHost, store: ObjectStore) -> int:
                 command = None if paused else host.ssh_command(record.id)
             except TaskyardError:
                 continue
-            run = record.owner_workflow.removeprefix(OWNER_PREFIX)
+            run = RUNS.resource_id(record.owner_workflow) or record.owner_workflow
             runs[run] = PreservedMachine(machine_id=record.id, until=record.deadline, ssh_command=command)
         replace_preserved(store, name, runs)
     return len(runs)

@@ -36,6 +36,7 @@ from foundation.urls import without_credentials
 from storage import artifacts, records
 from storage.bucket import Bucket, ObjectStream
 from storage.layout import task_prefix
+from workflows import names
 from workflows.runs.inbox import WAITING_MOST
 from workflows.runs.messages import (
     MESSAGE_BYTES,
@@ -46,7 +47,6 @@ from workflows.runs.messages import (
     TaskSubmission,
     UserMessage,
 )
-from workflows.runs.report import STATUS_MEMO
 from workflows.runs.states import TaskState
 from workflows.specs.wire import Manifest
 
@@ -139,7 +139,7 @@ class Core:
                     # Temporal has forgotten the run since it described it.
                     return TaskView(await self._final_record(task_id), live=True)
         else:
-            created_at = described.typed_search_attributes.get(recorded.CREATED_KEY, status.created_at)
+            created_at = described.typed_search_attributes.get(names.CREATED_KEY, status.created_at)
             status = status.model_copy(update={"created_at": created_at})
         if status.state is TaskState.RUNNING:
             live_progress = await recorded.live_progress(described)
@@ -193,7 +193,7 @@ class Core:
         _check_text("reason", request.reason)
         before = await self._active(task_id)
         try:
-            signalled = await self._signal(task_id, "cancel", request)
+            signalled = await self._signal(task_id, names.CANCEL, request)
         except PayloadTooLarge:
             # Temporal takes a limited number of signals for one run: its own cancellation is none, and means the same.
             signalled = await self._cancel_in_temporal(task_id)
@@ -215,14 +215,14 @@ class Core:
             raise SessionClosed(f"Task '{task_id}' takes no more messages; its session is closed.")
         if status.waiting_messages >= WAITING_MOST:
             raise RateLimitExceeded(f"{WAITING_MOST} messages are waiting for task '{task_id}'; send this one later.")
-        if not await self._signal(task_id, "user_message", message):
+        if not await self._signal(task_id, names.USER_MESSAGE, message):
             raise SessionClosed(f"Task '{task_id}' takes no more messages; its agent has finished.")
         return status
 
     async def close_session(self, task_id: str) -> TaskStatus:
         """Let a ``headless: false`` session end after its last answer. Raises TaskNotFound, TaskAlreadyTerminal."""
         status = await self._active(task_id)
-        if not await self._signal(task_id, "close"):
+        if not await self._signal(task_id, names.CLOSE):
             raise _already_terminal((await self.status(task_id)).status)
         return status
 
@@ -269,12 +269,12 @@ class Core:
         try:
             with self._engine.failures():
                 handle = await client.start_workflow(
-                    recorded.WORKFLOW_TYPE,
+                    names.RUNS.type,
                     TaskSubmission(task_id=task_id, manifest=manifest),
-                    id=recorded.workflow_id(task_id),
+                    id=names.RUNS.workflow_id(task_id),
                     task_queue=self._engine.task_queue,
                     id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                    memo={STATUS_MEMO: status.model_dump(mode="json")},
+                    memo={names.STATUS_MEMO: status.model_dump(mode="json")},
                     search_attributes=recorded.search_attributes(status),
                     static_summary=_one_line(
                         f"{status.name}: {without_credentials(manifest.repository.url)}", _SUMMARY_BYTES
@@ -316,7 +316,7 @@ class Core:
     async def _signal(self, task_id: str, name: str, *payload: CancelRequest | UserMessage) -> bool:
         """Signal the run; false when it has ended meanwhile."""
         client = await self._engine.client()
-        handle = client.get_workflow_handle(recorded.workflow_id(task_id))
+        handle = client.get_workflow_handle(names.RUNS.workflow_id(task_id))
         try:
             with self._engine.failures():
                 await handle.signal(name, args=payload, rpc_timeout=RPC_LIMIT)
@@ -333,7 +333,7 @@ class Core:
         client = await self._engine.client()
         try:
             with self._engine.failures():
-                await client.get_workflow_handle(recorded.workflow_id(task_id)).cancel(rpc_timeout=RPC_LIMIT)
+                await client.get_workflow_handle(names.RUNS.workflow_id(task_id)).cancel(rpc_timeout=RPC_LIMIT)
         except RPCError as error:
             if is_unknown(error):
                 return False
@@ -342,7 +342,7 @@ class Core:
 
     async def _describe(self, task_id: str) -> WorkflowExecutionDescription | None:
         client = await self._engine.client()
-        handle = client.get_workflow_handle(recorded.workflow_id(task_id))
+        handle = client.get_workflow_handle(names.RUNS.workflow_id(task_id))
         try:
             with self._engine.failures():
                 described = await handle.describe(rpc_timeout=RPC_LIMIT)
@@ -350,14 +350,14 @@ class Core:
             if is_unknown(error):
                 return None
             raise
-        return described if described.workflow_type == recorded.WORKFLOW_TYPE else None
+        return described if described.workflow_type == names.RUNS.type else None
 
     async def _query(self, task_id: str) -> TaskStatus | None:
         client = await self._engine.client()
-        handle = client.get_workflow_handle(recorded.workflow_id(task_id))
+        handle = client.get_workflow_handle(names.RUNS.workflow_id(task_id))
         try:
             with self._engine.failures():
-                answer: TaskStatus = await handle.query("status", result_type=TaskStatus, rpc_timeout=_QUERY_LIMIT)
+                answer: TaskStatus = await handle.query(names.STATUS, result_type=TaskStatus, rpc_timeout=_QUERY_LIMIT)
         except (EngineUnavailable, RPCError, WorkflowQueryFailedError):
             self._unanswered_until = time.monotonic() + _UNANSWERED_SECONDS
             return None
@@ -367,7 +367,7 @@ class Core:
     async def _submitted_manifest(self, task_id: str) -> Manifest | None:
         """The manifest from the first event of the run's history, which needs no worker."""
         client = await self._engine.client()
-        handle = client.get_workflow_handle(recorded.workflow_id(task_id))
+        handle = client.get_workflow_handle(names.RUNS.workflow_id(task_id))
         with self._engine.failures():
             async for event in handle.fetch_history_events(page_size=1, rpc_timeout=RPC_LIMIT):
                 payloads = event.workflow_execution_started_event_attributes.input.payloads

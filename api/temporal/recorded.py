@@ -9,22 +9,24 @@ from urllib.parse import quote
 
 import structlog
 from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
-from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
+from temporalio.common import SearchAttributePair, TypedSearchAttributes
 
 from workflows import steps
+from workflows.names import (
+    CHANGED_KEY,
+    CREATED_KEY,
+    LABELS_KEY,
+    NAME_KEY,
+    RUNS,
+    STARTED_KEY,
+    STATE_KEY,
+    STATUS_MEMO,
+)
 from workflows.runs.messages import LiveProgress, TaskStatus, Transition
-from workflows.runs.report import CHANGED_KEY, STARTED_KEY, STATE_KEY, STATUS_MEMO
 from workflows.runs.states import STATE_MESSAGES, Cause, TaskState
 from workflows.specs.wire import Manifest
 
 _log = structlog.get_logger()
-
-WORKFLOW_TYPE = "TaskWorkflow"
-ID_PREFIX = "task-"
-
-NAME_KEY = SearchAttributeKey.for_keyword("TaskyardName")
-LABELS_KEY = SearchAttributeKey.for_keyword_list("TaskyardLabels")
-CREATED_KEY = SearchAttributeKey.for_datetime("TaskyardCreatedAt")
 
 # What an SQL visibility store holds in one keyword.
 _MAX_KEYWORD = 255
@@ -42,11 +44,6 @@ _ENDED_OUTSIDE = {
     WorkflowExecutionStatus.TIMED_OUT: (TaskState.FAILED, Cause.INTERNAL, "ran into a time limit of Temporal"),
     WorkflowExecutionStatus.FAILED: (TaskState.FAILED, Cause.INTERNAL, "failed in Temporal"),
 }
-
-
-def workflow_id(task_id: str) -> str:
-    """The workflow id of a task run."""
-    return ID_PREFIX + task_id
 
 
 def label_token(key: str, value: str) -> str:
@@ -118,7 +115,7 @@ async def status_of(execution: WorkflowExecution) -> TaskStatus:
 
 def _without_memo(execution: WorkflowExecution) -> TaskStatus:
     """A run that was not started by this API: what Temporal itself knows of it."""
-    task_id = execution.id.removeprefix(ID_PREFIX)
+    task_id = RUNS.resource_id(execution.id) or execution.id
     begun = execution.start_time
     return TaskStatus(id=task_id, name=task_id, created_at=begun, state_changed_at=begun)
 

@@ -13,13 +13,13 @@ from temporalio.api.workflowservice.v1 import ListWorkflowExecutionsRequest
 from temporalio.client import Client, WorkflowExecution
 
 from api.temporal.client import RPC_LIMIT, Engine
-from api.temporal.recorded import WORKFLOW_TYPE, status_of
+from api.temporal.recorded import status_of
+from workflows.names import RUNS, STATE_KEY
 from workflows.runs.messages import TaskStatus
-from workflows.runs.report import STATE_KEY
 from workflows.runs.states import TaskState
 
 _PAGE = 500
-_EVERY_RUN = f"WorkflowType = '{WORKFLOW_TYPE}' AND ExecutionStatus != 'ContinuedAsNew'"
+_EVERY_RUN = f"WorkflowType = '{RUNS.type}' AND ExecutionStatus != 'ContinuedAsNew'"
 _UNDER_WAY = f"ExecutionStatus = 'Running' AND ({STATE_KEY.name} != '{TaskState.PENDING}' OR {STATE_KEY.name} IS NULL)"
 
 

@@ -12,9 +12,9 @@ from temporalio.client import Client
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from api.temporal.recorded import WORKFLOW_TYPE, search_attributes, workflow_id
+from api.temporal.recorded import search_attributes
+from workflows.names import RUNS, STARTED_KEY, STATUS_MEMO
 from workflows.runs.messages import TaskStatus, TaskSubmission, Transition
-from workflows.runs.report import STARTED_KEY, STATUS_MEMO
 from workflows.runs.states import STATE_MESSAGES, TaskState
 
 _AT_ONCE = 40
@@ -28,7 +28,7 @@ _STEPS = (
 )
 
 
-@workflow.defn(name=WORKFLOW_TYPE)
+@workflow.defn(name=RUNS.type)
 class EndedRun:
     """Ends at once; memo and search attributes were given at its start, as a run leaves them at its end."""
 
@@ -85,8 +85,8 @@ async def _end(client: Client, queue: str, status: TaskStatus) -> None:
         [SearchAttributePair(STARTED_KEY, status.started_at)] if status.started_at else []
     )
     handle = await client.start_workflow(
-        WORKFLOW_TYPE,
-        id=workflow_id(status.id),
+        RUNS.type,
+        id=RUNS.workflow_id(status.id),
         task_queue=queue,
         memo={STATUS_MEMO: status.model_dump(mode="json")},
         search_attributes=TypedSearchAttributes([*search_attributes(status).search_attributes, *started]),

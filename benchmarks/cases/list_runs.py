@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import httpx
 
-from api.temporal.recorded import WORKFLOW_TYPE
 from benchmarks import event_loop
 from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.cases.finished_runs import make_ended_runs
@@ -17,6 +16,8 @@ from benchmarks.lab import Lab
 from cli.stack.up import Stack
 from foundation.engine import connect_engine
 from foundation.errors import TaskyardError
+from workflows import names
+from workflows.runs.states import TaskState
 
 RUNS = 5000
 PAGE = 100
@@ -74,7 +75,7 @@ def _ours(http: httpx.Client) -> Run:
 
 async def _by_hand(lab: Lab) -> Run:
     client = await connect_engine(lab.settings)
-    query = f"WorkflowType = '{WORKFLOW_TYPE}' AND TaskyardState = 'completed'"
+    query = f"WorkflowType = '{names.RUNS.type}' AND {names.STATE_KEY.name} = '{TaskState.COMPLETED}'"
     took = []
     for _ in range(_REQUESTS):
         began = time.perf_counter()

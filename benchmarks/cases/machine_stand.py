@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from benchmarks.case import Stopwatch
 from benchmarks.lab import Lab, free_port
+from foundation.machine_ids import new_machine_id
 from foundation.units import parse_size
 from machines.host import MachineHost, Reservation
 from machines.images.store import Image
@@ -43,7 +43,7 @@ class Stand:
 
     def first_command(self) -> tuple[str, Stopwatch]:
         """A new machine, entered, and how long that took; whoever calls destroys it."""
-        machine_id = f"vm-{secrets.token_hex(8)}"
+        machine_id = new_machine_id()
         watch = Stopwatch()
         try:
             self.host.reserve(self._reservation(machine_id))

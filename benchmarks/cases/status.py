@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager, contextmanager
 import httpx
 from temporalio.client import Client
 
-from api.temporal.recorded import workflow_id
 from benchmarks import event_loop
 from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.lab import Lab
@@ -19,6 +18,7 @@ from benchmarks.stand_ins import manifest, stand_in_worker
 from cli.stack.up import Stack
 from foundation.engine import connect_engine
 from foundation.errors import TaskyardError
+from workflows.names import RUNS, STATUS
 from workflows.runs.messages import TaskStatus
 from workflows.runs.states import TaskState
 
@@ -47,10 +47,10 @@ async def _ours(lab: Lab) -> Run:
 
 async def _by_hand(lab: Lab) -> Run:
     async with _live_run(lab) as (client, _, task_id):
-        run = client.get_workflow_handle(workflow_id(task_id))
+        run = client.get_workflow_handle(RUNS.workflow_id(task_id))
 
         async def read() -> str:
-            status: TaskStatus = await run.query("status", result_type=TaskStatus)
+            status: TaskStatus = await run.query(STATUS, result_type=TaskStatus)
             await run.describe()
             return status.state
 

@@ -12,7 +12,6 @@ import httpx
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
-from api.temporal.recorded import workflow_id
 from benchmarks import event_loop
 from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.cases.bare_workflow import ACTIVITIES, BareWorkflow, bare_step
@@ -21,6 +20,7 @@ from benchmarks.stand_ins import manifest, stand_in_worker
 from cli.stack.up import Stack
 from foundation.engine import connect_engine
 from foundation.errors import TaskyardError
+from workflows import names
 
 RUNS = 60
 AT_ONCE = 15
@@ -51,7 +51,7 @@ async def _tasks(lab: Lab) -> float:
         async def run_one() -> None:
             reply = await http.post(url, json=manifest())
             reply.raise_for_status()
-            status = await client.get_workflow_handle(workflow_id(reply.json()["task_id"])).result()
+            status = await client.get_workflow_handle(names.RUNS.workflow_id(reply.json()["task_id"])).result()
             if status["state"] != "completed":
                 raise TaskyardError(f"A run without a machine ended as {status}")
 

@@ -30,7 +30,6 @@ from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from api.temporal.recorded import WORKFLOW_TYPE, workflow_id
 from benchmarks import event_loop
 from benchmarks.lab import Lab
 from benchmarks.soak.growth import Samples
@@ -41,6 +40,7 @@ from cli.stack.embedded import PARTS
 from cli.stack.supervisor import Supervisor
 from cli.stack.up import Stack
 from foundation.engine import connect_engine
+from workflows.names import RUNS
 from workflows.runs.states import TaskState
 
 TASKS = "/api/v1/tasks"
@@ -57,7 +57,7 @@ _FORGOTTEN_AT_ONCE = 8
 _ENDING_SECONDS = 300.0
 _FAULTS_SHOWN = 20
 
-_OPEN = f"WorkflowType = '{WORKFLOW_TYPE}' AND ExecutionStatus = 'Running'"
+_OPEN = f"WorkflowType = '{RUNS.type}' AND ExecutionStatus = 'Running'"
 _EVERY = frozenset(TaskState)
 _ENDED = frozenset(state for state in TaskState if state.terminal)
 _UNDER_WAY = _EVERY - _ENDED - {TaskState.PENDING}
@@ -141,7 +141,7 @@ class Soak:
 
     async def _terminate(self, task_id: str) -> None:
         with suppress(RPCError):
-            await self.client.get_workflow_handle(workflow_id(task_id)).terminate("soak")
+            await self.client.get_workflow_handle(RUNS.workflow_id(task_id)).terminate("soak")
 
     def _later(self, seconds: float, what: Callable[[], Awaitable[None]]) -> None:
         async def wait() -> None:
@@ -160,7 +160,7 @@ class Soak:
             old = [
                 run
                 async for run in self.client.list_workflows(
-                    f"WorkflowType = '{WORKFLOW_TYPE}' AND CloseTime < '{before}'", limit=100
+                    f"WorkflowType = '{RUNS.type}' AND CloseTime < '{before}'", limit=100
                 )
             ]
             for first in range(0, len(old), _FORGOTTEN_AT_ONCE):
@@ -293,7 +293,7 @@ class Soak:
     async def end(self) -> None:
         """End what still runs, and see that nothing is left of it."""
         async for run in self.client.list_workflows(_OPEN):
-            await self._cancel(run.id.removeprefix(workflow_id("")))
+            await self._cancel(RUNS.resource_id(run.id) or run.id)
         deadline = time.monotonic() + _ENDING_SECONDS
         while left := {key: state for key, state in (await read_truth(self.client)).items() if not state.terminal}:
             if time.monotonic() > deadline:

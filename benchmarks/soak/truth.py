@@ -9,8 +9,7 @@ from typing import Any
 
 from temporalio.client import Client, WorkflowExecutionStatus
 
-from api.temporal.recorded import ID_PREFIX, WORKFLOW_TYPE
-from workflows.runs.report import STATE_KEY
+from workflows.names import RUNS, STATE_KEY
 from workflows.runs.states import TaskState
 
 Truth = Mapping[str, TaskState]
@@ -27,11 +26,11 @@ _CLOSED_OUTSIDE = {
 async def read_truth(client: Client) -> dict[str, TaskState]:
     """The states of all runs that Temporal's visibility store shows, by their ids."""
     found = {}
-    async for run in client.list_workflows(f"WorkflowType = '{WORKFLOW_TYPE}'", page_size=1000):
+    async for run in client.list_workflows(f"WorkflowType = '{RUNS.type}'", page_size=1000):
         state = TaskState(run.typed_search_attributes.get(STATE_KEY, TaskState.PENDING))
         if not state.terminal and run.status in _CLOSED_OUTSIDE:
             state = _CLOSED_OUTSIDE[run.status]
-        found[run.id.removeprefix(ID_PREFIX)] = state
+        found[RUNS.resource_id(run.id) or run.id] = state
     return found
 
 

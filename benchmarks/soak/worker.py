@@ -23,7 +23,7 @@ from storage.bucket import Bucket
 from storage.redaction import Redactor
 from storage.runlog import RunLogWriter
 from worker.main import SHARED_STEPS, polling
-from workflows import steps
+from workflows import names, steps
 from workflows.runs.messages import (
     AgentRequest,
     AgentResult,
@@ -83,7 +83,7 @@ class Agents:
                 return AgentResult(exit_code=143)
             info = activity.info()
             run = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
-            if not await run.execute_update("end_turn", TurnEnded(results=1), result_type=bool):
+            if not await run.execute_update(names.END_TURN, TurnEnded(results=1), result_type=bool):
                 await closed.wait()
             if life.exit_code:
                 error = f"Claude Code exited with code {life.exit_code}."

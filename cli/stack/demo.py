@@ -197,10 +197,11 @@ class _Demo:
         """Look for what the run should not have left: its machine, and processes of a stack that has stopped."""
         from cli.stack.up import stack_holder
         from machines.host import MachineHost
+        from workflows.names import RUNS
 
         host = MachineHost(self.settings)
         records = host.records()
-        owner = f"task-{ended.id}"
+        owner = RUNS.workflow_id(ended.id)
         left = [f"machine {record.id}" for record in records if record.owner_workflow == owner]
         if stack_holder(self.settings) is None:
             others = [record.id for record in records if record.owner_workflow != owner]

@@ -182,7 +182,7 @@ def log(machine_id: MachineId) -> None:
 def _found(host: MachineHost, name: str) -> MachineRecord:
     """The machine of an id, or of the run of an id. Raises MachineNotFound."""
     from foundation.errors import MachineNotFound
-    from machines.records import MACHINE_ID
+    from foundation.machine_ids import MACHINE_ID
 
     if MACHINE_ID.fullmatch(name):
         return host.record(name)
@@ -196,9 +196,9 @@ def _found(host: MachineHost, name: str) -> MachineRecord:
 
 
 def _run(record: MachineRecord) -> str:
-    from activities.machine.preservation import OWNER_PREFIX
+    from workflows.names import RUNS
 
-    return record.owner_workflow.removeprefix(OWNER_PREFIX)
+    return RUNS.resource_id(record.owner_workflow) or record.owner_workflow
 
 
 def _end(host: MachineHost, records: list[MachineRecord]) -> None:

@@ -18,6 +18,7 @@ import psutil
 
 from foundation.child_environment import child_environment
 from foundation.errors import HostNotReady, MachineError
+from foundation.machine_ids import MACHINE_ID
 from machines.hypervisor import qmp
 from machines.hypervisor.acceleration import QEMU
 from machines.hypervisor.handover import PERL
@@ -26,7 +27,6 @@ from machines.hypervisor.qmp import Monitor
 from machines.hypervisor.unprivileged import limit_processes, without_privileges
 from machines.images.store import Image
 from machines.paths import OVERLAY, PID_FILE, PROCESS_NAME, MachinePaths
-from machines.records import MACHINE_ID
 
 _FORWARDED = re.compile(rf"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+{re.escape(GUEST_ADDRESS)}\s+22\b")
 _QUIT_SECONDS, _TERM_SECONDS, _KILL_SECONDS = 3.0, 3.0, 20.0

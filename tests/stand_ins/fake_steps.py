@@ -11,7 +11,7 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 
-from workflows import steps
+from workflows import names, steps
 from workflows.runs.messages import (
     AgentRequest,
     AgentResult,
@@ -63,7 +63,7 @@ class FakeSteps:
         return await client.start_workflow(
             TaskWorkflow.run,
             TaskSubmission(task_id=task_id, manifest=manifest),
-            id=f"task-{task_id}",
+            id=names.RUNS.workflow_id(task_id),
             task_queue=self.queue,
         )
 

@@ -25,7 +25,7 @@ from temporalio.common import Priority, TypedSearchAttributes
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import UnsandboxedWorkflowRunner, WorkflowInstance, WorkflowInstanceDetails
 
-from workflows import steps
+from workflows import names, steps
 from workflows.runs.messages import TaskStatus, TaskSubmission
 from workflows.runs.workflow import TaskWorkflow
 from workflows.specs.manifest import Manifest
@@ -117,9 +117,9 @@ class SkippingClock:
             task_queue="shared",
             task_timeout=timedelta(seconds=10),
             typed_search_attributes=TypedSearchAttributes([]),
-            workflow_id="task-a",
+            workflow_id=names.RUNS.workflow_id("a"),
             workflow_start_time=_BEGIN,
-            workflow_type="TaskWorkflow",
+            workflow_type=names.RUNS.type,
         )
         details = WorkflowInstanceDetails(
             payload_converter_factory=pydantic_data_converter._new_payload_converter,
@@ -138,8 +138,8 @@ class SkippingClock:
         self._instance = asyncio.run(_created(details))
         self._instance.set_exception_handler(lambda _, context: self.unheard.append(context))  # type: ignore[attr-defined]
         start = activation.InitializeWorkflow(
-            workflow_type="TaskWorkflow",
-            workflow_id="task-a",
+            workflow_type=names.RUNS.type,
+            workflow_id=names.RUNS.workflow_id("a"),
             arguments=self._converter.to_payloads([TaskSubmission(task_id="a", manifest=self.manifest)]),
         )
         self._jobs.append(activation.WorkflowActivationJob(initialize_workflow=start))
@@ -173,7 +173,7 @@ class SkippingClock:
 
     def status(self) -> TaskStatus:
         """The answer of the query ``status``, now."""
-        job = activation.QueryWorkflow(query_id="q", query_type="status")
+        job = activation.QueryWorkflow(query_id="q", query_type=names.STATUS)
         completion = self._activate([activation.WorkflowActivationJob(query_workflow=job)])
         (command,) = completion.successful.commands
         (status,) = self._converter.from_payloads([command.respond_to_query.succeeded.response], [TaskStatus])

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import structlog
 
+from foundation.machine_ids import MACHINE_ID
 from machines.hypervisor.unprivileged import is_machine_user
-from machines.records import MACHINE_ID
 from worker.gateway.guest_connection import ConnectionTable, GuestConnection
 from worker.gateway.unix_server import UnixServer, bind_beside
 

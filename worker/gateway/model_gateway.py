@@ -27,6 +27,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from foundation.errors import HostNotReady
+from foundation.machine_ids import MACHINE_ID
 from foundation.proxies import proxy_for
 from foundation.settings import Settings
 from foundation.urls import without_credentials
@@ -40,7 +41,7 @@ from worker.scripted_model.server import create_model_app
 
 MAX_BODY_BYTES = 32 * 2**20
 _MESSAGES, _COUNT_TOKENS = "/v1/messages", "/v1/messages/count_tokens"
-_TOKEN = re.compile(r"^tyk\.(?P<machine>vm-[0-9a-f]{16})\.(?P<proof>[0-9a-f]{64})$")
+_TOKEN = re.compile(rf"^tyk\.(?P<machine>{MACHINE_ID.pattern})\.(?P<proof>[0-9a-f]{{64}})$")
 _REQUEST_HEADERS = ("accept", "content-type", "user-agent", "x-app", "anthropic-", "x-stainless-", "x-claude-code-")
 _RESPONSE_HEADERS = (
     "content-type",

@@ -6,16 +6,12 @@ from datetime import datetime
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey, SearchAttributeUpdate
+from temporalio.common import SearchAttributeUpdate
 
+from workflows.names import CHANGED_KEY, STARTED_KEY, STATE_KEY, STATUS_MEMO
 from workflows.runs.messages import AgentResult, TaskStatus, TaskSubmission, Transition, cut
 from workflows.runs.outcome import RunEnded
 from workflows.runs.states import STATE_MESSAGES, Cause, TaskState
-
-STATE_KEY = SearchAttributeKey.for_keyword("TaskyardState")
-STARTED_KEY = SearchAttributeKey.for_datetime("TaskyardStartedAt")
-CHANGED_KEY = SearchAttributeKey.for_datetime("TaskyardStateChangedAt")
-STATUS_MEMO = "status"
 
 # Notes of one run that its status keeps, and characters of each.
 _NOTES_MOST = 40

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -11,7 +10,8 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, FailureError
 
 with workflow.unsafe.imports_passed_through():
-    from workflows import steps
+    from foundation.machine_ids import machine_id_of
+    from workflows import names, steps
     from workflows.calls import Calls, called_off, is_done
     from workflows.runs.conversation import Conversation
     from workflows.runs.messages import (
@@ -58,15 +58,15 @@ _HISTORY_BYTES_MOST = 40 * 2**20
 _DEADLINE_MARGIN = timedelta(hours=3)
 
 
-@workflow.defn(name="TaskWorkflow")
+@workflow.defn(name=names.RUNS.type)
 class TaskWorkflow:
-    """Takes one task run through its states. Signals ``cancel``, ``user_message``, ``close``; query ``status``."""
+    """Takes one task run through its states. What it is told and asked is in the table of names."""
 
     @workflow.init
     def __init__(self, submission: TaskSubmission) -> None:
         self._manifest = submission.manifest
         self._task_id = submission.task_id
-        self._machine_id = "vm-" + hashlib.sha256(workflow.info().run_id.encode()).hexdigest()[:16]
+        self._machine_id = machine_id_of(workflow.info().run_id)
         self._report = RunReport(submission, workflow.now())
         self._calls = Calls(hurried=lambda: self._cancel is not None)
         headless = submission.manifest.claude.headless
@@ -75,7 +75,9 @@ class TaskWorkflow:
         self._cancel: CancelRequest | None = None
         self._overfull: RunEnded | None = None
 
-    @workflow.signal(description="End the run: stop the agent, collect its artifacts, tear the machine down")
+    @workflow.signal(
+        name=names.CANCEL, description="End the run: stop the agent, collect its artifacts, tear the machine down"
+    )
     def cancel(self, request: CancelRequest | None = None) -> None:
         """Public API. The first reason stands; a later ``force`` still takes the grace period away."""
         request = request or CancelRequest()
@@ -85,7 +87,7 @@ class TaskWorkflow:
             self._cancel = self._cancel.model_copy(update={"force": True})
         self._mind_history()
 
-    @workflow.signal(description="Hand a further message to the running agent")
+    @workflow.signal(name=names.USER_MESSAGE, description="Hand a further message to the running agent")
     def user_message(self, message: UserMessage) -> None:
         """Public API. A message with a known id is a repetition and changes nothing.
 
@@ -94,24 +96,26 @@ class TaskWorkflow:
         self._conversation.take(message)
         self._mind_history()
 
-    @workflow.signal(description="Close the agent's session once it has answered what it was given")
+    @workflow.signal(name=names.CLOSE, description="Close the agent's session once it has answered what it was given")
     def close(self) -> None:
         """Public API: ends a run with ``headless: false`` as a success."""
         self._conversation.want_close()
 
-    @workflow.update(description="Sent by Taskyard's own follower when the agent has answered")
+    @workflow.update(name=names.END_TURN, description="Sent by Taskyard's own follower when the agent has answered")
     def end_turn(self, _: TurnEnded) -> bool:
         """Not public: the agent waits for input, says its follower, and closes the session when this is true."""
         self._conversation.turn_ended()
         self._mind_history()
         return self._conversation.close_if_idle()
 
-    @workflow.signal(description="How followers of earlier versions tell that the agent has answered")
+    @workflow.signal(
+        name=names.TURN_ENDED, description="How followers of earlier versions tell that the agent has answered"
+    )
     def turn_ended(self, _: TurnEnded) -> None:
         """Not public."""
         self._conversation.turn_ended()
 
-    @workflow.query(description="State, times, machine, outcome and manifest of the run")
+    @workflow.query(name=names.STATUS, description="State, times, machine, outcome and manifest of the run")
     def status(self) -> TaskStatus:
         """Public API: the run as ``TaskStatus``."""
         inbox = self._conversation.inbox

@@ -20,6 +20,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner
 from tests.stand_ins.fake_steps import FakeSteps, Run
 from tests.waiting import PATIENCE, at_rest, has_event, until
 from workflows import steps
+from workflows.names import STATE_KEY
 from workflows.runs.messages import (
     AgentResult,
     CancelRequest,
@@ -29,7 +30,6 @@ from workflows.runs.messages import (
     TurnEnded,
     UserMessage,
 )
-from workflows.runs.report import STATE_KEY
 from workflows.runs.states import Cause, TaskState
 from workflows.runs.workflow import TaskWorkflow
 from workflows.specs.manifest import Manifest, parse

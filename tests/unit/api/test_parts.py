@@ -23,8 +23,8 @@ from api.temporal.recorded import label_token, status_of
 from foundation.documents import Document
 from foundation.errors import InvalidManifest, InvalidParameter, RangeNotSatisfiable, TaskyardError
 from storage.runlog import LogEntry
+from workflows.names import STATE_KEY
 from workflows.runs.messages import TaskStatus
-from workflows.runs.report import STATE_KEY
 from workflows.runs.states import TaskState
 from workflows.specs.wire import Manifest
 

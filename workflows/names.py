@@ -1,0 +1,69 @@
+"""The names by which other processes and other systems reach workflows, in one table.
+
+They stand in histories, in Temporal's visibility store and in programs of other people (docs/signals.md): a name that
+was released keeps its meaning, and new ones are added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from temporalio.common import SearchAttributeKey
+
+
+@dataclass(frozen=True)
+class WorkflowKind:
+    """A kind of workflow, each of which owns one resource: its type, and what the ids of such workflows begin with."""
+
+    type: str
+    id_prefix: str
+
+    def workflow_id(self, resource_id: str) -> str:
+        """The id of the workflow that owns the resource."""
+        return self.id_prefix + resource_id
+
+    def resource_id(self, workflow_id: str) -> str | None:
+        """The id of the resource that the workflow owns; None when the workflow is of another kind."""
+        return workflow_id.removeprefix(self.id_prefix) if workflow_id.startswith(self.id_prefix) else None
+
+
+# The owner of a task run.
+RUNS = WorkflowKind(type="TaskWorkflow", id_prefix="task-")
+
+# --- what a workflow is told and asked
+
+# Signals of a run.
+CANCEL = "cancel"
+USER_MESSAGE = "user_message"
+CLOSE = "close"
+# From followers of earlier versions, which had no update yet.
+TURN_ENDED = "turn_ended"
+
+# Updates of a run, from its own follower.
+END_TURN = "end_turn"
+
+# Queries.
+STATUS = "status"
+
+# --- what a workflow shows without being asked
+
+# Keys of its memo.
+STATUS_MEMO = "status"
+
+STATE_KEY = SearchAttributeKey.for_keyword("TaskyardState")
+NAME_KEY = SearchAttributeKey.for_keyword("TaskyardName")
+LABELS_KEY = SearchAttributeKey.for_keyword_list("TaskyardLabels")
+CREATED_KEY = SearchAttributeKey.for_datetime("TaskyardCreatedAt")
+STARTED_KEY = SearchAttributeKey.for_datetime("TaskyardStartedAt")
+CHANGED_KEY = SearchAttributeKey.for_datetime("TaskyardStateChangedAt")
+
+# Each has to be registered in Temporal's namespace: temporal-dev/search-attributes.yaml says the same for people.
+SEARCH_ATTRIBUTES: tuple[SearchAttributeKey[Any], ...] = (
+    STATE_KEY,
+    NAME_KEY,
+    LABELS_KEY,
+    CREATED_KEY,
+    STARTED_KEY,
+    CHANGED_KEY,
+)
