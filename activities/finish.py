@@ -11,7 +11,7 @@ from storage.bucket import Bucket
 from storage.records import write_record
 from storage.runlog import seal
 from workflows import steps
-from workflows.runs.messages import FinishRequest
+from workflows.runs.requests import FinishRequest
 
 
 class Finish:

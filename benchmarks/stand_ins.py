@@ -15,15 +15,15 @@ from activities.machine.lease import host_queue
 from foundation.settings import Settings
 from worker.main import SHARED_STEPS, polling
 from workflows import names, steps
-from workflows.runs.messages import (
+from workflows.messages import Lease
+from workflows.runs.messages import LiveProgress, TurnEnded
+from workflows.runs.requests import (
     AgentRequest,
     AgentResult,
     CloseRequest,
     CollectRequest,
     CollectResult,
     FinishRequest,
-    Lease,
-    LiveProgress,
     ProvisionRequest,
     ProvisionResult,
     ReleaseRequest,
@@ -31,7 +31,6 @@ from workflows.runs.messages import (
     ReserveRequest,
     StageRequest,
     StageResult,
-    TurnEnded,
 )
 from workflows.runs.workflow import TaskWorkflow
 

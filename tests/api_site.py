@@ -24,7 +24,7 @@ from storage.runlog import RunLogWriter, append_event, seal
 from tests import waiting
 from tests.stack_settings import free_ports
 from tests.stand_ins.fake_steps import FakeSteps
-from workflows.runs.messages import FinishRequest
+from workflows.runs.requests import FinishRequest
 
 # Temporal forgets a run half a minute after it was told to.
 PATIENCE = 90.0

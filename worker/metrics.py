@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make
 from foundation.urls import is_local_name
 from machines.host import MachineHost
 from worker.gateway.usage import TOKEN_FIELDS
-from workflows.runs.messages import AgentResult
+from workflows.runs.requests import AgentResult
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

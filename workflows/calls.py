@@ -11,7 +11,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from workflows import steps
-from workflows.runs.messages import Lease, Message
+from workflows.messages import Lease, Message
 from workflows.runs.outcome import host_is_away
 from workflows.steps import Queue, Step
 

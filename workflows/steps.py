@@ -35,7 +35,8 @@ from typing import Generic, TypeVar
 
 from temporalio.common import RetryPolicy
 
-from workflows.runs.messages import (
+from workflows.messages import Lease, Message
+from workflows.runs.requests import (
     AgentRequest,
     AgentResult,
     CloseRequest,
@@ -43,8 +44,6 @@ from workflows.runs.messages import (
     CollectResult,
     DeliverRequest,
     FinishRequest,
-    Lease,
-    Message,
     ProvisionRequest,
     ProvisionResult,
     ReleaseRequest,

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from workflows.runs.messages import NAME_CHARS, RESULT_CHARS, AgentProgress, AgentResult, TokenUsage
+from workflows.messages import NAME_CHARS, RESULT_CHARS
+from workflows.runs.messages import AgentProgress, TokenUsage
+from workflows.runs.requests import AgentResult
 from workflows.runs.states import Cause
 
 # A longer line is no event. Claude Code's longest are files that it has read, of a few MB.

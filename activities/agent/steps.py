@@ -29,17 +29,8 @@ from storage.bucket import Bucket
 from storage.redaction import Redactor
 from storage.runlog import RunLogWriter, read_entries
 from workflows import names, steps
-from workflows.runs.messages import (
-    AgentProgress,
-    AgentRequest,
-    AgentResult,
-    CloseRequest,
-    DeliverRequest,
-    LiveProgress,
-    StopAgentRequest,
-    TokenUsage,
-    TurnEnded,
-)
+from workflows.runs.messages import AgentProgress, LiveProgress, TokenUsage, TurnEnded
+from workflows.runs.requests import AgentRequest, AgentResult, CloseRequest, DeliverRequest, StopAgentRequest
 from workflows.runs.states import STATE_MESSAGES, TaskState
 
 GATEWAY_URL = "http://10.0.2.100"

@@ -44,7 +44,7 @@ from storage.bucket import Bucket
 from storage.names import METADATA, bundle_name, names_of, patch_name, redacted_text, untracked_name
 from storage.redaction import Redactor
 from workflows import steps
-from workflows.runs.messages import Artifact, CollectRequest, CollectResult
+from workflows.runs.requests import Artifact, CollectRequest, CollectResult
 from workflows.runs.states import STATE_MESSAGES, TaskState
 
 _LEFT_OUT_MOST = 500

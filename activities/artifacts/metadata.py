@@ -7,7 +7,7 @@ from typing import Any
 
 from activities.artifacts.patch import Changes
 from foundation.urls import without_credentials
-from workflows.runs.messages import CollectRequest
+from workflows.runs.requests import CollectRequest
 from workflows.runs.states import Cause, TaskState
 
 

@@ -24,7 +24,8 @@ from machines.waiting import LATER, next_look
 from storage.bucket import Bucket
 from storage.hosts import SAY_SECONDS, STALE, live_hosts, require_host
 from workflows import steps
-from workflows.runs.messages import Lease, ReleaseRequest, ReleaseResult, ReserveRequest
+from workflows.messages import Lease
+from workflows.runs.requests import ReleaseRequest, ReleaseResult, ReserveRequest
 
 # By then a host that was just started has said what it has, and one that went away is not counted any more.
 _ALL_HEARD = STALE + timedelta(seconds=2 * SAY_SECONDS)

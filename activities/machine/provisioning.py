@@ -20,7 +20,7 @@ from machines.host import MachineHost
 from machines.images.store import find_image
 from storage.bucket import Bucket
 from workflows import steps
-from workflows.runs.messages import ProvisionRequest, ProvisionResult, StageRequest
+from workflows.runs.requests import ProvisionRequest, ProvisionResult, StageRequest
 from workflows.runs.states import STATE_MESSAGES, TaskState
 
 # Every guest has this address on its own user-mode network; none is reachable from outside its host.

@@ -23,7 +23,7 @@ from machines.paths import volatile_file
 from storage.bucket import Bucket
 from storage.redaction import MIN_VALUE_BYTES, Redactor
 from workflows import steps
-from workflows.runs.messages import SecretsRequest, SecretsResult
+from workflows.runs.requests import SecretsRequest, SecretsResult
 from workflows.specs.wire import SecretReference
 
 # In the guest, on tmpfs: NUL-separated NAME=value pairs, readable by root, who starts the agent with them.

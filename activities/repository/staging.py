@@ -23,7 +23,7 @@ from foundation.urls import without_credentials
 from machines.disks.workspace import build_workspace
 from storage.bucket import Bucket
 from workflows import steps
-from workflows.runs.messages import StageRequest, StageResult
+from workflows.runs.requests import StageRequest, StageResult
 from workflows.runs.states import STATE_MESSAGES, TaskState
 from workflows.specs.wire import Repository
 

@@ -21,7 +21,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from foundation.errors import BucketUnavailable, EngineUnavailable, TaskyardError
 from foundation.urls import without_credentials
-from workflows.runs.messages import SENTENCE_CHARS, cut
+from workflows.messages import SENTENCE_CHARS, cut
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -12,7 +12,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.types import Send
 
 from storage.bucket import ObjectStream
-from workflows.runs.messages import Artifact
+from workflows.runs.requests import Artifact
 
 # Threads that wait for the bucket; those that serve everything else are not taken for downloads.
 _READERS_MOST = 16

@@ -35,7 +35,8 @@ from foundation.errors import (
     TaskNotFound,
     UnsupportedMediaType,
 )
-from workflows.runs.messages import SENTENCE_CHARS, CancelRequest, UserMessage
+from workflows.messages import SENTENCE_CHARS
+from workflows.runs.messages import CancelRequest, UserMessage
 
 router = APIRouter(prefix=views.BASE, tags=["tasks"], dependencies=[Depends(known_parameters)])
 

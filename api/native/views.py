@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field
 from api.runs.core import TaskView
 from api.runs.listing import Page
 from api.runs.shown import definition
-from workflows.runs.messages import AgentProgress, Artifact, TaskStatus, TokenUsage, Transition
+from workflows.runs.messages import AgentProgress, TaskStatus, TokenUsage, Transition
+from workflows.runs.requests import Artifact
 from workflows.runs.states import Cause, TaskState
 
 BASE = "/api/v1/tasks"

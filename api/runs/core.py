@@ -40,13 +40,13 @@ from workflows import names
 from workflows.runs.inbox import WAITING_MOST
 from workflows.runs.messages import (
     MESSAGE_BYTES,
-    Artifact,
     CancelRequest,
     MachineFigures,
     TaskStatus,
     TaskSubmission,
     UserMessage,
 )
+from workflows.runs.requests import Artifact
 from workflows.runs.states import TaskState
 from workflows.specs.wire import Manifest
 

@@ -31,7 +31,7 @@ from foundation.errors import TaskyardError
 from machines.ssh import GuestShell
 from storage.bucket import Bucket
 from workflows import steps
-from workflows.runs.messages import CollectRequest, CollectResult, ProvisionRequest, ProvisionResult
+from workflows.runs.requests import CollectRequest, CollectResult, ProvisionRequest, ProvisionResult
 
 LINES = 250
 _PAUSE_SECONDS = 0.1

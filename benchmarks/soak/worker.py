@@ -24,16 +24,9 @@ from storage.redaction import Redactor
 from storage.runlog import RunLogWriter
 from worker.main import SHARED_STEPS, polling
 from workflows import names, steps
-from workflows.runs.messages import (
-    AgentRequest,
-    AgentResult,
-    CloseRequest,
-    Lease,
-    LiveProgress,
-    ReserveRequest,
-    StopAgentRequest,
-    TurnEnded,
-)
+from workflows.messages import Lease
+from workflows.runs.messages import LiveProgress, TurnEnded
+from workflows.runs.requests import AgentRequest, AgentResult, CloseRequest, ReserveRequest, StopAgentRequest
 from workflows.runs.states import Cause
 from workflows.runs.workflow import TaskWorkflow
 

@@ -26,7 +26,8 @@ from machines.images.store import find_image
 from storage import artifacts as stored
 from storage.bucket import Bucket
 from tests.stack_settings import isolated_settings
-from workflows.runs.messages import CollectRequest, SecretsRequest, StageRequest, TaskStatus
+from workflows.runs.messages import TaskStatus
+from workflows.runs.requests import CollectRequest, SecretsRequest, StageRequest
 from workflows.specs.manifest import Repository, SecretReference
 
 pytestmark = pytest.mark.timeout(600)

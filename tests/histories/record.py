@@ -28,15 +28,9 @@ from tests.stack_settings import isolated_settings
 from tests.stand_ins.fake_steps import FakeSteps, Run
 from tests.waiting import has_event, until
 from workflows import steps
-from workflows.runs.messages import (
-    AgentResult,
-    CancelRequest,
-    CollectResult,
-    Lease,
-    ReserveRequest,
-    TurnEnded,
-    UserMessage,
-)
+from workflows.messages import Lease
+from workflows.runs.messages import CancelRequest, TurnEnded, UserMessage
+from workflows.runs.requests import AgentResult, CollectResult, ReserveRequest
 from workflows.runs.states import Cause
 from workflows.runs.workflow import TaskWorkflow
 from workflows.specs.manifest import parse

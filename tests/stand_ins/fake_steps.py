@@ -12,7 +12,9 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 
 from workflows import names, steps
-from workflows.runs.messages import (
+from workflows.messages import Lease
+from workflows.runs.messages import TaskStatus, TaskSubmission
+from workflows.runs.requests import (
     AgentRequest,
     AgentResult,
     CloseRequest,
@@ -20,7 +22,6 @@ from workflows.runs.messages import (
     CollectResult,
     DeliverRequest,
     FinishRequest,
-    Lease,
     ProvisionRequest,
     ProvisionResult,
     ReleaseRequest,
@@ -31,8 +32,6 @@ from workflows.runs.messages import (
     StageRequest,
     StageResult,
     StopAgentRequest,
-    TaskStatus,
-    TaskSubmission,
 )
 from workflows.runs.workflow import TaskWorkflow
 from workflows.specs.manifest import Manifest

@@ -7,9 +7,10 @@ from temporalio import workflow
 from workflows import steps
 from workflows.calls import Calls
 from workflows.runs.inbox import Inbox, short_id
-from workflows.runs.messages import CloseRequest, DeliverRequest, UserMessage
+from workflows.runs.messages import UserMessage
 from workflows.runs.outcome import RunEnded
 from workflows.runs.report import RunReport
+from workflows.runs.requests import CloseRequest, DeliverRequest
 from workflows.runs.states import Cause
 
 # Named in the histories of runs that refuse messages, and in which a failed delivery does not end the conversation.

@@ -8,9 +8,11 @@ from typing import Any
 from temporalio import workflow
 from temporalio.common import SearchAttributeUpdate
 
+from workflows.messages import cut
 from workflows.names import CHANGED_KEY, STARTED_KEY, STATE_KEY, STATUS_MEMO
-from workflows.runs.messages import AgentResult, TaskStatus, TaskSubmission, Transition, cut
+from workflows.runs.messages import TaskStatus, TaskSubmission, Transition
 from workflows.runs.outcome import RunEnded
+from workflows.runs.requests import AgentResult
 from workflows.runs.states import STATE_MESSAGES, Cause, TaskState
 
 # Notes of one run that its status keeps, and characters of each.

@@ -13,15 +13,16 @@ with workflow.unsafe.imports_passed_through():
     from foundation.machine_ids import machine_id_of
     from workflows import names, steps
     from workflows.calls import Calls, called_off, is_done
+    from workflows.messages import Lease, Message
     from workflows.runs.conversation import Conversation
-    from workflows.runs.messages import (
+    from workflows.runs.messages import CancelRequest, TaskStatus, TaskSubmission, TurnEnded, UserMessage
+    from workflows.runs.outcome import RunEnded, ended_by
+    from workflows.runs.report import RunReport
+    from workflows.runs.requests import (
         AgentRequest,
         AgentResult,
-        CancelRequest,
         CollectRequest,
         FinishRequest,
-        Lease,
-        Message,
         ProvisionRequest,
         ReleaseRequest,
         ReserveRequest,
@@ -29,13 +30,7 @@ with workflow.unsafe.imports_passed_through():
         StageRequest,
         StageResult,
         StopAgentRequest,
-        TaskStatus,
-        TaskSubmission,
-        TurnEnded,
-        UserMessage,
     )
-    from workflows.runs.outcome import RunEnded, ended_by
-    from workflows.runs.report import RunReport
     from workflows.runs.states import Cause, TaskState
     from workflows.steps import Step
 

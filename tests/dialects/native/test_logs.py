@@ -15,7 +15,7 @@ import pytest
 from storage import artifacts
 from storage.bucket import Bucket
 from tests.api_site import ApiSite, SseEvent, until
-from workflows.runs.messages import AgentResult
+from workflows.runs.requests import AgentResult
 from workflows.runs.states import Cause
 
 TASKS = "/api/v1/tasks"

@@ -14,7 +14,7 @@ from storage import artifacts
 from storage.hosts import HostRoom, say_room, withdraw
 from tests.api_site import ApiSite
 from tests.seed_pages.replay import Done, SeedPages
-from workflows.runs.messages import AgentResult, CollectRequest
+from workflows.runs.requests import AgentResult, CollectRequest
 
 Run = Callable[..., Awaitable[Done]]
 

@@ -22,7 +22,8 @@ from api.native.health import router as health_router
 from storage.hosts import HostRoom, live_hosts, say_room, withdraw
 from tests.api_site import ApiSite, api_site, as_yaml, manifest, until
 from workflows.runs.inbox import WAITING_MOST
-from workflows.runs.messages import MESSAGE_BYTES, AgentProgress, AgentRequest, AgentResult, UserMessage
+from workflows.runs.messages import MESSAGE_BYTES, AgentProgress, UserMessage
+from workflows.runs.requests import AgentRequest, AgentResult
 from workflows.runs.states import Cause
 
 TASKS = "/api/v1/tasks"

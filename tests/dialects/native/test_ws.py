@@ -16,7 +16,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.api_site import ApiSite, until
-from workflows.runs.messages import AgentRequest, AgentResult, LiveProgress, MachineFigures
+from workflows.runs.messages import LiveProgress, MachineFigures
+from workflows.runs.requests import AgentRequest, AgentResult
 from workflows.runs.states import Cause
 
 FIGURES = MachineFigures(

@@ -25,7 +25,8 @@ from machines.host import MachineHost, Reservation
 from storage import artifacts as stored
 from storage.bucket import Bucket
 from storage.runlog import read_entries
-from workflows.runs.messages import AgentResult, CollectRequest, CollectResult, StageRequest, TaskStatus, Transition
+from workflows.runs.messages import TaskStatus, Transition
+from workflows.runs.requests import AgentResult, CollectRequest, CollectResult, StageRequest
 from workflows.runs.states import Cause, TaskState
 from workflows.specs.manifest import Repository, SecretReference, VmSpec
 

@@ -35,7 +35,7 @@ from foundation.errors import (
 )
 from foundation.settings import Settings
 from tests.workspace_reading import extract_workspace
-from workflows.runs.messages import StageRequest, StageResult
+from workflows.runs.requests import StageRequest, StageResult
 from workflows.specs.manifest import Repository
 from workflows.steps import STAGE
 

@@ -14,7 +14,8 @@ from machines.host import MachineHost
 from tests.api_site import ApiSite, until
 from tests.stack_settings import free_ports
 from worker.metrics import WorkerMetrics
-from workflows.runs.messages import AgentResult, TokenUsage
+from workflows.runs.messages import TokenUsage
+from workflows.runs.requests import AgentResult
 from workflows.runs.states import Cause
 
 DASHBOARD = Path(__file__).parents[3] / "dashboards" / "taskyard.json"

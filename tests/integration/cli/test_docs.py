@@ -29,7 +29,7 @@ from tests.integration.cli.test_task import say
 from tests.seed_pages.replay import NODE
 from worker.metrics import WorkerMetrics
 from worker.scripted_model.scenario import read_scenario
-from workflows.runs.messages import AgentRequest, AgentResult, CollectRequest, StopAgentRequest
+from workflows.runs.requests import AgentRequest, AgentResult, CollectRequest, StopAgentRequest
 
 # What is not run here, and why. Each of these stands in some page.
 NOT_RUN = {

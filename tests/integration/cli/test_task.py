@@ -22,7 +22,8 @@ from temporalio import activity
 from storage import artifacts
 from storage.layout import artifact_key
 from tests.api_site import ApiSite, api_site, as_yaml, manifest, until
-from workflows.runs.messages import AgentProgress, AgentResult
+from workflows.runs.messages import AgentProgress
+from workflows.runs.requests import AgentResult
 from workflows.runs.states import Cause
 
 

@@ -20,16 +20,10 @@ from temporalio.worker import UnsandboxedWorkflowRunner
 from tests.stand_ins.fake_steps import FakeSteps, Run
 from tests.waiting import PATIENCE, at_rest, has_event, until
 from workflows import steps
+from workflows.messages import Lease
 from workflows.names import STATE_KEY
-from workflows.runs.messages import (
-    AgentResult,
-    CancelRequest,
-    CollectResult,
-    Lease,
-    TaskStatus,
-    TurnEnded,
-    UserMessage,
-)
+from workflows.runs.messages import CancelRequest, TaskStatus, TurnEnded, UserMessage
+from workflows.runs.requests import AgentResult, CollectResult
 from workflows.runs.states import Cause, TaskState
 from workflows.runs.workflow import TaskWorkflow
 from workflows.specs.manifest import Manifest, parse

@@ -17,7 +17,9 @@ from tests.stand_ins.fake_steps import FakeSteps
 from tests.waiting import until
 from worker.main import most_machines, polling
 from workflows import steps
-from workflows.runs.messages import AgentRequest, AgentResult, Lease, UserMessage
+from workflows.messages import Lease
+from workflows.runs.messages import UserMessage
+from workflows.runs.requests import AgentRequest, AgentResult
 from workflows.runs.states import TaskState
 from workflows.runs.workflow import TaskWorkflow
 

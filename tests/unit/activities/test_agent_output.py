@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from activities.agent.output import COMPLAINT_CHARS, CUT, AgentOutput, LineSplitter
 from storage.redaction import Redactor
-from workflows.runs.messages import NAME_CHARS, RESULT_CHARS, AgentResult, LiveProgress, TokenUsage
+from workflows.messages import NAME_CHARS, RESULT_CHARS
+from workflows.runs.messages import LiveProgress, TokenUsage
+from workflows.runs.requests import AgentResult
 from workflows.runs.states import Cause
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)

@@ -21,7 +21,8 @@ from machines.host import MachineHost, NoRoom, Reservation
 from storage.bucket import Bucket
 from storage.hosts import STALE, HostRoom, say_room
 from tests.stand_ins.memory_bucket import MemoryBucket
-from workflows.runs.messages import Lease, ReserveRequest
+from workflows.messages import Lease
+from workflows.runs.requests import ReserveRequest
 from workflows.specs.manifest import parse
 
 GIB = 2**30

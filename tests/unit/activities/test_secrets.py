@@ -20,7 +20,7 @@ from machines.paths import volatile_file
 from storage.bucket import Bucket
 from storage.runlog import read_entries
 from tests.stand_ins.memory_bucket import TASK, MemoryBucket
-from workflows.runs.messages import SecretsRequest
+from workflows.runs.requests import SecretsRequest
 from workflows.specs.manifest import SecretReference
 
 VALUE = "hush-4711"

@@ -16,7 +16,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.step import boundary as failures
 from activities.step.boundary import boundary, bounded_retries
 from foundation.errors import BucketUnavailable, GuestUnreachable, RefNotFound, RepositoryUnreachable
-from workflows.runs.messages import SENTENCE_CHARS
+from workflows.messages import SENTENCE_CHARS
 
 
 def failing(error: Exception) -> ApplicationError:

@@ -13,20 +13,16 @@ from hypothesis import strategies as st
 
 from tests.stand_ins.skipping_clock import Act, Behaviour, SkippingClock
 from workflows import steps
+from workflows.messages import Lease
 from workflows.runs import workflow
-from workflows.runs.messages import (
-    MESSAGE_BYTES,
+from workflows.runs.messages import MESSAGE_BYTES, CancelRequest, TaskStatus, TurnEnded, UserMessage
+from workflows.runs.requests import (
     AgentResult,
-    CancelRequest,
     CollectResult,
-    Lease,
     ProvisionResult,
     ReleaseResult,
     SecretsResult,
     StageResult,
-    TaskStatus,
-    TurnEnded,
-    UserMessage,
 )
 from workflows.runs.states import Cause, TaskState
 from workflows.specs.manifest import Manifest, parse

@@ -18,7 +18,9 @@ import machines.records
 import storage.artifacts
 import storage.hosts
 import storage.segments
+import workflows.messages
 import workflows.runs.messages
+import workflows.runs.requests
 import workflows.specs.manifest
 import workflows.specs.wire
 from foundation.errors import InvalidManifest
@@ -69,7 +71,7 @@ def sample(kind: Any, newer: dict[str, Any]) -> Any:
     return sample(parts[0], newer) if parts else PLAIN[kind]
 
 
-MESSAGES = models(workflows.runs.messages, workflows.specs.wire)
+MESSAGES = models(workflows.messages, workflows.runs.messages, workflows.runs.requests, workflows.specs.wire)
 RECORDS = models(client.tasks.replies, storage.artifacts, storage.hosts, storage.segments, machines.records)
 
 
