@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, TimeoutType
+from temporalio.exceptions import TimeoutError as StepTimeout
 
 from workflows import steps
 from workflows.messages import Lease, Message
-from workflows.runs.outcome import host_is_away
 from workflows.steps import Queue, Step
 
 In = TypeVar("In", bound=Message)
@@ -20,9 +20,9 @@ Out = TypeVar("Out", bound=Message | None)
 
 
 class Calls:
-    """The steps of one run. ``away``: a step has found no worker of the lease's host.
+    """The steps of one workflow. ``away``: a step has found no worker of the lease's host.
 
-    ``hurried`` says whether the run is not wanted any more, and its host is not to be waited for.
+    ``hurried`` says whether the work is not wanted any more, and its host is not to be waited for.
     """
 
     def __init__(self, hurried: Callable[[], bool]) -> None:
@@ -80,7 +80,7 @@ class Calls:
         )
 
     async def attempt(self, step: Step[In, Out], request: In, summary: str) -> bool:
-        """Run a step whose failure does not end the run. Whether it succeeded."""
+        """Run a step whose failure ends nothing. Whether it succeeded."""
         try:
             await self.start(step, request, summary)
         except ActivityError as error:
@@ -107,3 +107,12 @@ async def called_off(handle: workflow.ActivityHandle[Any]) -> bool:
     """Call a step off. Whether it has stopped in time; one that has not is awaited no more."""
     handle.cancel()
     return await is_done(handle, steps.SETTLE)
+
+
+def host_is_away(error: ActivityError) -> bool:
+    """Whether no worker of its host began a step in time, or the last that did sent no more heartbeats."""
+    cause = error.cause
+    if not isinstance(cause, StepTimeout):
+        return False
+    # The server keeps the failure of the last attempt before the time was over.
+    return cause.type is TimeoutType.SCHEDULE_TO_START or isinstance(cause.cause, StepTimeout)

@@ -46,6 +46,14 @@ END_TURN = "end_turn"
 # Queries.
 STATUS = "status"
 
+# --- how a workflow knows under which version it began: names of patches in its history
+
+# A run that has one does what came with it; one that does not goes on as the version did under which it began.
+LEAN = "lean"  # reserves at once, and shows no state that passes within one workflow task
+BOUNDED = "bounded"  # waits for nothing without a bound when it ends
+REFUSES = "refuses-messages"  # takes no message that it cannot deliver
+REDELIVERS = "redelivers"  # goes on with the conversation when a delivery has failed
+
 # --- what a workflow shows without being asked
 
 # Keys of its memo.

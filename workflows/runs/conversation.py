@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from temporalio import workflow
 
-from workflows import steps
+from workflows import names, steps
 from workflows.calls import Calls
 from workflows.runs.inbox import Inbox, short_id
+from workflows.runs.interruption import Interruption
 from workflows.runs.messages import UserMessage
 from workflows.runs.outcome import RunEnded
 from workflows.runs.report import RunReport
 from workflows.runs.requests import CloseRequest, DeliverRequest
 from workflows.runs.states import Cause
 
-# Named in the histories of runs that refuse messages, and in which a failed delivery does not end the conversation.
-# Runs that came to such a point under earlier versions go on as those did.
-_REFUSES = "refuses-messages"
-_REDELIVERS = "redelivers"
-
 
 class Conversation:
-    """One session. ``given_up``: why the run is to end because the session cannot be closed."""
+    """One session. One that cannot be closed is a reason for ``interruption``."""
 
-    def __init__(self, calls: Calls, report: RunReport, machine_id: str, *, headless: bool) -> None:
+    def __init__(
+        self, calls: Calls, report: RunReport, interruption: Interruption, machine_id: str, *, headless: bool
+    ) -> None:
         self.inbox = Inbox()
-        self.given_up: RunEnded | None = None
         self._calls = calls
         self._report = report
+        self._interruption = interruption
         self._machine_id = machine_id
         self._headless = headless
         self._close_wanted = False
@@ -45,7 +43,7 @@ class Conversation:
         if self.inbox.knows(message_id):
             return
         refusal = self.inbox.refusal(message, closed=not self.is_open)
-        if refusal is not None and workflow.patched(_REFUSES):
+        if refusal is not None and workflow.patched(names.REFUSES):
             self.inbox.refuse(message_id)
             self._report.note(refusal)
         else:
@@ -95,11 +93,11 @@ class Conversation:
         if delivered:
             self.inbox.delivered(message_id)
         # A delivery that was under way when the agent ended comes back here although its task was cancelled.
-        if self._over and (not delivered or not self.inbox or workflow.patched(_REDELIVERS)):
+        if self._over and (not delivered or not self.inbox or workflow.patched(names.REDELIVERS)):
             return False
         if delivered:
             return True
-        if not workflow.patched(_REDELIVERS):
+        if not workflow.patched(names.REDELIVERS):
             return False
         # The agent waits for input as it did before; should the message have reached it all the same, a close waits
         # for the answer.
@@ -110,9 +108,11 @@ class Conversation:
 
     async def _close(self) -> None:
         closed = await self._calls.attempt(steps.CLOSE, CloseRequest(machine_id=self._machine_id), "Close the session")
-        if not closed and not self._over and workflow.patched(_REDELIVERS):
-            self.given_up = RunEnded(
-                Cause.MACHINE_LOST, "The agent had answered, but its guest could not be told to close the session."
+        if not closed and not self._over and workflow.patched(names.REDELIVERS):
+            self._interruption.give_up(
+                RunEnded(
+                    Cause.MACHINE_LOST, "The agent had answered, but its guest could not be told to close the session."
+                )
             )
 
     def _may_close(self) -> bool:

@@ -42,15 +42,6 @@ class RunEnded(Exception):
         self.error = error
 
 
-def host_is_away(error: ActivityError) -> bool:
-    """Whether no worker of its host began a step in time, or the last that did sent no more heartbeats."""
-    cause = error.cause
-    if not isinstance(cause, StepTimeout):
-        return False
-    # The server keeps the failure of the last attempt before the time was over.
-    return cause.type is TimeoutType.SCHEDULE_TO_START or isinstance(cause.cause, StepTimeout)
-
-
 def ended_by(step: str, error: ActivityError, lifecycle: Lifecycle, host: str | None) -> RunEnded:
     """The cause and sentence of a run whose ``step`` failed for good on ``host``."""
     cause = error.cause

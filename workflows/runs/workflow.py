@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, FailureError
@@ -12,14 +12,16 @@ from temporalio.exceptions import ActivityError, FailureError
 with workflow.unsafe.imports_passed_through():
     from foundation.machine_ids import machine_id_of
     from workflows import names, steps
-    from workflows.calls import Calls, called_off, is_done
-    from workflows.messages import Lease, Message
+    from workflows.calls import called_off
+    from workflows.messages import Lease
+    from workflows.runs.agent import Agent
+    from workflows.runs.calls import RunCalls
     from workflows.runs.conversation import Conversation
+    from workflows.runs.interruption import Interruption
     from workflows.runs.messages import CancelRequest, TaskStatus, TaskSubmission, TurnEnded, UserMessage
-    from workflows.runs.outcome import RunEnded, ended_by
+    from workflows.runs.outcome import RunEnded
     from workflows.runs.report import RunReport
     from workflows.runs.requests import (
-        AgentRequest,
         AgentResult,
         CollectRequest,
         FinishRequest,
@@ -32,22 +34,6 @@ with workflow.unsafe.imports_passed_through():
         StopAgentRequest,
     )
     from workflows.runs.states import Cause, TaskState
-    from workflows.steps import Step
-
-In = TypeVar("In", bound=Message)
-Out = TypeVar("Out", bound=Message | None)
-
-# Named in the history of a run that reserves at once and shows no state that passes within one workflow task. Runs that
-# began under earlier versions go on without.
-_LEAN = "lean"
-
-# The same for ends that wait for nothing without a bound. A run that comes to its end under this version has it too.
-_BOUNDED = "bounded"
-
-# Temporal ends a run past 51,200 events or 50 MiB of history, without its artifacts. Only signals and updates from
-# outside can bring it there; a run that comes close ends itself while it still can do so in order.
-_EVENTS_MOST = 45_000
-_HISTORY_BYTES_MOST = 40 * 2**20
 
 # What a machine may outlive its run's own limits by before the sweeper takes it.
 _DEADLINE_MARGIN = timedelta(hours=3)
@@ -63,24 +49,24 @@ class TaskWorkflow:
         self._task_id = submission.task_id
         self._machine_id = machine_id_of(workflow.info().run_id)
         self._report = RunReport(submission, workflow.now())
-        self._calls = Calls(hurried=lambda: self._cancel is not None)
-        headless = submission.manifest.claude.headless
-        self._conversation = Conversation(self._calls, self._report, self._machine_id, headless=headless)
+        self._interruption = Interruption()
+        self._calls = RunCalls(submission.manifest.lifecycle, self._report, self._interruption)
+        self._conversation = Conversation(
+            self._calls,
+            self._report,
+            self._interruption,
+            self._machine_id,
+            headless=submission.manifest.claude.headless,
+        )
         self._staged: StageResult | None = None
-        self._cancel: CancelRequest | None = None
-        self._overfull: RunEnded | None = None
 
     @workflow.signal(
         name=names.CANCEL, description="End the run: stop the agent, collect its artifacts, tear the machine down"
     )
     def cancel(self, request: CancelRequest | None = None) -> None:
         """Public API. The first reason stands; a later ``force`` still takes the grace period away."""
-        request = request or CancelRequest()
-        if self._cancel is None:
-            self._cancel = request
-        elif request.force and not self._cancel.force:
-            self._cancel = self._cancel.model_copy(update={"force": True})
-        self._mind_history()
+        self._interruption.ask(request or CancelRequest())
+        self._interruption.mind_history()
 
     @workflow.signal(name=names.USER_MESSAGE, description="Hand a further message to the running agent")
     def user_message(self, message: UserMessage) -> None:
@@ -89,7 +75,7 @@ class TaskWorkflow:
         One that is refused is named in the status.
         """
         self._conversation.take(message)
-        self._mind_history()
+        self._interruption.mind_history()
 
     @workflow.signal(name=names.CLOSE, description="Close the agent's session once it has answered what it was given")
     def close(self) -> None:
@@ -100,7 +86,7 @@ class TaskWorkflow:
     def end_turn(self, _: TurnEnded) -> bool:
         """Not public: the agent waits for input, says its follower, and closes the session when this is true."""
         self._conversation.turn_ended()
-        self._mind_history()
+        self._interruption.mind_history()
         return self._conversation.close_if_idle()
 
     @workflow.signal(
@@ -160,7 +146,7 @@ class TaskWorkflow:
         try:
             await self._calls.start(steps.FINISH, FinishRequest(status=self.status()), "Write the final record")
         except ActivityError:
-            if not workflow.patched(_BOUNDED):
+            if not workflow.patched(names.BOUNDED):
                 raise
             report.note("The final record could not be written to the bucket: only Temporal knows how the run ended.")
             report.remember()
@@ -174,7 +160,7 @@ class TaskWorkflow:
         self._calls.lease = await self._reserve()
         self._report.status.host = self._calls.lease.host
         self._report.enter(TaskState.STAGING)
-        self._staged = await self._interruptible(
+        self._staged = await self._calls.interruptible(
             steps.STAGE,
             StageRequest(
                 task_id=self._task_id,
@@ -188,7 +174,7 @@ class TaskWorkflow:
         )
         self._report.status.base_commit = self._staged.base_commit
         self._report.enter(TaskState.PROVISIONING)
-        machine = await self._interruptible(
+        machine = await self._calls.interruptible(
             steps.PROVISION,
             ProvisionRequest(
                 task_id=self._task_id,
@@ -202,17 +188,18 @@ class TaskWorkflow:
         self._report.status.vm_name = machine.vm_name
         self._report.status.vm_ip = machine.vm_ip
         # Without secrets, the next state is entered in the same breath: nobody could see this one.
-        passing = workflow.patched(_LEAN) and not manifest.secrets
+        passing = workflow.patched(names.LEAN) and not manifest.secrets
         self._report.enter(TaskState.READY, remember=True, shown=not passing)
         if manifest.secrets:
-            injected = await self._interruptible(
+            injected = await self._calls.interruptible(
                 steps.SECRETS,
                 SecretsRequest(task_id=self._task_id, machine_id=self._machine_id, secrets=manifest.secrets),
                 "Secrets: " + ", ".join(secret.name for secret in manifest.secrets),
             )
             self._report.note(*injected.notes)
         self._report.enter(TaskState.RUNNING, remember=passing)
-        return await self._run_agent()
+        agent = Agent(self._calls, self._report, self._interruption, self._conversation, self._machine_id)
+        return await agent.run(self._task_id, manifest)
 
     async def _reserve(self) -> Lease:
         """Room on the host whose worker has this run in hand, or else on the first host that has some."""
@@ -227,91 +214,13 @@ class TaskWorkflow:
             since=workflow.info().start_time,
         )
         summary = f"Reserve {vm.cpus} CPUs, {vm.memory}"
-        if workflow.patched(_LEAN) and self._cancel is None:
+        if workflow.patched(names.LEAN) and self._interruption.cancel is None:
             try:
                 return await self._calls.start_at_once(steps.RESERVE, request, summary)
             except FailureError as error:
                 # A local activity's own failure comes as it is, its timeout in an ActivityError.
                 workflow.logger.info("not reserved at once: %s", error.cause or error)
-        return await self._interruptible(steps.RESERVE, request, summary)
-
-    async def _run_agent(self) -> AgentResult:
-        lifecycle = self._manifest.lifecycle
-        handle = self._calls.start(
-            steps.RUN_AGENT,
-            AgentRequest(
-                task_id=self._task_id,
-                machine_id=self._machine_id,
-                claude=self._manifest.claude,
-                subpath=self._manifest.repository.subpath,
-                secrets=self._manifest.secrets,
-                hang_timeout=lifecycle.seconds("hang_timeout"),
-            ),
-            f"Claude Code, {self._manifest.claude.model}",
-        )
-        conversation = asyncio.create_task(self._conversation.run())
-        timeout = lifecycle.seconds("timeout")
-        stopped: RunEnded | None = None
-        try:
-            await workflow.wait_condition(lambda: handle.done() or self._unwanted() is not None, timeout=timeout)
-        except TimeoutError:
-            stopped = RunEnded(
-                Cause.RUN_TIMEOUT,
-                f"The agent was stopped: lifecycle.timeout of {lifecycle.timeout} passed; set a longer one.",
-            )
-        reported = True
-        if not handle.done():
-            stopped = stopped or self._unwanted()
-            reported = await self._end_agent(handle)
-        try:
-            result: AgentResult | None = await handle if reported else None
-        except ActivityError as error:
-            raise stopped or self._ended_by(steps.RUN_AGENT, error) from error
-        finally:
-            self._conversation.end()
-            conversation.cancel()
-        if stopped is None and result is not None:
-            if result.running and not await self._stop_agent():
-                await self._end_machine()
-            return result
-        if stopped is None or result is None:
-            raise stopped or RunEnded(Cause.INTERNAL, "How the agent ended is not known.")
-        # How it left after being stopped is worth keeping, but the stop is the cause.
-        return result.model_copy(update={"cause": stopped.cause, "error": stopped.error})
-
-    async def _end_agent(self, handle: workflow.ActivityHandle[AgentResult]) -> bool:
-        """Stop the agent, and its machine if that does not help. False when its follower has not reported the end."""
-        stopped = await self._stop_agent()
-        if handle.done() or not workflow.patched(_BOUNDED):
-            return True
-        if stopped and await is_done(handle, steps.REPORT):
-            return True
-        if not self._calls.away:
-            await self._end_machine()
-            if await is_done(handle, steps.SETTLE):
-                return True
-        return await called_off(handle)
-
-    async def _stop_agent(self) -> bool:
-        """Stop the agent by a step of its own, so that a stop never waits for a heartbeat. Whether that succeeded."""
-        request = StopAgentRequest(machine_id=self._machine_id, force=self._forced())
-        stop = asyncio.create_task(self._calls.attempt(steps.STOP_AGENT, request, "Stop Claude Code"))
-        if not request.force:
-            # A force that comes during the grace period is carried out at once.
-            await workflow.wait_condition(lambda: stop.done() or self._forced())
-            if not stop.done():
-                kill = StopAgentRequest(machine_id=self._machine_id, force=True)
-                await self._calls.attempt(steps.STOP_AGENT, kill, "Kill Claude Code")
-        return await stop
-
-    async def _end_machine(self) -> None:
-        """End the machine's process from its host: nothing in the guest can prevent that, and its disks stay."""
-        self._report.note("The agent could not be stopped in its guest: the machine was ended from its host.")
-        request = StopAgentRequest(machine_id=self._machine_id, force=True, machine=True)
-        await self._calls.attempt(steps.STOP_AGENT, request, "End the machine")
-
-    def _forced(self) -> bool:
-        return self._cancel is not None and self._cancel.force
+        return await self._calls.interruptible(steps.RESERVE, request, summary)
 
     async def _complete(self, agent: AgentResult | None) -> None:
         """Collect what is there and let go of the machine, whatever happened before."""
@@ -319,8 +228,8 @@ class TaskWorkflow:
         if self._staged is not None:
             self._report.enter(TaskState.COMPLETING, remember=True)
             gone = await self._collect(agent, self._staged)
-        if self._cancel is not None:
-            end = self._cancellation()
+        if self._interruption.cancel is not None:
+            end = self._interruption.cancellation()
             self._report.take_end(end)
         if not gone and not self._leaves_machine():
             await self._release()
@@ -353,7 +262,7 @@ class TaskWorkflow:
                     return False
             collected = await handle
         except ActivityError as error:
-            end = self._ended_by(steps.COLLECT, error)
+            end = self._calls.ended_by(steps.COLLECT, error)
             self._report.take_end(end)
             return False
         self._report.note(*collected.notes)
@@ -361,18 +270,18 @@ class TaskWorkflow:
 
     async def _called_off_by_cancel(self, handle: workflow.ActivityHandle[Any]) -> bool:
         """Wait for a collection; a cancel that comes meanwhile calls it off when it is forced or the host is away."""
-        seen = self._cancel
+        seen = self._interruption.cancel
         while True:
-            await workflow.wait_condition(lambda seen=seen: handle.done() or self._cancel is not seen)  # type: ignore[misc]
-            if handle.done() or not workflow.patched(_BOUNDED):
+            await workflow.wait_condition(lambda seen=seen: handle.done() or self._interruption.cancel is not seen)  # type: ignore[misc]
+            if handle.done() or not workflow.patched(names.BOUNDED):
                 return False
-            seen = self._cancel
-            if not self._forced():
+            seen = self._interruption.cancel
+            if not self._interruption.forced:
                 # The agent has ended already: what counts is whether the host's worker begins the step at all.
                 request = StopAgentRequest(machine_id=self._machine_id)
                 look = asyncio.create_task(self._calls.attempt(steps.STOP_AGENT, request, "Look for the host"))
-                await workflow.wait_condition(lambda look=look: look.done() or self._forced())  # type: ignore[misc]
-            if self._forced() or self._calls.away:
+                await workflow.wait_condition(lambda look=look: look.done() or self._interruption.forced)  # type: ignore[misc]
+            if self._interruption.forced or self._calls.away:
                 await called_off(handle)
                 return True
 
@@ -391,10 +300,10 @@ class TaskWorkflow:
             wait=steps.HOST_PATIENCE if preserve else None,
         )
         if preserve:
-            await workflow.wait_condition(lambda: handle.done() or self._cancel is not None)
-            if not handle.done() and workflow.patched(_BOUNDED):
+            await workflow.wait_condition(lambda: handle.done() or self._interruption.cancel is not None)
+            if not handle.done() and workflow.patched(names.BOUNDED):
                 await called_off(handle)
-                end = self._cancellation()
+                end = self._interruption.cancellation()
                 self._report.take_end(end)
                 await self._release()
                 return
@@ -411,56 +320,7 @@ class TaskWorkflow:
 
     def _leaves_machine(self) -> bool:
         """Whether the host's worker is away, so that nothing more is asked of it."""
-        return self._calls.away and workflow.patched(_BOUNDED)
-
-    # --- how it ends
-
-    def _cancellation(self) -> RunEnded:
-        request = self._cancel or CancelRequest()
-        return RunEnded(Cause.CANCELLED, f"Cancelled: {request.reason}")
-
-    def _unwanted(self) -> RunEnded | None:
-        """Why the run is to end before its agent does, if so."""
-        return self._cancellation() if self._cancel is not None else self._overfull or self._conversation.given_up
-
-    def _mind_history(self) -> None:
-        info = workflow.info()
-        events, size = info.get_current_history_length(), info.get_current_history_size()
-        if self._overfull is None and (events > _EVENTS_MOST or size > _HISTORY_BYTES_MOST):
-            self._overfull = RunEnded(
-                Cause.INTERNAL,
-                f"The run was ended: messages and signals have filled its history ({events} events, {size} bytes).",
-            )
-
-    def _ended_by(self, step: Step[In, Out], error: ActivityError) -> RunEnded:
-        self._calls.note_failure(step, error)
-        return ended_by(step.name, error, self._manifest.lifecycle, self._report.status.host)
-
-    async def _interruptible(
-        self, step: Step[In, Out], request: In, summary: str, limit: timedelta | None = None
-    ) -> Out:
-        """Run a step to its end, or until the run is cancelled. Raises RunEnded."""
-        if (unwanted := self._unwanted()) is not None:
-            raise unwanted
-        handle = self._calls.start(step, request, summary, limit)
-        await workflow.wait_condition(lambda: handle.done() or self._unwanted() is not None)
-        if not handle.done():
-            handle.cancel()
-            unwanted = self._unwanted()
-            if unwanted and workflow.patched(_BOUNDED) and not await is_done(handle, steps.SETTLE):
-                raise unwanted
-        try:
-            result = await handle
-        except ActivityError as error:
-            # The cancellation is the cause, also when the attempt under way failed instead of being
-            # cancelled: the server tries no further one then. A lost host stays one: nothing is to be done there.
-            end = self._ended_by(step, error)
-            if end.cause is not Cause.HOST_LOST:
-                end = self._unwanted() or end
-            raise end from error
-        if (unwanted := self._unwanted()) is not None and step is not steps.RESERVE:
-            raise unwanted
-        return result
+        return self._calls.away and workflow.patched(names.BOUNDED)
 
     def _machine_deadline(self) -> datetime:
         lifecycle = self._manifest.lifecycle

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.stand_ins.skipping_clock import Act, Behaviour, SkippingClock
 from workflows import steps
 from workflows.messages import Lease
-from workflows.runs import workflow
+from workflows.runs import interruption
 from workflows.runs.messages import MESSAGE_BYTES, CancelRequest, TaskStatus, TurnEnded, UserMessage
 from workflows.runs.requests import (
     AgentResult,
@@ -371,7 +371,7 @@ def test_a_flood_of_messages_and_cancels_breaks_no_run() -> None:
 
 
 def test_a_history_that_is_nearly_full_ends_the_run_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workflow, "_EVENTS_MOST", 1_000)
+    monkeypatch.setattr(interruption, "_EVENTS_MOST", 1_000)
     clock = a_run(RUN_AGENT=HANGS, CLOSE=HANGS)
     clock.manifest.claude.headless = False
     for number in range(1_000):

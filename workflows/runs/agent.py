@@ -1,0 +1,115 @@
+"""The agent of a run as its workflow has it: followed to its end, or stopped when that is not to be waited for."""
+
+from __future__ import annotations
+
+import asyncio
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+from workflows import names, steps
+from workflows.calls import called_off, is_done
+from workflows.runs.calls import RunCalls
+from workflows.runs.conversation import Conversation
+from workflows.runs.interruption import Interruption
+from workflows.runs.outcome import RunEnded
+from workflows.runs.report import RunReport
+from workflows.runs.requests import AgentRequest, AgentResult, StopAgentRequest
+from workflows.runs.states import Cause
+from workflows.specs.wire import Manifest
+
+
+class Agent:
+    """The one agent of a run, in its one machine."""
+
+    def __init__(
+        self,
+        calls: RunCalls,
+        report: RunReport,
+        interruption: Interruption,
+        conversation: Conversation,
+        machine_id: str,
+    ) -> None:
+        self._calls = calls
+        self._report = report
+        self._interruption = interruption
+        self._conversation = conversation
+        self._machine_id = machine_id
+
+    async def run(self, task_id: str, manifest: Manifest) -> AgentResult:
+        """Start the agent and follow it to its end, whoever brings that about. Raises RunEnded without a result."""
+        lifecycle = manifest.lifecycle
+        handle = self._calls.start(
+            steps.RUN_AGENT,
+            AgentRequest(
+                task_id=task_id,
+                machine_id=self._machine_id,
+                claude=manifest.claude,
+                subpath=manifest.repository.subpath,
+                secrets=manifest.secrets,
+                hang_timeout=lifecycle.seconds("hang_timeout"),
+            ),
+            f"Claude Code, {manifest.claude.model}",
+        )
+        conversation = asyncio.create_task(self._conversation.run())
+        timeout = lifecycle.seconds("timeout")
+        stopped: RunEnded | None = None
+        try:
+            await workflow.wait_condition(
+                lambda: handle.done() or self._interruption.reason is not None, timeout=timeout
+            )
+        except TimeoutError:
+            stopped = RunEnded(
+                Cause.RUN_TIMEOUT,
+                f"The agent was stopped: lifecycle.timeout of {lifecycle.timeout} passed; set a longer one.",
+            )
+        reported = True
+        if not handle.done():
+            stopped = stopped or self._interruption.reason
+            reported = await self._end(handle)
+        try:
+            result: AgentResult | None = await handle if reported else None
+        except ActivityError as error:
+            raise stopped or self._calls.ended_by(steps.RUN_AGENT, error) from error
+        finally:
+            self._conversation.end()
+            conversation.cancel()
+        if stopped is None and result is not None:
+            if result.running and not await self._stop():
+                await self._end_machine()
+            return result
+        if stopped is None or result is None:
+            raise stopped or RunEnded(Cause.INTERNAL, "How the agent ended is not known.")
+        # How it left after being stopped is worth keeping, but the stop is the cause.
+        return result.model_copy(update={"cause": stopped.cause, "error": stopped.error})
+
+    async def _end(self, handle: workflow.ActivityHandle[AgentResult]) -> bool:
+        """Stop the agent, and its machine if that does not help. False when its follower has not reported the end."""
+        stopped = await self._stop()
+        if handle.done() or not workflow.patched(names.BOUNDED):
+            return True
+        if stopped and await is_done(handle, steps.REPORT):
+            return True
+        if not self._calls.away:
+            await self._end_machine()
+            if await is_done(handle, steps.SETTLE):
+                return True
+        return await called_off(handle)
+
+    async def _stop(self) -> bool:
+        """Stop the agent by a step of its own, so that a stop never waits for a heartbeat. Whether that succeeded."""
+        request = StopAgentRequest(machine_id=self._machine_id, force=self._interruption.forced)
+        stop = asyncio.create_task(self._calls.attempt(steps.STOP_AGENT, request, "Stop Claude Code"))
+        if not request.force:
+            # A force that comes during the grace period is carried out at once.
+            await workflow.wait_condition(lambda: stop.done() or self._interruption.forced)
+            if not stop.done():
+                kill = StopAgentRequest(machine_id=self._machine_id, force=True)
+                await self._calls.attempt(steps.STOP_AGENT, kill, "Kill Claude Code")
+        return await stop
+
+    async def _end_machine(self) -> None:
+        """End the machine's process from its host: nothing in the guest can prevent that, and its disks stay."""
+        self._report.note("The agent could not be stopped in its guest: the machine was ended from its host.")
+        request = StopAgentRequest(machine_id=self._machine_id, force=True, machine=True)
+        await self._calls.attempt(steps.STOP_AGENT, request, "End the machine")
