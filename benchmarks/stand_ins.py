@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -14,6 +14,7 @@ from temporalio.client import Client
 from activities.machine.lease import host_queue
 from foundation.settings import Settings
 from worker.main import SHARED_STEPS, polling
+from worker.registry import WORKFLOWS, Activity, placed
 from workflows import names, steps
 from workflows.messages import Lease
 from workflows.runs.messages import LiveProgress, TurnEnded
@@ -32,11 +33,7 @@ from workflows.runs.requests import (
     StageRequest,
     StageResult,
 )
-from workflows.runs.workflow import TaskWorkflow
 
-Activity = Callable[..., Any]
-
-_SHARED = (steps.RESERVE.name, steps.FINISH.name)
 _MOST_STEPS = 64
 _BEAT_SECONDS = 1.0
 
@@ -62,11 +59,10 @@ async def stand_in_worker(
     """
     stand_ins = StandIns(client, host_queue(settings), held=held)
     chosen = stand_ins.by_name() | dict(instead or {})
-    shared = [chosen[name] for name in _SHARED]
-    own = [step for name, step in chosen.items() if name not in _SHARED]
+    work = placed(chosen)
     async with (
-        polling(client, settings.task_queue, SHARED_STEPS, shared, [TaskWorkflow]),
-        polling(client, host_queue(settings), _MOST_STEPS, own),
+        polling(client, settings.task_queue, SHARED_STEPS, work.shared, list(WORKFLOWS.values())),
+        polling(client, host_queue(settings), _MOST_STEPS, work.host),
     ):
         try:
             yield

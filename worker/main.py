@@ -15,13 +15,7 @@ import structlog
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from activities.agent.steps import Agent
-from activities.artifacts.collection import Artifacts
-from activities.finish import Finish
-from activities.machine.lease import Leases, agent_queue, host_queue
-from activities.machine.provisioning import Machines
-from activities.machine.secrets import Secrets
-from activities.repository.staging import Repositories
+from activities.machine.lease import agent_queue, host_queue
 from foundation.engine import connect_engine
 from foundation.errors import BucketUnavailable
 from foundation.settings import Settings
@@ -32,9 +26,9 @@ from worker.disk_watch import watch_disks
 from worker.gateway.model_gateway import Gateway
 from worker.metrics import WorkerMetrics
 from worker.pool import kept_pool
+from worker.registry import WORKFLOWS, implementations, placed
 from worker.room import published_room
 from worker.sweeper import sweep_forever
-from workflows.runs.workflow import TaskWorkflow
 
 # Steps that are no machine's own: looks for room, and the ends of runs.
 SHARED_STEPS = 32
@@ -89,27 +83,12 @@ def _pollers(
     settings: Settings, client: Client, host: MachineHost, bucket: Bucket, gateway: Gateway, metrics: WorkerMetrics
 ) -> list[AbstractAsyncContextManager[None]]:
     """One for each queue: what any host can do, what only the host of the lease can, and the agents that it follows."""
-    leases = Leases(settings, host, bucket)
-    agent = Agent(settings, host, bucket, gateway, client, asyncio.get_running_loop(), metrics.take_result)
-    machines = Machines(settings, host, bucket)
-    shared: list[Callable[..., Any]] = [leases.reserve_host, Finish(bucket).finish_run]
-    own: list[Callable[..., Any]] = [
-        Repositories(settings, bucket, machines.start_early).stage_repository,
-        machines.provision_machine,
-        Secrets(settings, host, bucket).inject_secrets,
-        agent.stop_agent,
-        agent.deliver_message,
-        agent.close_session,
-        Artifacts(settings, host, bucket).collect_artifacts,
-        leases.release_machine,
-        # For runs whose host was leased by an earlier version.
-        agent.run_agent,
-    ]
+    work = placed(implementations(settings, client, host, bucket, gateway, metrics))
     most = most_machines(host.room()[0])
     return [
-        polling(client, settings.task_queue, SHARED_STEPS, shared, [TaskWorkflow]),
-        polling(client, host_queue(settings), 2 * most + _SPARE_STEPS, own),
-        polling(client, agent_queue(settings), most + _SPARE_STEPS, [agent.run_agent]),
+        polling(client, settings.task_queue, SHARED_STEPS, work.shared, list(WORKFLOWS.values())),
+        polling(client, host_queue(settings), 2 * most + _SPARE_STEPS, work.host),
+        polling(client, agent_queue(settings), most + _SPARE_STEPS, work.agents),
     ]
 
 

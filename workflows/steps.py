@@ -1,8 +1,9 @@
-"""The steps of a task run by name: their types, queue, time limits and retry policies, in one table.
+"""The steps of workflows by name: their types, queue, time limits and retry policies, in one table.
 
-Activities register under these names; the workflow calls them through ``Step``. Nothing else names an activity.
+Activities register under these names; workflows call them through ``Step``. Nothing else names an activity. ``OF`` says
+which steps each kind of workflow has.
 
-Every step ends, whatever guest, host, bucket and client do. ``wait`` and ``bound`` are enforced by Temporal itself:
+Every step of a run ends, whatever guest, host, bucket and client do. ``wait`` and ``bound`` are enforced by Temporal:
 
     step        may wait for its host   then takes   all in all, at most
     RESERVE     -                       -            until there is room, or the run is cancelled (then 30 s)
@@ -31,11 +32,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from temporalio.common import RetryPolicy
 
 from workflows.messages import Lease, Message
+from workflows.names import RUNS, WorkflowKind
 from workflows.runs.requests import (
     AgentRequest,
     AgentResult,
@@ -69,7 +71,7 @@ class Queue(Enum):
 
 @dataclass(frozen=True)
 class Step(Generic[In, Out]):
-    """One activity as the workflow sees it.
+    """One activity as a workflow sees it.
 
     ``limit`` is the start-to-close time limit of one attempt, ``heartbeat`` the longest silence of a live attempt.
     ``wait`` limits how long a step may wait for its host's worker (schedule-to-start), ``bound`` all of its attempts
@@ -234,3 +236,21 @@ FINISH: Step[FinishRequest, None] = Step(
     heartbeat=_BEAT,
     bound=timedelta(hours=24),
 )
+
+# A step that several kinds of workflow have stands in the row of each.
+OF: dict[WorkflowKind, tuple[Step[Any, Any], ...]] = {
+    RUNS: (
+        RESERVE,
+        STAGE,
+        PROVISION,
+        SECRETS,
+        RUN_AGENT,
+        DELIVER,
+        CLOSE,
+        STOP_AGENT,
+        COLLECT,
+        RELEASE,
+        FINISH,
+    ),
+}
+BY_NAME: dict[str, Step[Any, Any]] = {step.name: step for row in OF.values() for step in row}

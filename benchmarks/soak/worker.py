@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from temporalio import activity
 from temporalio.client import Client
@@ -23,12 +21,12 @@ from storage.bucket import Bucket
 from storage.redaction import Redactor
 from storage.runlog import RunLogWriter
 from worker.main import SHARED_STEPS, polling
+from worker.registry import WORKFLOWS, Activity, placed
 from workflows import names, steps
 from workflows.messages import Lease
 from workflows.runs.messages import LiveProgress, TurnEnded
 from workflows.runs.requests import AgentRequest, AgentResult, CloseRequest, ReserveRequest, StopAgentRequest
 from workflows.runs.states import Cause
-from workflows.runs.workflow import TaskWorkflow
 
 # Agents at once that one such worker follows.
 _MOST_AGENTS = 2000
@@ -58,6 +56,15 @@ class Agents:
         self._bucket = bucket
         self._over: dict[str, asyncio.Event] = {}
         self._closed: dict[str, asyncio.Event] = {}
+
+    def by_name(self) -> dict[str, Activity]:
+        """The activities by the names of their steps."""
+        return {
+            steps.RESERVE.name: self.reserve,
+            steps.RUN_AGENT.name: self.run_agent,
+            steps.STOP_AGENT.name: self.stop_agent,
+            steps.CLOSE.name: self.close,
+        }
 
     @activity.defn(name=steps.RESERVE.name)
     async def reserve(self, request: ReserveRequest) -> Lease:
@@ -130,19 +137,12 @@ async def work(settings: Settings) -> None:
     client, bucket = await connect_engine(settings), Bucket(settings)
     stand_ins = StandIns(client, host_queue(settings), held=False)
     agents = Agents(settings, client, bucket)
-    own: list[Callable[..., Any]] = [
-        stand_ins.stage,
-        stand_ins.provision,
-        agents.stop_agent,
-        agents.close,
-        stand_ins.collect,
-        stand_ins.release,
-    ]
-    shared: list[Callable[..., Any]] = [agents.reserve, Finish(bucket).finish_run]
+    real = {steps.FINISH.name: Finish(bucket).finish_run}
+    work = placed(stand_ins.by_name() | agents.by_name() | real)
     async with (
-        polling(client, settings.task_queue, SHARED_STEPS, shared, [TaskWorkflow]),
-        polling(client, host_queue(settings), _MOST_STEPS, own),
-        polling(client, agent_queue(settings), _MOST_AGENTS, [agents.run_agent]),
+        polling(client, settings.task_queue, SHARED_STEPS, work.shared, list(WORKFLOWS.values())),
+        polling(client, host_queue(settings), _MOST_STEPS, work.host),
+        polling(client, agent_queue(settings), _MOST_AGENTS, work.agents),
     ):
         await stopping.wait()
 

@@ -32,9 +32,6 @@ from workflows.specs.manifest import Manifest
 
 _BEGIN = datetime(2030, 1, 1, tzinfo=UTC)
 _OBEYS_WITHIN = 2.0
-_STEPS: dict[str, steps.Step[Any, Any]] = {
-    step.name: step for step in vars(steps).values() if isinstance(step, steps.Step)
-}
 
 
 @dataclass(frozen=True)
@@ -249,7 +246,7 @@ class SkippingClock:
             self._jobs.append(activation.WorkflowActivationJob(fire_timer=activation.FireTimer(seq=seq)))
 
     def _schedule(self, body: Any) -> None:
-        step = _STEPS[body.activity_type]
+        step = steps.BY_NAME[body.activity_type]
         (request,) = self._converter.from_payloads(list(body.arguments), [step.request])
         self.events += 2
         each = _Activity(body.seq, step, request, body, self.now)
