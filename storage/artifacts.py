@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from foundation.errors import ArtifactNotFound, InvalidParameter, NotFound
 from storage.bucket import Bucket, ObjectStream
-from storage.layout import artifact_index_key, artifact_key
+from storage.layout import RUNS
 from storage.names import as_text, shown_path
 from storage.redaction import Redactor
 
@@ -72,7 +72,7 @@ def store(
     name = redactor.redact_text(name)
     kind = content_type or guess_type(path or name)
     source = _Redacted(io.BytesIO(content) if isinstance(content, bytes) else content, redactor)
-    stored = bucket.put_file(artifact_key(task_id, name), cast("BinaryIO", source), content_type=kind)
+    stored = bucket.put_file(RUNS.artifact_key(task_id, name), cast("BinaryIO", source), content_type=kind)
     return StoredArtifact(
         name=name,
         path=shown_path(path, redactor) if path is not None else name,
@@ -86,19 +86,19 @@ def store(
 
 def write_index(bucket: Bucket, task_id: str, artifacts: Sequence[StoredArtifact]) -> None:
     """Replace the run's list of artifacts. Write it last: what it lists can be downloaded."""
-    bucket.put(artifact_index_key(task_id), _INDEX.dump_json(list(artifacts)), content_type="application/json")
+    bucket.put(RUNS.artifact_index_key(task_id), _INDEX.dump_json(list(artifacts)), content_type="application/json")
 
 
 def index(bucket: Bucket, task_id: str) -> list[StoredArtifact]:
     """The run's artifacts; none while nothing was collected."""
-    body = bucket.get(artifact_index_key(task_id))
+    body = bucket.get(RUNS.artifact_index_key(task_id))
     return _INDEX.validate_json(body) if body else []
 
 
 def open_stream(bucket: Bucket, task_id: str, name: str, offset: int = 0, length: int | None = None) -> ObjectStream:
     """Content of an artifact from byte ``offset`` on, at most ``length`` bytes, in chunks. Raises ArtifactNotFound."""
     try:
-        return bucket.stream(artifact_key(task_id, name), offset, length)
+        return bucket.stream(RUNS.artifact_key(task_id, name), offset, length)
     except NotFound:
         raise ArtifactNotFound(f"Task {task_id} has no artifact '{name}'; list its artifacts first") from None
 

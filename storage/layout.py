@@ -1,9 +1,13 @@
-"""The names of all objects in the bucket: everything of a task run lies below ``tasks/<task id>/``.
+"""The names of all objects in the bucket: everything of one resource lies below the directory of its kind and its id.
 
-    hosts/<name>.json                    what a VM host said last of its room; beside the runs, not below one
-    preserved/<name>.json                which machines of failed runs a VM host keeps; beside the runs too
-    record.json                          final record of the run
-    log/segments/<first id>              one flush of the run log
+    hosts/<name>.json                    what a VM host said last of its room; beside the resources, not below one
+    preserved/<name>.json                which machines of failed runs a VM host keeps; beside the resources too
+    tasks/<id>/                          everything of a task run
+
+Below the directory of a resource:
+
+    record.json                          its final record
+    log/segments/<first id>              one flush of its log
     log/segments/sealed.json             the log is closed; lists its sealed parts
     log/merged/<last id>-<first id>      copy of many neighbouring segments, for readers of a live log
     log/sealed/<first id>-<last id>      entries of a closed log
@@ -17,12 +21,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import quote
 
 from foundation.errors import InvalidParameter
 
-_TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ID_DIGITS = 16
 
 
@@ -49,31 +54,67 @@ def preserved_key(host: str) -> str:
     return f"preserved/{quote(host, safe='')}.json"
 
 
-def task_prefix(task_id: str) -> str:
-    """Prefix of everything of one run. Raises InvalidParameter when the id could leave its directory."""
-    if not _TASK_ID.fullmatch(task_id):
-        raise InvalidParameter(f"'{task_id}' is not a task id; use letters, digits, '.', '_' and '-'")
-    return f"tasks/{task_id}/"
+@dataclass(frozen=True)
+class Kind:
+    """A kind of resource, and the names of the objects of each: ``directory`` holds all, ``noun`` is what one is."""
+
+    directory: str
+    noun: str
+
+    def prefix(self, resource_id: str) -> str:
+        """Prefix of everything of one resource. Raises InvalidParameter when the id could leave its directory."""
+        if not _ID.fullmatch(resource_id):
+            raise InvalidParameter(f"'{resource_id}' is not a {self.noun} id; use letters, digits, '.', '_' and '-'")
+        return f"{self.directory}/{resource_id}/"
+
+    def record_key(self, resource_id: str) -> str:
+        """Key of the final record."""
+        return f"{self.prefix(resource_id)}record.json"
+
+    def log_prefix(self, resource_id: str) -> str:
+        """Prefix of all objects of the log."""
+        return f"{self.prefix(resource_id)}log/"
+
+    def segments_prefix(self, resource_id: str) -> str:
+        """Prefix of the segments and, sorted after all of them, the seal."""
+        return f"{self.log_prefix(resource_id)}segments/"
+
+    def segment_key(self, resource_id: str, first_id: int) -> str:
+        """Key of the segment whose first entry is ``first_id``; two writers of one id meet at one key."""
+        return f"{self.segments_prefix(resource_id)}{first_id:0{_ID_DIGITS}d}"
+
+    def seal_key(self, resource_id: str) -> str:
+        """Key of the seal. It sorts after every segment, so one listing from a segment on shows it too."""
+        return f"{self.segments_prefix(resource_id)}sealed.json"
+
+    def merged_prefix(self, resource_id: str) -> str:
+        """Prefix of the merged copies of a live log."""
+        return f"{self.log_prefix(resource_id)}merged/"
+
+    def merged_key(self, resource_id: str, first_id: int, last_id: int) -> str:
+        """Key of a merged copy: sorted by its last id, so a listing from an id on shows all with something newer."""
+        return f"{self.merged_prefix(resource_id)}{last_id:0{_ID_DIGITS}d}-{first_id:0{_ID_DIGITS}d}"
+
+    def sealed_part_key(self, resource_id: str, first_id: int, last_id: int) -> str:
+        """Key of one part of a closed log."""
+        return f"{self.log_prefix(resource_id)}sealed/{first_id:0{_ID_DIGITS}d}-{last_id:0{_ID_DIGITS}d}"
+
+    def artifact_index_key(self, resource_id: str) -> str:
+        """Key of the list of artifacts."""
+        return f"{self.prefix(resource_id)}artifacts/index.json"
+
+    def artifact_key(self, resource_id: str, name: str) -> str:
+        """Key of an artifact's content.
+
+        The guest chooses file names, so the key holds only a harmless rest of them behind a digest that tells them
+        apart.
+        """
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        harmless = re.sub(r"[^A-Za-z0-9._-]+", "_", name.rpartition("/")[2])[-80:].strip(".") or "file"
+        return f"{self.prefix(resource_id)}artifacts/files/{digest}-{harmless}"
 
 
-def record_key(task_id: str) -> str:
-    """Key of the final record."""
-    return f"{task_prefix(task_id)}record.json"
-
-
-def log_prefix(task_id: str) -> str:
-    """Prefix of all objects of the run log."""
-    return f"{task_prefix(task_id)}log/"
-
-
-def segments_prefix(task_id: str) -> str:
-    """Prefix of the segments and, sorted after all of them, the seal."""
-    return f"{log_prefix(task_id)}segments/"
-
-
-def segment_key(task_id: str, first_id: int) -> str:
-    """Key of the segment whose first entry is ``first_id``; two writers of one id meet at one key."""
-    return f"{segments_prefix(task_id)}{first_id:0{_ID_DIGITS}d}"
+RUNS = Kind(directory="tasks", noun="task")
 
 
 def segment_first_id(key: str) -> int:
@@ -81,42 +122,7 @@ def segment_first_id(key: str) -> int:
     return int(key.rpartition("/")[2])
 
 
-def seal_key(task_id: str) -> str:
-    """Key of the seal. It sorts after every segment, so one listing from a segment on shows it too."""
-    return f"{segments_prefix(task_id)}sealed.json"
-
-
-def merged_prefix(task_id: str) -> str:
-    """Prefix of the merged copies of a live log."""
-    return f"{log_prefix(task_id)}merged/"
-
-
-def merged_key(task_id: str, first_id: int, last_id: int) -> str:
-    """Key of a merged copy: sorted by its last id, so a listing from an id on shows all that hold something newer."""
-    return f"{merged_prefix(task_id)}{last_id:0{_ID_DIGITS}d}-{first_id:0{_ID_DIGITS}d}"
-
-
 def merged_span(key: str) -> Span:
     """What a merged copy holds, from its key."""
     last, _, first = key.rpartition("/")[2].partition("-")
     return Span(key, int(first), int(last))
-
-
-def sealed_part_key(task_id: str, first_id: int, last_id: int) -> str:
-    """Key of one part of a closed log."""
-    return f"{log_prefix(task_id)}sealed/{first_id:0{_ID_DIGITS}d}-{last_id:0{_ID_DIGITS}d}"
-
-
-def artifact_index_key(task_id: str) -> str:
-    """Key of the list of artifacts."""
-    return f"{task_prefix(task_id)}artifacts/index.json"
-
-
-def artifact_key(task_id: str, name: str) -> str:
-    """Key of an artifact's content.
-
-    The guest chooses file names, so the key holds only a harmless rest of them behind a digest that tells them apart.
-    """
-    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    harmless = re.sub(r"[^A-Za-z0-9._-]+", "_", name.rpartition("/")[2])[-80:].strip(".") or "file"
-    return f"{task_prefix(task_id)}artifacts/files/{digest}-{harmless}"

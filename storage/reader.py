@@ -14,7 +14,7 @@ from itertools import dropwhile, islice
 
 from foundation.errors import TaskyardError
 from storage.bucket import ObjectStore
-from storage.layout import Span, seal_key, segment_first_id, segment_key, segments_prefix
+from storage.layout import RUNS, Span, segment_first_id
 from storage.segments import LogEntry, Seal, decode_entries, decode_last, describe, find_seal, merged_spans
 
 # With more new segments than this, looking for merged copies of them pays.
@@ -69,7 +69,7 @@ class LogReader:
             if key.first > self.position + 1:
                 # A listing that runs beside a writer can show a segment and not the one before it.
                 due.appendleft(key)
-                key = Span(segment_key(self._task_id, self.position + 1), self.position + 1, 0)
+                key = Span(RUNS.segment_key(self._task_id, self.position + 1), self.position + 1, 0)
             body = self._store.get(key.key)
             if body is None:
                 seal = self._must_be_sealed()
@@ -87,12 +87,12 @@ class LogReader:
     def _look(self) -> tuple[Seal | None, deque[Span]]:
         """What is to be read: a closed log by its seal, an open one by these objects."""
         if self._aligned:
-            prefix = segments_prefix(self._task_id)
-            listing = self._store.list(prefix, start_after=segment_key(self._task_id, self.position))
+            prefix = RUNS.segments_prefix(self._task_id)
+            listing = self._store.list(prefix, start_after=RUNS.segment_key(self._task_id, self.position))
             keys = [found.key for found in islice(listing, _BACKLOG + 1)]
             if not keys:
                 return None, deque()
-            if len(keys) <= _BACKLOG and keys[-1] != seal_key(self._task_id):
+            if len(keys) <= _BACKLOG and keys[-1] != RUNS.seal_key(self._task_id):
                 return None, deque(Span(key, segment_first_id(key), 0) for key in keys)
         seal = find_seal(self._store, self._task_id)
         return (seal, deque()) if seal else (None, deque(cover(self._store, self._task_id, self.position)))
@@ -133,8 +133,8 @@ def cover(store: ObjectStore, task_id: str, after_id: int) -> list[Span]:
         position = chosen[-1].last
     # Merged copies end where a segment ends, so segments can be listed from there.
     start = position if chosen else max((span.last for span in merged if span.last <= after_id), default=0)
-    listing = store.list(segments_prefix(task_id), start_after=segment_key(task_id, start))
-    keys = [found.key for found in listing if found.key != seal_key(task_id)]
+    listing = store.list(RUNS.segments_prefix(task_id), start_after=RUNS.segment_key(task_id, start))
+    keys = [found.key for found in listing if found.key != RUNS.seal_key(task_id)]
     segments = [Span(key, segment_first_id(key), 0) for key in keys]
     while len(segments) > 1 and segments[1].first <= position + 1:
         del segments[0]

@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from storage.bucket import ObjectStore
-from storage.layout import record_key
+from storage.layout import RUNS
 
 
 def write_record(bucket: ObjectStore, task_id: str, record: Mapping[str, Any]) -> None:
     """Store the JSON-ready record of a run; a later one replaces it."""
-    bucket.put(record_key(task_id), json.dumps(record, ensure_ascii=False).encode(), content_type="application/json")
+    bucket.put(
+        RUNS.record_key(task_id), json.dumps(record, ensure_ascii=False).encode(), content_type="application/json"
+    )
 
 
 def read_record(bucket: ObjectStore, task_id: str) -> dict[str, Any] | None:
     """The record of a run; None when it has not ended or was never there."""
-    body = bucket.get(record_key(task_id))
+    body = bucket.get(RUNS.record_key(task_id))
     return dict(json.loads(body)) if body else None

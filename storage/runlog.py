@@ -16,7 +16,7 @@ from typing import Any
 
 from foundation.errors import Conflict
 from storage.bucket import ObjectStore
-from storage.layout import merged_key, segment_key
+from storage.layout import RUNS
 from storage.lines import Line, LineAssembler
 from storage.reader import entries_since, read_entries, tail
 from storage.redaction import Redactor
@@ -173,7 +173,7 @@ class RunLogWriter:
             if self._sent is None:
                 self._sent = encode_segment(self._token, self._end, self._pending)
             segment, body = self._sent
-            key = segment_key(self._task_id, segment.first)
+            key = RUNS.segment_key(self._task_id, segment.first)
             if not self._bucket.put(key, body, if_absent=True, content_type=NDJSON):
                 segment, body = segment_after(self._bucket, self._task_id, self._end)
             self._go_on_behind(segment, body)
@@ -205,7 +205,7 @@ class RunLogWriter:
     def _merge_if_due(self) -> None:
         many = len(self._unmerged) >= _MERGE_SEGMENTS or sum(map(len, self._unmerged)) >= _MERGE_BYTES
         if self._end is not None and many and len(self._unmerged) > 1:
-            key = merged_key(self._task_id, self._unmerged_first, self._end.last)
+            key = RUNS.merged_key(self._task_id, self._unmerged_first, self._end.last)
             self._bucket.put(key, b"".join(self._unmerged), content_type=NDJSON)
             self._start_merge()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from foundation.errors import Conflict
 from storage.bucket import ObjectStore
-from storage.layout import log_prefix, seal_key, sealed_part_key, segment_key
+from storage.layout import RUNS
 from storage.reader import cover, damaged, read_entries
 from storage.redaction import Redactor
 from storage.segments import (
@@ -45,7 +45,7 @@ def append_event(
     segment = _append(bucket, task_id, end, [draft])
     if find_seal(bucket, task_id) and not _sealed_with(bucket, task_id, segment.first, draft):
         # The log was sealed, and its segments deleted, between the look and the put: this one came too late.
-        bucket.delete([segment_key(task_id, segment.first)])
+        bucket.delete([RUNS.segment_key(task_id, segment.first)])
         raise log_closed(task_id)
     return segment.last
 
@@ -63,14 +63,14 @@ def seal(bucket: ObjectStore, task_id: str) -> None:
         if parts is not None:
             made = Seal(parts=parts, last=end.last, offsets=end.offsets, sealed_at=datetime.now(UTC))
             data = made.model_dump_json().encode()
-            bucket.put(seal_key(task_id), data, if_absent=True, content_type="application/json")
+            bucket.put(RUNS.seal_key(task_id), data, if_absent=True, content_type="application/json")
         # Of two that seal at once, the one whose seal was first has named the parts.
         found = find_seal(bucket, task_id)
     if found is None:
         raise damaged(task_id, 0)
     # The closing segment stays: a writer that slept through the end still meets it.
-    kept = {seal_key(task_id), segment_key(task_id, found.last + 1), *(part.key for part in found.parts)}
-    bucket.delete([item.key for item in bucket.list(log_prefix(task_id)) if item.key not in kept])
+    kept = {RUNS.seal_key(task_id), RUNS.segment_key(task_id, found.last + 1), *(part.key for part in found.parts)}
+    bucket.delete([item.key for item in bucket.list(RUNS.log_prefix(task_id)) if item.key not in kept])
 
 
 def _append(bucket: ObjectStore, task_id: str, end: ChainEnd, drafts: list[Draft], *, closed: bool = False) -> Segment:
@@ -78,7 +78,7 @@ def _append(bucket: ObjectStore, task_id: str, end: ChainEnd, drafts: list[Draft
     token = secrets.token_hex(8)
     while True:
         segment, body = encode_segment(token, end, drafts, closed=closed)
-        if bucket.put(segment_key(task_id, segment.first), body, if_absent=True, content_type=NDJSON):
+        if bucket.put(RUNS.segment_key(task_id, segment.first), body, if_absent=True, content_type=NDJSON):
             return segment
         other, _ = segment_after(bucket, task_id, end)
         if other.writer == token:
@@ -124,7 +124,7 @@ def _put_parts(bucket: ObjectStore, task_id: str) -> list[SealedPart] | None:
 
 
 def _put_part(bucket: ObjectStore, task_id: str, lines: list[bytes], first: int, last: int) -> SealedPart:
-    key = sealed_part_key(task_id, first, last)
+    key = RUNS.sealed_part_key(task_id, first, last)
     bucket.put(key, b"\n".join([*lines, b""]), content_type=NDJSON)
     return SealedPart(key=key, first=first, last=last)
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from foundation.errors import Conflict
 from storage.bucket import ObjectStore
-from storage.layout import Span, merged_prefix, merged_span, seal_key, segment_key, segments_prefix
+from storage.layout import RUNS, Span, merged_span
 
 Stream = Literal["stdout", "stderr", "event"]
 GuestStream = Literal["stdout", "stderr"]
@@ -163,15 +163,15 @@ def describe(body: bytes) -> Segment:
 
 def merged_spans(store: ObjectStore, task_id: str) -> list[Span]:
     """The merged copies of a live log, by last id. They may overlap; where they do, they say the same."""
-    return [merged_span(found.key) for found in store.list(merged_prefix(task_id))]
+    return [merged_span(found.key) for found in store.list(RUNS.merged_prefix(task_id))]
 
 
 def chain_end(store: ObjectStore, task_id: str) -> ChainEnd:
     """Where the log ends now, read from the bucket."""
     merged = merged_spans(store, task_id)
-    start_after = segment_key(task_id, merged[-1].first - 1) if merged else None
-    keys = [found.key for found in store.list(segments_prefix(task_id), start_after=start_after)]
-    sealed = bool(keys) and keys[-1] == seal_key(task_id)
+    start_after = RUNS.segment_key(task_id, merged[-1].first - 1) if merged else None
+    keys = [found.key for found in store.list(RUNS.segments_prefix(task_id), start_after=start_after)]
+    sealed = bool(keys) and keys[-1] == RUNS.seal_key(task_id)
     segments = keys[:-1] if sealed else keys
     body = store.get(segments[-1]) if segments else None
     if body is None:
@@ -182,13 +182,13 @@ def chain_end(store: ObjectStore, task_id: str) -> ChainEnd:
 
 def find_seal(store: ObjectStore, task_id: str) -> Seal | None:
     """The seal of a closed log; None while it is open (or being closed)."""
-    body = store.get(seal_key(task_id))
+    body = store.get(RUNS.seal_key(task_id))
     return Seal.model_validate_json(body) if body else None
 
 
 def segment_after(store: ObjectStore, task_id: str, end: ChainEnd) -> tuple[Segment, bytes]:
     """The segment that another writer put behind ``end``. Raises Conflict when the log is closed."""
-    body = store.get(segment_key(task_id, end.last + 1))
+    body = store.get(RUNS.segment_key(task_id, end.last + 1))
     segment = describe(body) if body else None
     if body is None or segment is None or segment.closed:
         raise log_closed(task_id)

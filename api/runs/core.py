@@ -35,7 +35,7 @@ from foundation.units import format_size
 from foundation.urls import without_credentials
 from storage import artifacts, records
 from storage.bucket import Bucket, ObjectStream
-from storage.layout import task_prefix
+from storage.layout import RUNS
 from workflows import names
 from workflows.runs.inbox import WAITING_MOST
 from workflows.runs.messages import (
@@ -391,7 +391,7 @@ def new_task_id() -> str:
 def _check_form(task_id: str) -> None:
     """Raise TaskNotFound for what can be no run's id."""
     try:
-        task_prefix(task_id)
+        RUNS.prefix(task_id)
     except InvalidParameter as error:
         raise TaskNotFound(f"No task '{task_id[:80]}'; 'sandbox task list' shows those there are.") from error
 

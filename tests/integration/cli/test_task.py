@@ -20,7 +20,7 @@ import yaml
 from temporalio import activity
 
 from storage import artifacts
-from storage.layout import artifact_key
+from storage.layout import RUNS
 from tests.api_site import ApiSite, api_site, as_yaml, manifest, until
 from workflows.runs.messages import AgentProgress
 from workflows.runs.requests import AgentResult
@@ -402,7 +402,7 @@ async def test_artifacts_are_listed_and_downloaded_into_their_directory_only(
     forced = await sandbox("task", "download", task_id, "--all", "-o", "all", "--force")
     assert (forced.code, len(forced.out.split())) == (0, 2)
     assert (tmp_path / "all" / "report.md").read_bytes() == contents["report.md"]
-    site.bucket.put(artifact_key(task_id, "report.md"), b"# Rep0rt\n")
+    site.bucket.put(RUNS.artifact_key(task_id, "report.md"), b"# Rep0rt\n")
     damaged = await sandbox("task", "download", task_id, "report.md", "-o", "again.md")
     assert (damaged.code, "arrived damaged" in damaged.err) == (1, True)
     unchecked = await sandbox("task", "download", task_id, "report.md", "-o", "unchecked.md", "--no-verify")

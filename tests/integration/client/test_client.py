@@ -27,7 +27,7 @@ from foundation.errors import (
 )
 from foundation.settings import Settings
 from storage import artifacts
-from storage.layout import artifact_key
+from storage.layout import RUNS
 from tests.api_site import ApiSite, api_site, manifest, until
 
 
@@ -119,7 +119,7 @@ async def test_damaged_bytes_are_refused_unless_they_are_wanted(site: ApiSite, t
     def calls() -> None:
         stored = artifacts.store(site.bucket, task_id, "report.md", b"# Report\n")
         artifacts.write_index(site.bucket, task_id, [stored])
-        site.bucket.put(artifact_key(task_id, "report.md"), b"# Rep0rt\n")
+        site.bucket.put(RUNS.artifact_key(task_id, "report.md"), b"# Rep0rt\n")
         with TaskClient(site.url) as client:
             with pytest.raises(TaskyardError, match="arrived damaged"):
                 client.download(task_id, "report.md", tmp_path / "report.md")

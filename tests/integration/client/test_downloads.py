@@ -17,7 +17,7 @@ import pytest
 from client import Artifact, AsyncTaskClient, Fetched, TaskClient
 from foundation.errors import Conflict, ServiceUnavailable
 from storage import artifacts
-from storage.layout import artifact_key
+from storage.layout import RUNS
 from tests.api_site import ApiSite
 
 CONTENTS = {
@@ -64,7 +64,7 @@ async def test_all_that_can_be_had_is_had_and_nothing_is_overwritten(site: ApiSi
         assert sorted(tree(directory).values()) == sorted(CONTENTS.values())
 
         # Damaged, gone, in the way of something, and behind a link: all others are there.
-        site.bucket.put(artifact_key(task_id, "deep/b.txt"), b"tw0\n")
+        site.bucket.put(RUNS.artifact_key(task_id, "deep/b.txt"), b"tw0\n")
         (directory / "a.txt").write_bytes(b"mine\n")
         (directory / "c.txt").unlink()
         (directory / "deep" / "b.txt").unlink()

@@ -20,7 +20,7 @@ from foundation.errors import ArtifactNotFound, BucketUnavailable, HostNotReady,
 from foundation.settings import Settings
 from storage import artifacts, records
 from storage.bucket import Bucket, ObjectStream
-from storage.layout import task_prefix
+from storage.layout import RUNS
 from storage.names import names_of
 from storage.redaction import Redactor
 from tests.servers import S3Server
@@ -33,11 +33,11 @@ MIB = 2**20
 def task_id(bucket: Bucket) -> Iterator[str]:
     made = f"test-{uuid.uuid4().hex[:12]}"
     yield made
-    bucket.delete([found.key for found in bucket.list(task_prefix(made))])
+    bucket.delete([found.key for found in bucket.list(RUNS.prefix(made))])
 
 
 def test_objects_are_stored_listed_in_order_read_in_ranges_and_deleted(bucket, task_id):
-    prefix = task_prefix(task_id)
+    prefix = RUNS.prefix(task_id)
     for number in (3, 1, 2, 11):
         bucket.put(f"{prefix}{number:04d}", b"0123456789" * number, content_type="text/plain")
     assert [item.key[-4:] for item in bucket.list(prefix)] == ["0001", "0002", "0003", "0011"]
@@ -58,7 +58,7 @@ def test_objects_are_stored_listed_in_order_read_in_ranges_and_deleted(bucket, t
 def test_of_writers_that_race_for_a_key_exactly_one_wins(bucket, task_id):
     with ThreadPoolExecutor(4) as pool:
         for number in range(6):
-            key = f"{task_prefix(task_id)}{number}"
+            key = f"{RUNS.prefix(task_id)}{number}"
             bodies = [bytes([writer]) * (10 if number % 2 else 9000) for writer in range(4)]
             won = list(pool.map(lambda body, key=key: bucket.put(key, body, if_absent=True), bodies))
             assert won.count(True) == 1
@@ -66,7 +66,7 @@ def test_of_writers_that_race_for_a_key_exactly_one_wins(bucket, task_id):
 
 
 def test_listings_longer_than_a_page_are_whole(bucket, task_id):
-    prefix = task_prefix(task_id)
+    prefix = RUNS.prefix(task_id)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: bucket.put(f"{prefix}{number:05d}", b"x"), range(1100)))
     assert [item.key for item in bucket.list(prefix)] == [f"{prefix}{number:05d}" for number in range(1100)]
@@ -76,7 +76,7 @@ def test_listings_longer_than_a_page_are_whole(bucket, task_id):
 
 def test_large_files_are_stored_in_parts_and_measured_on_the_way(bucket, task_id):
     content = os.urandom(MIB) * 20 + b"end"
-    key = f"{task_prefix(task_id)}large"
+    key = f"{RUNS.prefix(task_id)}large"
     stored = bucket.put_file(key, io.BytesIO(content))
     assert (stored.size, stored.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     assert bucket.get(key) == content
@@ -92,7 +92,7 @@ def test_a_file_that_cannot_be_read_to_its_end_is_not_stored(bucket, task_id):
                 raise OSError("the disk broke")
             return super().read(count)
 
-    key = f"{task_prefix(task_id)}broken"
+    key = f"{RUNS.prefix(task_id)}broken"
     with pytest.raises(OSError, match="the disk broke"):
         bucket.put_file(key, Broken(bytes(40 * MIB)))
     assert bucket.stat(key) is None

@@ -15,7 +15,7 @@ from foundation.errors import BucketUnavailable
 from storage import runlog
 from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
-from storage.layout import log_prefix, task_prefix
+from storage.layout import RUNS
 from storage.redaction import Redactor
 from storage.runlog import LogEntry, RunLogWriter, append_event, read_entries, seal, tail
 from tests.servers import S3Server
@@ -124,8 +124,8 @@ def test_a_sealed_log_is_few_objects_and_reads_the_same(bucket, monkeypatch):
     assert list(read_entries(bucket, task_id, live[99].id)) == live[100:]
     assert tail(bucket, task_id, 7) == live[-7:]
     # The entries, the seal, and the closing segment that keeps late writers out.
-    assert len(list(bucket.list(log_prefix(task_id)))) == 3
-    bucket.delete([found.key for found in bucket.list(task_prefix(task_id))])
+    assert len(list(bucket.list(RUNS.log_prefix(task_id)))) == 3
+    bucket.delete([found.key for found in bucket.list(RUNS.prefix(task_id))])
 
 
 def test_a_writer_whose_server_is_away_says_so_and_loses_nothing(tmp_path: Path):

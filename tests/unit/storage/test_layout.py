@@ -1,0 +1,36 @@
+"""The names of objects: what earlier versions have stored is found under them."""
+
+from __future__ import annotations
+
+import pytest
+
+from foundation.errors import InvalidParameter
+from storage import layout
+from storage.layout import RUNS
+
+KEYS = {
+    "tasks/a/": RUNS.prefix("a"),
+    "tasks/a/record.json": RUNS.record_key("a"),
+    "tasks/a/log/": RUNS.log_prefix("a"),
+    "tasks/a/log/segments/0000000000000007": RUNS.segment_key("a", 7),
+    "tasks/a/log/segments/sealed.json": RUNS.seal_key("a"),
+    "tasks/a/log/merged/0000000000000012-0000000000000007": RUNS.merged_key("a", 7, 12),
+    "tasks/a/log/sealed/0000000000000007-0000000000000012": RUNS.sealed_part_key("a", 7, 12),
+    "tasks/a/artifacts/index.json": RUNS.artifact_index_key("a"),
+    "tasks/a/artifacts/files/bbeac57eb5fca690-b_c.txt": RUNS.artifact_key("a", "deep/b c.txt"),
+    "hosts/one%2Ftwo.json": layout.host_key("one/two"),
+    "preserved/one%2Ftwo.json": layout.preserved_key("one/two"),
+}
+
+
+@pytest.mark.parametrize(("expected", "key"), KEYS.items())
+def test_objects_are_where_they_were(expected: str, key: str) -> None:
+    assert key == expected
+
+
+def test_a_kind_has_a_directory_of_its_own() -> None:
+    kinds = [each for each in vars(layout).values() if isinstance(each, layout.Kind)]
+    assert len({each.directory for each in kinds} | {"hosts", "preserved"}) == len(kinds) + 2
+    for kind in kinds:
+        with pytest.raises(InvalidParameter, match=f"is not a {kind.noun} id"):
+            kind.prefix("../a")
