@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from benchmarks.case import Stopwatch
+from benchmarks.stopwatch import Stopwatch
 from foundation.errors import TaskyardError
 from foundation.settings import Settings
 from machines.host import MachineHost

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
-from benchmarks.case import Case, Figure, Run, Sides, Stopwatch
+from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.cases.cold_boot import cold_boot
 from benchmarks.cases.machine_stand import SMALL, USUAL, Stand, restoring
 from benchmarks.lab import Lab, free_port
+from benchmarks.stopwatch import Stopwatch
 
 _ONE_AFTER_ANOTHER = 4
 _AT_ONCE = 8

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
 
-from benchmarks.case import Case, Figure, Run, Sides, Stopwatch
+from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.lab import Lab
+from benchmarks.stopwatch import Stopwatch
 from foundation.errors import HostNotReady
 from machines.images.build import VIRTUAL_SIZE
 from machines.images.mirror import apt_options, mirror_lines

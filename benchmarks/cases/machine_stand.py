@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 
-from benchmarks.case import Stopwatch
 from benchmarks.lab import Lab, free_port
+from benchmarks.stopwatch import Stopwatch
 from foundation.machine_ids import new_machine_id
 from foundation.units import parse_size
 from machines.host import MachineHost, Reservation

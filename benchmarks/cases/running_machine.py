@@ -12,9 +12,10 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.case import Case, Figure, Run, Sides, Stopwatch
+from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.cases.machine_stand import USUAL, Stand, restoring
 from benchmarks.lab import Lab
+from benchmarks.stopwatch import Stopwatch
 from foundation.errors import TaskyardError
 
 _COMMANDS = 20

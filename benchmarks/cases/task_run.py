@@ -13,10 +13,11 @@ import uvicorn
 import yaml
 
 from benchmarks import event_loop
-from benchmarks.case import Case, Figure, Run, Sides, Stopwatch
+from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.cases.machine_stand import Size, restoring
 from benchmarks.lab import Lab, free_port
 from benchmarks.step_times import StepTime, step_times
+from benchmarks.stopwatch import Stopwatch
 from cli.stack.up import Stack
 from client import TaskClient
 from examples.hello.prepare import prepare

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from activities.artifacts.collection import quiesced
-from benchmarks.case import Case, Figure, Run, Sides, Stopwatch
+from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.cases.machine_stand import USUAL, Stand, restoring
 from benchmarks.lab import Lab
 from benchmarks.sample_tree import make_tree
+from benchmarks.stopwatch import Stopwatch
 from foundation.errors import TaskyardError
 from foundation.units import parse_size
 from machines.disks.workspace import build_workspace, opened

@@ -21,7 +21,7 @@ from temporalio.client import WorkflowHistory
 
 from benchmarks import event_loop
 from benchmarks import lab as lab_module
-from benchmarks.case import Case, Figure, Run, Sides, Stopwatch
+from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.cases.log_latency import LINES, latencies
 from benchmarks.lab import Lab
 from benchmarks.measurements import Machine, Results, load_results, make_result
@@ -30,6 +30,7 @@ from benchmarks.plot import picture
 from benchmarks.runner import choose, measure
 from benchmarks.sample_tree import make_tree
 from benchmarks.step_times import read_steps
+from benchmarks.stopwatch import Stopwatch
 from foundation.errors import InvalidParameter, TaskyardError
 
 MACHINE = Machine(cores=2, processor="P", memory=4 * 2**30, acceleration="tcg", qemu="QEMU 7", system="Linux 6")
