@@ -1,10 +1,8 @@
-"""`sandbox task`: submit, list, watch and end task runs, and speak to them. Data on stdout, talk on stderr."""
+"""`sandbox task`: its commands, of which those that submit and those that read are modules of their own."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,24 +19,19 @@ from cli.options import (
     shared_options,
     writes_data,
 )
-from cli.task import reading
+from cli.task import reading, submission
+from cli.task.batch import each_run
 from cli.task.reading import Timeout, detachable, exit_by_outcome
-from foundation.errors import InvalidManifest, TaskyardError, UsageError
+from foundation.errors import UsageError
 
 if TYPE_CHECKING:
-    from client import Task, TaskClient
+    from client import TaskClient
 
 _HELP = "Submit, follow and end task runs, fetch their artifacts."
 
 app = typer.Typer(no_args_is_help=True, help=_HELP)
 
 _LIST_SECONDS = "2s"
-_MANIFEST_BYTES = 16 * 2**20
-
-ManifestFile = Annotated[
-    Path | None, typer.Argument(metavar="FILE", help="Manifest, YAML or JSON; '-' reads stdin.", show_default=False)
-]
-ManifestOption = Annotated[Path | None, typer.Option("--file", "-f", metavar="FILE", help="The same.")]
 
 
 @app.callback()
@@ -48,92 +41,9 @@ def task(ctx: typer.Context) -> None:
     """Submit, follow and end task runs, fetch their artifacts."""
 
 
-@app.command()
-@asks_server
-@writes_data
-def submit(  # noqa: PLR0917 -- options, all given by name
-    ctx: typer.Context,
-    file: ManifestFile = None,
-    file_option: ManifestOption = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Show the log until the run ends.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Show the states until the run ends.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait, silently, until the run ends.")] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="With --follow: the lines as they are stored.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the manifest, as validate does.")] = False,
-    timeout: Timeout = None,
-) -> None:
-    """Submit a manifest; its run's id is printed.
-
-    With --follow, --watch or --wait the exit code is 0 only when the run completes.
-
-    Example: sandbox task submit task.yaml --follow
-    """
-    from cli.task.view import print_task
-    from cli.terminal import talk
-
-    text = _read_manifest(file, file_option, "submit")
-    if dry_run and (follow or watch or wait):
-        raise UsageError("--dry-run starts nothing that could be waited for.")
-    seconds = _seconds(timeout, "--follow, --watch or --wait", waiting=follow or watch or wait)
-    if dry_run:
-        _validate(ctx, text)
-        return
-    written = format_of(ctx, OutputFormat.TEXT)
-    as_data = written in {OutputFormat.JSON, OutputFormat.YAML}
-    with open_client(ctx) as client:
-        try:
-            reply = _accepted(client.submit_raw, text)
-        except KeyboardInterrupt:
-            talk().print("\nInterrupted before the server answered; 'sandbox task list' shows whether it took the run.")
-            raise
-        task_id = str(reply["task_id"])
-        _warn(reply)
-        if not (follow or watch or wait):
-            _print_reply(ctx, reply, task_id)
-            talk().print(f"Follow it with: sandbox task logs {task_id} --follow")
-            return
-        talk().print(f"Submitted {task_id}")
-        if follow:
-            exit_by_outcome(reading.follow_log(client, task_id, seconds, written=written, raw=raw))
-        with detachable(task_id, "status", "--watch"):
-            if watch and not as_data:
-                ended = _watched(client, task_id, seconds)
-            else:
-                ended = client.wait(task_id, timeout_seconds=seconds)
-            if as_data:
-                print_data(client.raw(task_id), written)
-            elif wait and not watch:
-                print_task(ended)
-        exit_by_outcome(ended)
-
-
-@app.command()
-@asks_server
-@writes_data
-def validate(ctx: typer.Context, file: ManifestFile = None, file_option: ManifestOption = None) -> None:
-    """Have the server check a manifest as if it were submitted, and start nothing.
-
-    The exit code is 0 when it would be accepted. Example: sandbox task validate task.yaml
-    """
-    _validate(ctx, _read_manifest(file, file_option, "validate"))
-
-
-@app.command()
-@asks_server
-@writes_data
-def retry(ctx: typer.Context, task_ids: TaskIds) -> None:
-    """Submit the manifests of runs again, each under a new id, which is printed.
-
-    The label retry-of names the run that is repeated. Example: sandbox task retry 1ssrg4b-k3f9q
-    """
-    from cli.terminal import talk
-
-    def again(client: TaskClient, task_id: str) -> Any:
-        reply = _accepted(client.retry, task_id)
-        talk().print(f"Follow it with: sandbox task logs {reply['task_id']} --follow")
-        return reply
-
-    _each(ctx, task_ids, again, lambda reply: str(reply["task_id"]))
+app.command()(submission.submit)
+app.command()(submission.validate)
+app.command()(submission.retry)
 
 
 @app.command("list")
@@ -202,7 +112,7 @@ def status(
     from cli.task.view import print_task, print_tasks
     from client import Task
 
-    seconds = _seconds(timeout, "--watch", waiting=watch)
+    seconds = reading.timeout_seconds(timeout, "--watch", waiting=watch)
     written = format_of(ctx, OutputFormat.TEXT)
     with open_client(ctx) as client:
         if watch:
@@ -214,7 +124,9 @@ def status(
                     ended = client.wait(task_id, timeout_seconds=seconds)
                     print_data(client.raw(task_id), written)
                 else:
-                    ended = _watched(client, task_id, seconds)
+                    from cli.task.watch import watch as watch_run
+
+                    ended = watch_run(client, task_id, seconds)
             exit_by_outcome(ended)
         found = [client.raw(task_id) for task_id in task_ids]
     if print_data(found[0] if len(found) == 1 else found, written):
@@ -274,7 +186,7 @@ def cancel(
                 typer.confirm(f"Cancel task {task_id}, which is {task.state}?", abort=True, err=True)
         return client.cancel(task_id, reason, force=force)
 
-    _each(ctx, task_ids, end, lambda reply: str(reply.get("message") or "Cancellation requested"))
+    each_run(ctx, task_ids, end, lambda reply: str(reply.get("message") or "Cancellation requested"))
 
 
 @app.command()
@@ -310,7 +222,7 @@ def close(ctx: typer.Context, task_ids: TaskIds) -> None:
         talk().print(f"The session of {task_id} ends after its last answer.")
         return reply
 
-    _each(ctx, task_ids, end, lambda _reply: None)
+    each_run(ctx, task_ids, end, lambda _reply: None)
 
 
 app.command()(reading.logs)
@@ -318,115 +230,8 @@ app.command()(reading.artifacts)
 app.command()(reading.download)
 
 
-def _each(
-    ctx: typer.Context,
-    task_ids: list[str],
-    act: Callable[[TaskClient, str], Any],
-    in_words: Callable[[Any], str | None],
-) -> None:
-    """Do the same to each run. One that is refused keeps none of the others from it, and sets the exit code."""
-    from cli.streams import complain
-
-    written = format_of(ctx, OutputFormat.TEXT)
-    replies: list[Any] = []
-    refused: list[TaskyardError] = []
-    with open_client(ctx) as client:
-        for task_id in task_ids:
-            try:
-                reply = act(client, task_id)
-            except TaskyardError as error:
-                if len(task_ids) == 1:
-                    raise
-                complain(error.message)
-                refused.append(error)
-                continue
-            replies.append(reply)
-            if written in {OutputFormat.JSON, OutputFormat.YAML}:
-                continue
-            words = str(reply["task_id"]) if written is OutputFormat.NAME else in_words(reply)
-            if words is not None:
-                typer.echo(words)
-    print_data(replies[0] if len(task_ids) == 1 else replies, written)
-    if refused:
-        raise typer.Exit(refused[0].exit_code)
-
-
-def _print_reply(ctx: typer.Context, reply: Any, text: str) -> None:
-    if not print_data(reply, format_of(ctx, OutputFormat.TEXT)):
-        typer.echo(text)
-
-
-def _validate(ctx: typer.Context, text: str) -> None:
-    with open_client(ctx) as client:
-        reply = _accepted(client.validate, text)
-    _warn(reply)
-    _print_reply(ctx, reply, "The manifest is valid.")
-
-
-def _warn(reply: Any) -> None:
-    from cli.terminal import talk
-
-    for warning in reply.get("warnings") or ():
-        talk().print(f"Warning: {warning.get('field')} {warning.get('message')}.", style="yellow")
-
-
-def _accepted(send: Callable[[str], Any], text: str) -> Any:
-    """The reply; a refusal has each of its faults on a line of its own."""
-    try:
-        return send(text)
-    except InvalidManifest as error:
-        raise _listed(error) from error
-
-
-def _read_manifest(file: Path | None, option: Path | None, command: str) -> str:
-    if file is not None and option is not None:
-        raise UsageError("Name the manifest once, with --file or without.")
-    chosen = file or option
-    if chosen is None:
-        raise UsageError(f"Name the manifest: sandbox task {command} FILE.")
-    named = "stdin" if str(chosen) == "-" else f"'{chosen}'"
-    try:
-        if named == "stdin":
-            data = sys.stdin.buffer.read(_MANIFEST_BYTES + 1)
-        else:
-            with chosen.open("rb") as opened:
-                data = opened.read(_MANIFEST_BYTES + 1)
-        if len(data) > _MANIFEST_BYTES:
-            raise UsageError(f"The manifest {named} cannot be read: it is larger than any manifest may be.")
-        text = data.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"The manifest {named} cannot be read: {reason}.") from error
-    if not text.strip():
-        raise UsageError(f"The manifest {named} is empty.")
-    return text
-
-
-def _listed(error: InvalidManifest) -> InvalidManifest:
-    """The same refusal with each fault on a line of its own."""
-    from client import faults
-
-    lines = [f"{fault.get('field', '')}: {fault.get('message', '')}".removeprefix(": ") for fault in faults(error)]
-    text = "\n  ".join(["The manifest was refused.", *(lines or [error.message])])
-    return InvalidManifest(text, **error.details)
-
-
 def _label(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
         raise UsageError(f"'{text}' is not a label; write --label KEY=VALUE.")
     return key, value
-
-
-def _seconds(timeout: str | None, options: str, *, waiting: bool) -> float | None:
-    if timeout is None:
-        return None
-    if not waiting:
-        raise UsageError(f"--timeout goes with {options}.")
-    return reading.pause_seconds(timeout)
-
-
-def _watched(client: TaskClient, task_id: str, seconds: float | None) -> Task:
-    from cli.task.watch import watch
-
-    return watch(client, task_id, seconds)

@@ -331,3 +331,12 @@ def _target(artifact: Artifact, target: Path | None) -> Path:
     if target is None or target.is_dir():
         return (target or Path()) / local_path(artifact.name).name
     return target
+
+
+def timeout_seconds(timeout: str | None, options: str, *, waiting: bool) -> float | None:
+    """Seconds of --timeout, which is of use only when something is waited for with one of these ``options``."""
+    if timeout is None:
+        return None
+    if not waiting:
+        raise UsageError(f"--timeout goes with {options}.")
+    return pause_seconds(timeout)
