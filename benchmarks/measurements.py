@@ -14,6 +14,7 @@ import psutil
 from pydantic import BaseModel
 
 from benchmarks.case import Case, Run
+from foundation.durable import ORDINARY, write_whole
 from machines.hypervisor.acceleration import qemu_version
 
 LATEST = Path(__file__).parent / "results" / "latest.json"
@@ -110,9 +111,7 @@ class Results(BaseModel):
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         path.parent.mkdir(exist_ok=True)
-        draft = path.with_name(f".{path.name}")
-        draft.write_text(self.model_dump_json(indent=1) + "\n")
-        draft.replace(path)
+        write_whole(path, self.model_dump_json(indent=1) + "\n", ORDINARY)
 
 
 def load_results(path: Path, machine: Machine) -> Results:

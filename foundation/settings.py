@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from foundation.durable import write_once
 from foundation.errors import HostNotReady
 from foundation.units import parse_duration, parse_size
 
@@ -234,17 +235,8 @@ class Settings(BaseSettings):
         path = self.home / "credentials.json"
         self.make_home()
         made = {"access_key": "taskyard-" + secrets.token_hex(6), "secret_key": secrets.token_urlsafe(30)}
-        # Written beside and linked into place: of two processes that start at once, both read the same keys.
-        draft = path.with_name(f".credentials.{os.getpid()}.{secrets.token_hex(4)}")
         if not path.exists():
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(made, file)
-            try:
-                os.link(draft, path)
-            except FileExistsError:
-                pass
-            finally:
-                draft.unlink()
+            # Of two processes that start at once, both read the same keys.
+            write_once(path, json.dumps(made))
         stored = json.loads(path.read_text())
         return stored["access_key"], stored["secret_key"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import secrets
 import socket
 import time
@@ -22,6 +21,7 @@ from typing import Self
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from foundation.durable import write_whole
 from foundation.errors import MachineError
 
 CLIENT_KEY = "client_key"
@@ -45,11 +45,12 @@ def make_keys(directory: Path, machine_id: str) -> None:
             serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
         )
         public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        _write(directory / name, private)
-        _write(directory / f"{name}.pub", public + f" {machine_id}\n".encode())  # last: it says that both are whole
+        write_whole(directory / name, private)
+        # Last: it says that both are whole.
+        write_whole(directory / f"{name}.pub", public + f" {machine_id}\n".encode())
     host_key = (directory / f"{HOST_KEY}.pub").read_text().split()
     # Under the machine's id, not its address: the forwarded port is QEMU's choice at each start.
-    _write(directory / KNOWN_HOSTS, f"{machine_id} {host_key[0]} {host_key[1]}\n".encode())
+    write_whole(directory / KNOWN_HOSTS, f"{machine_id} {host_key[0]} {host_key[1]}\n".encode())
 
 
 def identity_message(directory: Path, machine_id: str, disk_bytes: int) -> bytes:
@@ -161,11 +162,3 @@ class Introduction:
 
 def _failed(error: OSError) -> MachineError:
     return MachineError(f"The connection to the guest's identity port failed ({error})")
-
-
-def _write(path: Path, data: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    draft.replace(path)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from foundation.durable import sync
 from foundation.errors import MachineError, MachineLost, TaskyardError
 from foundation.settings import Settings
 from machines.hypervisor import qemu
@@ -18,7 +19,7 @@ from machines.identity import Introduction, clock_message
 from machines.images.store import image_of
 from machines.ledger import admit, host_capacity
 from machines.paths import MachinePaths
-from machines.records import MachineRecord, RecordStore, Reservation, sync
+from machines.records import MachineRecord, RecordStore, Reservation
 from machines.snapshots.saved_state import load, save
 
 _CLOCK_LIMIT_SECONDS = 30.0

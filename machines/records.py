@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +14,8 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from foundation import locks
+from foundation.durable import sync, write_durably
 from foundation.errors import MachineError, MachineNotFound
 from foundation.machine_ids import MACHINE_ID
 from foundation.settings import Settings
@@ -24,7 +23,6 @@ from foundation.settings import Settings
 RECORD_NAME = "machine.json"
 LOCK_NAME = "lock"
 _REMOVED_PREFIX = ".removed-"
-_LOCK_POLL_SECONDS = 0.05
 
 MachineState = Literal["reserved", "starting", "running", "preserved", "paused", "destroying"]
 
@@ -150,13 +148,7 @@ class RecordStore:
         if not directory.is_dir():
             directory.mkdir(parents=True, mode=0o700, exist_ok=True)
             sync(self._root)
-        draft = directory / f".{RECORD_NAME}.{secrets.token_hex(4)}"
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(record.model_dump(mode="json"), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(directory / RECORD_NAME)
-        sync(directory)
+        write_durably(directory / RECORD_NAME, json.dumps(record.model_dump(mode="json"), indent=1))
         return record
 
     def remove(self, machine_id: str) -> None:
@@ -191,58 +183,19 @@ class RecordStore:
         Gives False, and does not hold it, when it stayed busy for ``patience`` seconds (None: wait for ever).
         Raises MachineNotFound when the machine has no directory.
         """
-        path = self.directory(machine_id) / LOCK_NAME
-        end = None if patience is None else time.monotonic() + patience
-        while True:
+        with ExitStack() as stack:
             try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+                got = stack.enter_context(locks.held(self.directory(machine_id) / LOCK_NAME, patience=patience))
             except FileNotFoundError:
                 raise MachineNotFound(f"No machine {machine_id} is on this host") from None
-            try:
-                if not _flock(descriptor, end):
-                    yield False
-                    return
-                # The machine may have been removed, and even made anew, while this waited.
-                if _same_file(descriptor, path):
-                    yield True
-                    return
-            finally:
-                os.close(descriptor)
+            yield got
 
     @contextmanager
     def ledger_lock(self) -> Iterator[None]:
         """Hold the host's ledger: only its holder makes or forgets reservations."""
         self._root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._root / ".ledger.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with locks.held(self._root / ".ledger.lock"):
             yield
-        finally:
-            os.close(descriptor)
-
-
-def _flock(descriptor: int, end: float | None) -> bool:
-    if end is None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        return True
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                return False
-            time.sleep(_LOCK_POLL_SECONDS)
-        else:
-            return True
-
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
-    mine = os.fstat(descriptor)
-    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
 
 
 def _remove_path(path: Path) -> None:
@@ -250,12 +203,3 @@ def _remove_path(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Have a file, or a directory's entries, reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

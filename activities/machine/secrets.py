@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from temporalio import activity
 from activities.step.announcements import announce
 from activities.step.boundary import boundary
 from activities.step.heartbeat import beating
+from foundation.durable import write_once
 from foundation.errors import HostNotReady, SecretUnavailable
 from foundation.settings import Settings
 from machines.host import MachineHost
@@ -76,17 +75,8 @@ class RunSecrets:
         if held is not None or not references:
             return held or {}
         path = volatile_file(self._settings, machine_id)
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        values = json.dumps(resolve_all(self._settings, references)).encode()
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(values)
-            # Of two at once, both give the guest the same.
-            with suppress(FileExistsError):
-                os.link(draft, path)
-        finally:
-            draft.unlink()
+        # Of two at once, both give the guest the same.
+        write_once(path, json.dumps(resolve_all(self._settings, references)))
         held = self._held(machine_id)
         if held is None:
             raise HostNotReady(

@@ -5,14 +5,12 @@ Together they stay below a limit: the longest unused go first, and none that a r
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import itertools
 import json
+import math
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from pathlib import Path
 from activities.artifacts.confined_git import object_format
 from activities.repository.git import GitFailed, Report, local_environment, remote_environment, run_git
 from activities.repository.remote import RemoteBranch, refusal
+from foundation import locks
 from foundation.errors import RefNotFound, RepositoryNotFound, RepositoryUnreachable
 from foundation.settings import Settings
 from foundation.units import parse_size
@@ -29,7 +28,6 @@ from workflows.specs.wire import Repository
 
 _REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 _PACKS_MOST = 30
-_LOCK_POLL_SECONDS = 0.2
 _FULL_COMMIT_LENGTHS = (40, 64)
 # The result of a staging, which begins with a line of JSON about the repository.
 STAGED = "staged.json"
@@ -46,7 +44,7 @@ def mirror_path(settings: Settings, url: str) -> Path:
 def reading(settings: Settings, url: str, report: Report = lambda _: None) -> Iterator[Path]:
     """The mirror of a URL, which nobody re-makes while the block runs. Raises RepositoryNotFound when there is none."""
     path = mirror_path(settings, url)
-    with _locked(path, "use", fcntl.LOCK_SH, report):
+    with _locked(path, "use", report, shared=True):
         os.utime(path.with_suffix(".use"))
         if not path.is_dir():
             raise RepositoryNotFound(f"This host has no mirror of {without_credentials(url)} any more.")
@@ -102,7 +100,7 @@ class Mirror:
         fetch that was killed leaves the mirror as it was, a first one that was killed leaves none.
         """
         path = mirror_path(self.settings, self.repository.url)
-        with _locked(path, "fetch", fcntl.LOCK_EX, self.report):
+        with _locked(path, "fetch", self.report):
             for stale in path.parent.glob(f".{path.name}.*"):
                 shutil.rmtree(stale, ignore_errors=True)
             if anew or not path.is_dir() or not self._refresh(path, branch):
@@ -159,7 +157,7 @@ class Mirror:
             except GitFailed as error:
                 raise refusal(self.repository, error) from None
             self._point_head(draft, branch)
-            with _locked(path, "use", fcntl.LOCK_EX, self.report):
+            with _locked(path, "use", self.report):
                 shutil.rmtree(path, ignore_errors=True)
                 draft.rename(path)
         finally:
@@ -249,28 +247,16 @@ def _remove_draft(left: Path) -> None:
 
 def _lock_now(path: Path, what: str, stack: ExitStack) -> bool:
     """Take a lock of a mirror for the stack's time, if nobody has it."""
-    descriptor = os.open(path.with_suffix(f".{what}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    stack.callback(os.close, descriptor)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return stack.enter_context(locks.held(path.with_suffix(f".{what}"), patience=0))
 
 
 @contextmanager
-def _locked(path: Path, what: str, how: int, report: Report) -> Iterator[None]:
+def _locked(path: Path, what: str, report: Report, *, shared: bool = False) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path.with_suffix(f".{what}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        for turn in itertools.count():
-            try:
-                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if turn == 0:
-                    report("Waiting for another run of the same repository")
-                time.sleep(_LOCK_POLL_SECONDS)
+
+    def busy() -> None:
+        report("Waiting for another run of the same repository")
+
+    # A step may be cancelled while it waits.
+    with locks.held(path.with_suffix(f".{what}"), shared=shared, patience=math.inf, busy=busy):
         yield
-    finally:
-        os.close(descriptor)

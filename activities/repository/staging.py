@@ -16,6 +16,7 @@ from activities.repository.remote import check_allowed, look_up, nearest
 from activities.step.announcements import announce, announce_state
 from activities.step.boundary import boundary
 from activities.step.heartbeat import beating
+from foundation.durable import ORDINARY, write_whole
 from foundation.errors import RefNotFound, RepositoryError
 from foundation.settings import Settings
 from foundation.units import format_size, parse_size
@@ -87,9 +88,7 @@ def stage(settings: Settings, request: StageRequest, report: Report) -> StageRes
             size_bytes=image.stat().st_blocks * 512,
         )
         # Written last: an image without it is not taken for finished.
-        draft = directory / f".{STAGED}"
-        draft.write_text(_key(request) + "\n" + staged.model_dump_json())
-        draft.rename(directory / STAGED)
+        write_whole(directory / STAGED, _key(request) + "\n" + staged.model_dump_json(), ORDINARY)
     return staged
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from foundation.durable import write_whole
 from foundation.errors import NotFound, UsageError
 
 DEFAULT_SERVER = "http://localhost:8122"
@@ -76,14 +76,7 @@ def save_contexts(contexts: Contexts) -> None:
             lines.append(f"token = {_quoted(context.token)}")
     path = contexts_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write("\n".join(lines).lstrip() + "\n")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(path, "\n".join(lines).lstrip() + "\n")
 
 
 def checked(name: str, server: str, token: str | None) -> Context:

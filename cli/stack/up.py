@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from types import FrameType, TracebackType
 from typing import IO, TYPE_CHECKING, Self
 
 from cli.stack.supervisor import Part, PartEvent, Supervisor
+from foundation import locks
 from foundation.errors import EngineUnavailable, HostNotReady
 
 if TYPE_CHECKING:
@@ -141,9 +141,7 @@ class Stack:
         home = self.settings.home
         self.settings.make_home()
         lock = _lock_file(self.settings).open("a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not locks.take(lock, patience=0):
             lock.close()
             holder = stack_holder(self.settings)
             who = f"process {holder.pid} ({holder.command}), since {holder.since}" if holder else "another process"
@@ -151,7 +149,7 @@ class Stack:
             raise HostNotReady(
                 f"A stack already runs on {home}: {who}. Use it as it is, stop it with Ctrl-C in its terminal{kill}, "
                 "or set TASKYARD_HOME and the ports to others."
-            ) from None
+            )
         self._died_before = lock.tell() > 0
         lock.truncate(0)
         words = Path("/proc/self/cmdline").read_bytes().decode(errors="replace").split("\0")
@@ -190,9 +188,7 @@ def stack_holder(settings: Settings) -> Holder | None:
     if not path.exists():
         return None
     with path.open("r") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
+        if not locks.take(lock, shared=True, patience=0):
             with suppress(ValueError, KeyError, TypeError):
                 return Holder(**json.loads(lock.read()))
             return Holder(0, "an unknown time", "unknown")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import subprocess
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from foundation.child_environment import child_environment
+from foundation.durable import ORDINARY, write_whole
 from foundation.errors import HostNotReady
 from foundation.settings import Settings
 from foundation.units import format_seconds
@@ -157,9 +157,4 @@ def _recall(memory: Path, key: str, kernel: Path | None) -> Acceleration | None:
 
 def _remember(memory: Path, fact: dict[str, str]) -> None:
     memory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = memory.with_name(f".{memory.name}.{secrets.token_hex(4)}")
-    try:
-        draft.write_text(json.dumps(fact))
-        draft.replace(memory)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(memory, json.dumps(fact), ORDINARY)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -16,12 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from foundation import locks
+from foundation.durable import sync
 from foundation.errors import Conflict, ImageNotFound
 from foundation.settings import Settings
 from foundation.units import format_seconds, format_size
 from machines.images.build import VIRTUAL_SIZE, ImageBuilder, check_tools, remove_build_directory
 from machines.images.profile import KERNEL_COMMAND_LINE, Profile, digest_of, image_inputs, load_profile, profile_names
-from machines.records import sync
 
 __all__ = [
     "Image",
@@ -249,21 +249,17 @@ def _sweep(images: Path, digest: str) -> None:
         if other == digest:
             remove_build_directory(path)
             continue
-        with (images / f"{_LOCK_PREFIX}{other}").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            remove_build_directory(path)
+        with locks.held(images / f"{_LOCK_PREFIX}{other}", patience=0) as alone:
+            if alone:
+                remove_build_directory(path)
 
 
 @contextmanager
 def _locked(images: Path, digest: str, report: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of one digest; it ends with the process, however that ends."""
-    with (images / f"{_LOCK_PREFIX}{digest}").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"image {digest[:12]}: another process is building it; waiting for it to finish")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def busy() -> None:
+        report(f"image {digest[:12]}: another process is building it; waiting for it to finish")
+
+    with locks.held(images / f"{_LOCK_PREFIX}{digest}", busy=busy):
         yield

@@ -6,7 +6,6 @@ that one that is unfinished, damaged or another shape's is known as such; it is 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from foundation import locks
+from foundation.durable import ORDINARY, write_durably, write_whole
 from foundation.errors import MachineError
 from foundation.settings import Settings
 from foundation.units import format_size, parse_size
@@ -91,14 +92,16 @@ def held_snapshot(settings: Settings, shape: Shape, report: Report) -> Iterator[
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (root / f"{_LOCK_PREFIX}{key}").open("w") as lock:
         for _ in range(_ATTEMPTS):
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            locks.take(lock, shared=True)
             snapshot = _whole(root / key, shape)
             if snapshot is not None:
                 (snapshot.directory / _USED).touch()
                 yield snapshot
                 return
             # Only one can hold it exclusively, and whoever comes next finds what the first one made.
-            _lock_exclusively(lock.fileno(), report)
+            locks.take(
+                lock, busy=lambda: report("another process makes the snapshot of this shape; waiting for it")
+            )
             if _whole(root / key, shape) is None:
                 _make(settings, key, shape, report)
     raise MachineError(f"The snapshot {key} was made and removed by others {_ATTEMPTS} times; free some disk")
@@ -114,13 +117,10 @@ def list_snapshots(settings: Settings) -> list[Snapshot]:
 
 def discard_snapshot(settings: Settings, key: str) -> bool:
     """Remove a snapshot unless somebody is restoring a machine from it. Machines that came from it go on."""
-    with (settings.snapshots / f"{_LOCK_PREFIX}{key}").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        _remove(settings.snapshots / key)
-        return True
+    with locks.held(settings.snapshots / f"{_LOCK_PREFIX}{key}", patience=0) as alone:
+        if alone:
+            _remove(settings.snapshots / key)
+        return alone
 
 
 def discard_snapshots_of(settings: Settings, image_digest: str) -> None:
@@ -138,10 +138,8 @@ def sweep_snapshots(settings: Settings) -> list[str]:
     done = []
     for path in (*root.glob(f"{_BUILD_PREFIX}*"), *root.glob(f"{_REMOVED_PREFIX}*")):
         key = path.name.split("-")[1]
-        with (root / f"{_LOCK_PREFIX}{key}").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with locks.held(root / f"{_LOCK_PREFIX}{key}", patience=0) as alone:
+            if not alone:
                 continue
             if path.exists():
                 shutil.rmtree(path, ignore_errors=True)
@@ -194,10 +192,7 @@ def _make(settings: Settings, key: str, shape: Shape, report: Report) -> None:
             "files": {name: {"bytes": (work / name).stat().st_size, "digest": digest(work / name)} for name in _FILES},
         }
         (work / _USED).touch()
-        with (work / _FACTS).open("w") as file:
-            json.dump(facts, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        write_durably(work / _FACTS, json.dumps(facts, indent=1), ORDINARY)
         _remember_checked(work)
         work.rename(root / key)
     finally:
@@ -306,23 +301,12 @@ def _checked(directory: Path) -> dict[str, list[int]] | None:
 
 
 def _remember_checked(directory: Path) -> None:
-    draft = directory / f".{_CHECKED}.{secrets.token_hex(4)}"
-    draft.write_text(json.dumps({"boot_id": _boot_id(), "files": _signature(directory)}))
-    draft.replace(directory / _CHECKED)
+    write_whole(directory / _CHECKED, json.dumps({"boot_id": _boot_id(), "files": _signature(directory)}), ORDINARY)
 
 
 @cache
 def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _lock_exclusively(lock: int, report: Report) -> None:
-    fcntl.flock(lock, fcntl.LOCK_UN)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        report("another process makes the snapshot of this shape; waiting for it")
-        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def _remove(directory: Path) -> None:

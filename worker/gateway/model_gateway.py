@@ -26,6 +26,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from foundation.durable import write_once
 from foundation.errors import HostNotReady
 from foundation.machine_ids import MACHINE_ID
 from foundation.proxies import proxy_for
@@ -143,16 +144,8 @@ class Gateway:
         with suppress(FileNotFoundError):
             return path.read_bytes()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Written beside and linked into place: of two processes that start at once, both use the same secret.
-        draft = path.with_name(f".secret.{secrets.token_hex(4)}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(32))
-        try:
-            with suppress(FileExistsError):
-                os.link(draft, path)
-        finally:
-            draft.unlink()
+        # Of two processes that start at once, both use the same secret.
+        write_once(path, secrets.token_bytes(32))
         return path.read_bytes()
 
     async def _open_upstream(self) -> httpx.AsyncClient:

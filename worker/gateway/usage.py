@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
 import threading
 from contextlib import suppress
@@ -12,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+
+from foundation.durable import ORDINARY, write_whole
 
 TOKEN_FIELDS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 # An event or a whole answer beyond this is passed on, but not read.
@@ -93,14 +93,10 @@ class UsageLedger:
             counts = self.read(machine_id)
             for field, count in {"requests": 1, **usage}.items():
                 counts[field] += count
-            path = self._path(machine_id)
-            draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
             try:
-                draft.write_text(json.dumps(counts))
-                draft.replace(path)
+                write_whole(self._path(machine_id), json.dumps(counts), ORDINARY)
             except OSError as error:
                 # The machine is gone, or the disk is full: what is answered is worth more than its count.
-                draft.unlink(missing_ok=True)
                 _log.warning("a request was not counted", machine=machine_id, error=str(error))
 
     def take_in(self, directory: Path) -> None:
