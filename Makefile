@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin
 BIN := .venv/bin
-PACKAGES := foundation workflows activities machines storage api worker client cli
+PACKAGES := foundation guest workflows activities machines storage api worker client cli
 CHECKED := $(PACKAGES) tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help

@@ -13,6 +13,7 @@ from temporalio.client import Client
 
 from activities.machine.lease import host_queue
 from foundation.settings import Settings
+from guest.contract import GUEST_ADDRESS
 from worker.main import SHARED_STEPS, polling
 from worker.registry import WORKFLOWS, Activity, placed
 from workflows import names, steps
@@ -116,7 +117,7 @@ class StandIns:
     async def provision(self, request: ProvisionRequest) -> ProvisionResult:
         """A machine that does not exist."""
         return ProvisionResult(
-            vm_name=request.machine_id, vm_ip="10.0.2.15", acceleration="none", image="none", boot_seconds=0
+            vm_name=request.machine_id, vm_ip=GUEST_ADDRESS, acceleration="none", image="none", boot_seconds=0
         )
 
     @activity.defn(name=steps.RUN_AGENT.name)

@@ -17,6 +17,8 @@ import psutil
 from foundation.child_environment import child_environment
 from foundation.errors import Conflict, GuestUnreachable, MachineError, MachineLost, MachineNotFound, TaskyardError
 from foundation.settings import Settings
+from guest.contract import AGENT_USER
+from guest.programs import perl_command
 from machines import pool
 from machines.boot import Boot
 from machines.disks.disk_watch import DiskLook, is_stopped_by_disk, look_after_disks
@@ -38,35 +40,6 @@ from machines.waiting import WaitingLine
 __all__ = ["MachineHost", "MachineRecord", "NoRoom", "Reservation"]
 
 _DESTROY_PATIENCE_SECONDS = 0.2
-
-# The disk is found by its serial: names of disks depend on the order in which they came. One process, because each one
-# costs a tenth of a second in an emulated machine, and perl, because the guest's own service has just run it.
-_MOUNT_WORKSPACE = r"""exec perl -e '
-use strict;
-my ($SYS_MOUNT, $MS_NOATIME) = (165, 1024);
-
-sub lines { my ($path) = @_; open my $file, "<", $path or return; return <$file> }
-
-sub disk {
-    opendir my $blocks, "/sys/block" or die "/sys/block: $!\n";
-    for my $name (grep { /^vd/ } readdir $blocks) {
-        my ($serial) = lines("/sys/block/$name/serial");
-        return "/dev/$name" if ($serial // "") =~ /^workspace$/ && -b "/dev/$name";
-    }
-    return;
-}
-
-if (!grep { (split / /)[1] eq "/workspace" } lines("/proc/mounts")) {
-    my $device;
-    for (1 .. 2000) { last if $device = disk(); select undef, undef, undef, 0.01 }
-    die "the workspace disk did not appear\n" if !$device;
-    mkdir "/workspace";
-    my ($place, $type) = ("/workspace", "ext4");
-    syscall($SYS_MOUNT, $device, $place, $type, $MS_NOATIME, 0) == 0 or die "mount: $!\n";
-}
-my $owner = join ":", (stat "/workspace")[4, 5];
-die "the workspace belongs to $owner, not to the agent\n" if $owner ne "1000:1000";
-'"""
 
 
 class MachineHost:
@@ -152,7 +125,7 @@ class MachineHost:
                 if not qemu.has_workspace(monitor):
                     _take_over(image_path, paths.workspace)
                     qemu.attach_workspace(monitor, paths)
-            self._shell(machine_id).run(_MOUNT_WORKSPACE, timeout=120)
+            self._shell(machine_id).run(perl_command("mount-workspace"), timeout=120)
 
     def record(self, machine_id: str) -> MachineRecord:
         """The machine's record. Raises MachineNotFound."""
@@ -215,7 +188,8 @@ class MachineHost:
             "IdentitiesOnly": "yes",
         }
         named = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
-        return ["ssh", "-i", str(paths.directory / CLIENT_KEY), "-p", str(record.ssh_port), *named, "agent@127.0.0.1"]
+        key, port = str(paths.directory / CLIENT_KEY), str(record.ssh_port)
+        return ["ssh", "-i", key, "-p", port, *named, f"{AGENT_USER}@127.0.0.1"]
 
     def console(self, machine_id: str) -> Path:
         """The file with the guest's serial console. Raises MachineNotFound."""

@@ -23,11 +23,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from foundation.durable import write_whole
 from foundation.errors import MachineError
+from guest.contract import FIELD_SEPARATOR, MESSAGE_END, READY
 
 CLIENT_KEY = "client_key"
 HOST_KEY = "host_key"
 KNOWN_HOSTS = "known_hosts"
-PORT_NAME = "org.taskyard.identity"
 _SEED_BYTES = 128
 _ANSWER_MAX = 4096
 _POLL_SECONDS = 0.25
@@ -84,7 +84,7 @@ def clock_message() -> bytes:
 def _message(fields: Mapping[str, str]) -> bytes:
     """Fields, name=value, parted by tabs and ended by a zero byte: no value has either."""
     whole = {"time": f"{time.time():.6f}", "seed": secrets.token_hex(_SEED_BYTES), **fields}
-    return "\t".join(f"{name}={value}" for name, value in whole.items()).encode() + b"\0"
+    return (FIELD_SEPARATOR.join(f"{name}={value}" for name, value in whole.items()) + MESSAGE_END).encode()
 
 
 class Introduction:
@@ -155,7 +155,7 @@ class Introduction:
             return False
         line, _, self._answer = self._answer.partition(b"\n")
         answer = line.decode(errors="replace").strip()
-        if answer != "ready":
+        if answer != READY:
             raise MachineError(f"The guest could not take on its identity: {answer or 'no reason given'}")
         return True
 

@@ -10,17 +10,12 @@ from typing import Self
 import paramiko
 
 from foundation.errors import TaskyardError
+from guest.contract import FIGURES_END
+from guest.programs import shell_command
 from machines.ssh import GuestShell
 from workflows.runs.messages import MachineFigures
 
-SAMPLE_SECONDS = 5
-
-# One block of lines for each sample; the writing fails, and so ends, once the connection is gone.
-_SCRIPT = (
-    "while :; do cat /proc/loadavg && head -n 1 /proc/stat && grep -E '^Mem(Total|Available):' /proc/meminfo && "
-    f"df -kP /workspace | tail -n 1; echo . || exit; sleep {SAMPLE_SECONDS}; done"
-)
-_END = b"\n.\n"
+_END = f"\n{FIGURES_END}\n".encode()
 # A guest may write whatever it likes here; this is more than any true block takes.
 _MOST_BYTES = 16 * 1024
 _READS_MOST = 4
@@ -32,7 +27,7 @@ class GuestFigures:
     def __init__(self, shell: GuestShell) -> None:
         self._channel: paramiko.Channel | None = None
         with suppress(TaskyardError, OSError, paramiko.SSHException):
-            self._channel = shell.stream(_SCRIPT)
+            self._channel = shell.stream(shell_command("tell-figures"))
         self._reader = FiguresReader()
 
     def latest(self) -> MachineFigures | None:

@@ -2,9 +2,9 @@
 
 Everything lives in files of the guest, so that a follower can go away and another can come:
 
-    /var/lib/taskyard/agent   argv, workdir, inbox, stdout, stderr (their form is in guest/agent/run-agent)
-    /run/taskyard             tmpfs: the environment, with secrets and the gateway token; the exit record, where a full
-                              disk cannot keep it from being written
+    SESSION_DIR    argv, workdir, inbox, stdout, stderr (their form is in guest/agent/run-agent)
+    VOLATILE_DIR   tmpfs: the environment, with secrets and the gateway token; the exit record, where a full disk cannot
+                   keep it from being written
 
 The agent may be root in its guest: any of them may be forged, filled, frozen or gone. There is an end all the same:
 what cannot be read is no record, a unit that is gone has ended, and a stop that does not succeed is an error.
@@ -21,18 +21,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from foundation.errors import GuestUnreachable, SessionClosed
+from guest.contract import (
+    AGENT_CGROUP,
+    AGENT_UNIT,
+    AGENT_USER,
+    EXIT_RECORD,
+    KILLED,
+    MCP_CONFIG,
+    SESSION_CLOSED,
+    SESSION_DIR,
+    SESSION_ENVIRONMENT,
+    SESSION_PROGRAMS,
+    START_LOCK,
+    STOPPED,
+    UNIT_GONE,
+    VOLATILE_DIR,
+)
+from guest.programs import session_program, shell_command
 from machines.ssh import GuestShell, wake
 from storage.segments import GUEST_STREAMS, GuestStream
 
-AGENT_DIR = "/var/lib/taskyard/agent"
-VOLATILE_DIR = "/run/taskyard"
-MCP_CONFIG = f"{VOLATILE_DIR}/mcp.json"
-UNIT = "taskyard-agent"
 GRACE_SECONDS = 30
-KILLED = 137
 
 # Long enough to cost little with hundreds of followers; shorter while bytes come, which are stored as they come.
 _QUIET_TICK_SECONDS = 1.0
@@ -45,30 +56,14 @@ _DRAIN_SECONDS_MOST = 600.0
 _OPEN_AGAIN_SECONDS = 2.0
 # What comes after a unit has gone without a record was written before.
 _GONE_SECONDS = 5.0
-_GUEST_FILES = Path(__file__).parents[2] / "guest" / "agent"
-_CLOSED_EXIT_CODE = 3
 _STOP_SECONDS = GRACE_SECONDS + 15
 
-_EXIT_FILE = f"{VOLATILE_DIR}/exit"
-# Those of earlier versions lie on the disk.
-_EXIT_FILE_BEFORE = f"{AGENT_DIR}/exit"
-# There as long as the unit has a process; of the kernel, so asking costs no process.
-_CGROUP = f"/sys/fs/cgroup/system.slice/{UNIT}.service"
-_WATCH_SECONDS = 10
 _RECORD = re.compile(rb"^([0-9]{1,3}) ([0-9]{1,18}) ([0-9]{1,18})$", re.MULTILINE)
-_GONE = re.compile(rb"^gone$", re.MULTILINE)
+_GONE = re.compile(rf"^{UNIT_GONE}$".encode(), re.MULTILINE)
 _RECORD_BYTES_MOST = 4096
 # More than a week of looks at the unit.
 _OUTPUT_BYTES_MOST = 2**20
-# A line for each look at the unit, without which the loop would outlive its channel. A unit that is gone has written
-# its record just before, which comes first.
-_WATCH_UNIT = (
-    f"while [ -d {_CGROUP} ] || [ ! -d {Path(_CGROUP).parent} ]; do sleep {_WATCH_SECONDS}; echo + || exit; done && "
-    "sleep 3 && echo && echo gone"
-)
-_WATCH_FILE = f"file={_EXIT_FILE}; [ -e $file ] || file={_EXIT_FILE_BEFORE}; exec tail -c +1 -f $file"
-# From the first stop on: an agent that was not started by then never is.
-_STOPPED = f"{VOLATILE_DIR}/stopped"
+_BIN = f"{SESSION_DIR}/bin"
 
 
 @dataclass(frozen=True)
@@ -119,23 +114,23 @@ class AgentSession:
         """Start the agent unless it was started or stopped before."""
         unit = [
             "systemd-run",
-            f"--unit={UNIT}",
+            f"--unit={AGENT_UNIT}",
             "--description=Coding agent of the task run",
             "--service-type=exec",
             f"--property=TimeoutStopSec={GRACE_SECONDS}",
             "--property=OOMPolicy=continue",
-            f"--property=ExecStopPost={AGENT_DIR}/bin/record-exit {AGENT_DIR} {VOLATILE_DIR}",
-            f"{AGENT_DIR}/bin/run-agent",
-            AGENT_DIR,
+            f"--property=ExecStopPost={_BIN}/record-exit {SESSION_DIR} {VOLATILE_DIR}",
+            f"{_BIN}/run-agent",
+            SESSION_DIR,
             VOLATILE_DIR,
         ]
         # The files are laid only while no agent was started: a second start must not touch a used inbox.
         script = (
-            f"mkdir -p {VOLATILE_DIR} {AGENT_DIR} && exec 9>{VOLATILE_DIR}/start.lock && flock 9 && "
-            f"if [ -e {AGENT_DIR}/started ] || systemctl is-active --quiet {UNIT}; then cat >/dev/null; "
+            f"mkdir -p {VOLATILE_DIR} {SESSION_DIR} && exec 9>{START_LOCK} && flock 9 && "
+            f"if [ -e {SESSION_DIR}/started ] || systemctl is-active --quiet {AGENT_UNIT}; then cat >/dev/null; "
             f"else tar --extract --no-same-owner --directory=/ --file=- && "
-            f"{{ [ ! -e {MCP_CONFIG} ] || chown agent {MCP_CONFIG}; }} && "
-            f"if [ -e {_STOPPED} ]; then mkdir -p {AGENT_DIR}/started && echo {KILLED} 0 0 >>{_EXIT_FILE}; "
+            f"{{ [ ! -e {MCP_CONFIG} ] || chown {AGENT_USER} {MCP_CONFIG}; }} && "
+            f"if [ -e {STOPPED} ]; then mkdir -p {SESSION_DIR}/started && echo {KILLED} 0 0 >>{EXIT_RECORD}; "
             f"else {shlex.join(unit)}; fi; fi"
         )
         self._shell.run(script, input=_launch_files(launch), timeout=60)
@@ -143,30 +138,30 @@ class AgentSession:
     def deliver(self, message_id: str, text: str) -> None:
         """Hand a message over, once for each id. Raises SessionClosed."""
         line = message_line(text)
-        command = shlex.join([f"{AGENT_DIR}/bin/deliver", AGENT_DIR, message_id, VOLATILE_DIR, str(len(line))])
+        command = shlex.join([f"{_BIN}/deliver", SESSION_DIR, message_id, VOLATILE_DIR, str(len(line))])
         done = self._shell.run(command, input=line, check=False)
-        if done.exit_code == _CLOSED_EXIT_CODE:
+        if done.exit_code == SESSION_CLOSED:
             raise SessionClosed("The agent's session is closed; the message was not delivered.")
         if done.exit_code != 0:
             raise GuestUnreachable(f"The message could not be delivered: {done.stderr.decode(errors='replace')}")
 
     def close(self) -> None:
         """End the session after what was delivered so far."""
-        self._shell.run(shlex.join([f"{AGENT_DIR}/bin/close", AGENT_DIR]))
+        self._shell.run(shlex.join([f"{_BIN}/close", SESSION_DIR]))
 
     def stop(self, *, force: bool) -> bool:
         """TERM to every process of the agent, KILL to those left after the grace period; with ``force`` at once.
 
         False when some are left all the same; what they wrote is on the disks then. Takes a minute at most.
         """
-        kill = f"systemctl kill --signal=KILL {UNIT}\n" if force else ""
+        kill = f"systemctl kill --signal=KILL {AGENT_UNIT}\n" if force else ""
         # A frozen group takes no TERM, but every group takes the kernel's own kill. The lock is that of ``start``.
         script = (
-            f"mkdir -p {VOLATILE_DIR}; ( flock -w 5 9; : >{_STOPPED} ) 9>{VOLATILE_DIR}/start.lock\n"
-            f"{kill}timeout {GRACE_SECONDS + 5} systemctl stop {UNIT}\n"
-            f"[ -d {_CGROUP} ] || exit 0\n"
-            f"echo 1 >{_CGROUP}/cgroup.kill; sleep 2\n"
-            f"[ -d {_CGROUP} ] || exit 0\n"
+            f"mkdir -p {VOLATILE_DIR}; ( flock -w 5 9; : >{STOPPED} ) 9>{START_LOCK}\n"
+            f"{kill}timeout {GRACE_SECONDS + 5} systemctl stop {AGENT_UNIT}\n"
+            f"[ -d {AGENT_CGROUP} ] || exit 0\n"
+            f"echo 1 >{AGENT_CGROUP}/cgroup.kill; sleep 2\n"
+            f"[ -d {AGENT_CGROUP} ] || exit 0\n"
             "timeout 5 sync; exit 9\n"
         )
         return self._shell.run(script, timeout=_STOP_SECONDS, check=False).exit_code == 0
@@ -209,7 +204,7 @@ class Tail:
 
     def __init__(self, shell: GuestShell, stream: GuestStream, offset: int, news: threading.Event) -> None:
         self._shell = shell
-        self._file = f"{AGENT_DIR}/{stream}"
+        self._file = f"{SESSION_DIR}/{stream}"
         self._offset = offset
         self._news = news
         self._open_at: float | None = None
@@ -258,7 +253,7 @@ class ExitRecord:
         self._news = news
         self._output = bytearray()
         self._output_bytes = 0
-        self._watch(f"{_WATCH_UNIT} & {_WATCH_FILE}")
+        self._watch(f"{shell_command('watch-unit')} & {shell_command('watch-exit')}")
 
     def read(self) -> bool:
         """Read what has come. True when the record, or the end of the unit, is in it."""
@@ -282,7 +277,7 @@ class ExitRecord:
             # A file that never ends is no record; the unit is looked at without it.
             self.close()
             self._output_bytes = 0
-            self._watch(_WATCH_UNIT)
+            self._watch(shell_command("watch-unit"))
         # Lines that are neither are forgotten, and the beginning of one that is too long.
         del self._output[: max(len(lines), len(self._output) - _RECORD_BYTES_MOST)]
 
@@ -324,27 +319,26 @@ class DrainEnd:
 
 def _launch_files(launch: Launch) -> bytes:
     """A tar of everything the runner reads."""
-    agent, volatile = AGENT_DIR.lstrip("/"), VOLATILE_DIR.lstrip("/")
     environment = "".join(f"{name}={value}\0" for name, value in launch.environment.items())
     files: dict[str, tuple[bytes, int]] = {
-        f"{agent}/argv": ("".join(f"{word}\0" for word in launch.command).encode(), 0o644),
-        f"{agent}/workdir": (launch.workdir.encode(), 0o644),
-        f"{agent}/inbox": (message_line(launch.prompt), 0o600),
-        f"{agent}/delivered": (b"", 0o600),
-        f"{agent}/stdout": (b"", 0o644),
-        f"{agent}/stderr": (b"", 0o644),
+        f"{SESSION_DIR}/argv": ("".join(f"{word}\0" for word in launch.command).encode(), 0o644),
+        f"{SESSION_DIR}/workdir": (launch.workdir.encode(), 0o644),
+        f"{SESSION_DIR}/inbox": (message_line(launch.prompt), 0o600),
+        f"{SESSION_DIR}/delivered": (b"", 0o600),
+        f"{SESSION_DIR}/stdout": (b"", 0o644),
+        f"{SESSION_DIR}/stderr": (b"", 0o644),
         # Not empty, so that a full tmpfs has room for the record.
-        f"{volatile}/exit": (b"\n", 0o644),
-        f"{volatile}/session-environment": (environment.encode(), 0o600),
+        EXIT_RECORD: (b"\n", 0o644),
+        SESSION_ENVIRONMENT: (environment.encode(), 0o600),
     }
     if launch.mcp_config is not None:
-        files[f"{volatile}/mcp.json"] = (json.dumps(launch.mcp_config).encode(), 0o400)
-    for script in ("run-agent", "record-exit", "deliver", "close"):
-        files[f"{agent}/bin/{script}"] = ((_GUEST_FILES / script).read_bytes(), 0o755)
+        files[MCP_CONFIG] = (json.dumps(launch.mcp_config).encode(), 0o400)
+    for program in SESSION_PROGRAMS:
+        files[f"{_BIN}/{program}"] = (session_program(program), 0o755)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, (data, mode) in files.items():
-            entry = tarfile.TarInfo(name)
+            entry = tarfile.TarInfo(name.lstrip("/"))
             entry.size = len(data)
             entry.mode = mode
             archive.addfile(entry, io.BytesIO(data))

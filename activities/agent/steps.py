@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationError
 from activities.agent.follower import Follower
 from activities.agent.guest_figures import GuestFigures
 from activities.agent.output import AgentOutput
-from activities.agent.session import MCP_CONFIG, AgentSession, Launch
+from activities.agent.session import AgentSession, Launch
 from activities.machine.secrets import RunSecrets
 from activities.step.announcements import USER_MESSAGE, announce
 from activities.step.boundary import boundary, bounded_retries
@@ -23,6 +23,7 @@ from activities.step.heartbeat import beating
 from foundation.errors import AgentNotStopped, GuestUnreachable, MachineLost
 from foundation.settings import Settings
 from foundation.units import parse_size
+from guest.contract import AGENT_USER, MCP_CONFIG, MODEL_GATEWAY_URL, WORKSPACE
 from machines.host import MachineHost
 from machines.ssh import GuestShell
 from storage.bucket import Bucket
@@ -32,9 +33,6 @@ from workflows import names, steps
 from workflows.runs.messages import AgentProgress, LiveProgress, TokenUsage, TurnEnded
 from workflows.runs.requests import AgentRequest, AgentResult, CloseRequest, DeliverRequest, StopAgentRequest
 from workflows.runs.states import STATE_MESSAGES, TaskState
-
-GATEWAY_URL = "http://10.0.2.100"
-WORKSPACE = "/workspace"
 
 # Settings of the engine that Claude Code is built on. Its compiler and its garbage collector run beside the program and
 # meet it in memory all the time, which emulated processors pay for: without them the agent takes half of the time.
@@ -224,13 +222,13 @@ def _launch(request: AgentRequest, token: str, *, emulated: bool) -> Launch:
         workdir=f"{WORKSPACE}/{request.subpath}" if request.subpath else WORKSPACE,
         prompt=claude.prompt,
         environment={
-            "HOME": "/home/agent",
-            "USER": "agent",
-            "LOGNAME": "agent",
+            "HOME": f"/home/{AGENT_USER}",
+            "USER": AGENT_USER,
+            "LOGNAME": AGENT_USER,
             "SHELL": "/bin/bash",
             "LANG": "C.UTF-8",
-            "PATH": "/home/agent/.local/bin:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
-            "ANTHROPIC_BASE_URL": GATEWAY_URL,
+            "PATH": f"/home/{AGENT_USER}/.local/bin:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
+            "ANTHROPIC_BASE_URL": MODEL_GATEWAY_URL,
             "ANTHROPIC_AUTH_TOKEN": token,
             # The guest reaches nothing but the gateway: what would only time out is switched off.
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",

@@ -37,6 +37,7 @@ from foundation.errors import (
 )
 from foundation.settings import Settings
 from foundation.units import format_size
+from guest.programs import shell_command
 from machines.disks.workspace import NO_FILE, DiskUnreadable, Extraction, WorkspaceDisk, opened
 from machines.host import MachineHost
 from storage import artifacts as stored
@@ -55,13 +56,6 @@ _NAME_CHARS = 100
 # Reading the disk and comparing it; the rest of the step's time limit is for the bucket.
 _WORK_SECONDS = 0.8 * steps.COLLECT.limit.total_seconds()
 _FREEZE_SECONDS = 60
-# Of /workspace alone: where nothing is mounted there, the whole root would stand still. A second freeze is refused, so
-# one that a dead worker left behind is lifted. The shell does what it can itself: processes are slow to start.
-_FREEZE = """mounted=
-while read -r _ place _; do if [ "$place" = /workspace ]; then mounted=yes; fi; done </proc/mounts
-test "$mounted" || exit 1
-fsfreeze --freeze /workspace 2>/dev/null || { fsfreeze --unfreeze /workspace; fsfreeze --freeze /workspace; }"""
-_THAW = "fsfreeze --unfreeze /workspace"
 
 log = structlog.get_logger("artifacts")
 
@@ -149,7 +143,7 @@ def quiesced(host: MachineHost, machine_id: str, notes: list[str]) -> Iterator[b
     if host.is_alive(machine_id):
         try:
             shell = host.connect(machine_id)
-            frozen = shell.run(_FREEZE, timeout=_FREEZE_SECONDS, check=False)
+            frozen = shell.run(shell_command("freeze-workspace"), timeout=_FREEZE_SECONDS, check=False)
         except GuestUnreachable as silent:
             notes.append(f"The guest did not answer ({silent.message}); its machine was stopped to read its disk.")
             host.kill(machine_id)
@@ -165,7 +159,7 @@ def quiesced(host: MachineHost, machine_id: str, notes: list[str]) -> Iterator[b
         yield frozen.exit_code != 0
     finally:
         try:
-            shell.run(_THAW, timeout=_FREEZE_SECONDS, check=False)
+            shell.run(shell_command("thaw-workspace"), timeout=_FREEZE_SECONDS, check=False)
         except MachineError as error:
             log.warning("the workspace could not be thawed", machine=machine_id, error=error.message)
 

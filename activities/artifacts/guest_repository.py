@@ -13,11 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from foundation.units import format_size
+from guest.contract import WORKSPACE
 from machines.disks.workspace import Entry, WorkspaceDisk
 from storage.names import as_text
-
-# Where the guest has its workspace mounted.
-_MOUNT = "/workspace/"
 
 _OBJECTS_BYTES = 2 * 2**30
 _OBJECT_FILES = 200_000
@@ -190,7 +188,7 @@ class _Refs:
             commit = tip if self._id.match(tip) else None
             if commit and commit == head:
                 self._add(worktree_ref(name), commit, f"the detached HEAD of worktree {name}")
-            if path is not None or not place.startswith(_MOUNT):
+            if path is not None or not place.startswith(f"{WORKSPACE}/"):
                 self._found.worktrees.append(Worktree(name, commit, path, place))
 
     def _add(self, ref: str, object_id: str, what: str) -> None:

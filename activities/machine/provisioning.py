@@ -16,15 +16,13 @@ from activities.step.heartbeat import beating
 from foundation.errors import TaskyardError
 from foundation.settings import Settings
 from foundation.units import format_seconds, parse_size
+from guest.contract import GUEST_ADDRESS
 from machines.host import MachineHost
 from machines.images.store import find_image
 from storage.bucket import Bucket
 from workflows import steps
 from workflows.runs.requests import ProvisionRequest, ProvisionResult, StageRequest
 from workflows.runs.states import STATE_MESSAGES, TaskState
-
-# Every guest has this address on its own user-mode network; none is reachable from outside its host.
-GUEST_ADDRESS = "10.0.2.15"
 
 
 class Machines:
@@ -54,6 +52,7 @@ class Machines:
             )
             return ProvisionResult(
                 vm_name=request.machine_id,
+                # Every guest has it on its own network; none is reachable from outside its host.
                 vm_ip=GUEST_ADDRESS,
                 acceleration=record.acceleration or "unknown",
                 image=image.digest,

@@ -17,6 +17,7 @@ from activities.step.heartbeat import beating
 from foundation.durable import write_once
 from foundation.errors import HostNotReady, SecretUnavailable
 from foundation.settings import Settings
+from guest.contract import ENVIRONMENT, VOLATILE_DIR
 from machines.host import MachineHost
 from machines.paths import volatile_file
 from storage.bucket import Bucket
@@ -24,9 +25,6 @@ from storage.redaction import MIN_VALUE_BYTES, Redactor
 from workflows import steps
 from workflows.runs.requests import SecretsRequest, SecretsResult
 from workflows.specs.wire import SecretReference
-
-# In the guest, on tmpfs: NUL-separated NAME=value pairs, readable by root, who starts the agent with them.
-ENVIRONMENT_FILE = "/run/taskyard/environment"
 
 MAX_BYTES = 64 * 1024
 # Settings and credentials of Taskyard and of the model provider are never a task's.
@@ -48,8 +46,9 @@ class Secrets:
         with beating():
             values = self._secrets.resolve(request.machine_id, request.secrets)
             shell = self._host.connect(request.machine_id)
-            shell.run(f"mkdir -p {os.path.dirname(ENVIRONMENT_FILE)}")  # noqa: PTH120 -- a path of the guest
-            shell.write(ENVIRONMENT_FILE, environment_block(values), mode=0o600)
+            shell.run(f"mkdir -p {VOLATILE_DIR}")
+            # Readable by root, who starts the agent with them.
+            shell.write(ENVIRONMENT, environment_block(values), mode=0o600)
             notes = [
                 f"The value of secret {name} is shorter than {MIN_VALUE_BYTES} bytes, so it is not redacted in the log "
                 "and the artifacts; give it a longer one."

@@ -13,9 +13,9 @@ from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.lab import Lab
 from benchmarks.stopwatch import Stopwatch
 from foundation.errors import HostNotReady
+from guest.programs import IMAGE_DIR
 from machines.images.build import VIRTUAL_SIZE
 from machines.images.mirror import apt_options, mirror_lines
-from machines.images.profile import GUEST_DIR
 from machines.images.store import build_image, load_profile, remove_image
 
 PROFILE = "agentic-dev"
@@ -58,9 +58,9 @@ def _script_environment(lab: Lab) -> dict[str, str]:
         "AGENT": f"{agent.package}@{agent.version}",
         "NODE": str(node),
         "DISK": str(VIRTUAL_SIZE),
-        "ASSEMBLE": str(GUEST_DIR / "assemble.sh"),
+        "ASSEMBLE": str(IMAGE_DIR / "assemble.sh"),
         "AS_ROOT": "" if os.geteuid() == 0 else "mmdebstrap --unshare-helper",
-        "GUEST_DIR": str(GUEST_DIR),
+        "GUEST_DIR": str(IMAGE_DIR),
         "GUEST_NODE": str(node) if profile.node else "",
         "GUEST_SETUP": str(setup),
         "GUEST_RELEASE": profile.release,

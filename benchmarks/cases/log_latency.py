@@ -28,6 +28,7 @@ from benchmarks.stand_ins import Activity, manifest, stand_in_worker
 from cli.stack.up import Stack
 from foundation.engine import connect_engine
 from foundation.errors import TaskyardError
+from guest.contract import AGENT_USER, GUEST_ADDRESS, WORKSPACE
 from machines.ssh import GuestShell
 from storage.bucket import Bucket
 from workflows import steps
@@ -135,12 +136,12 @@ class _MachineSteps:
         host, image = self._stand.host, self._stand.image
         record = host.ensure_running(request.machine_id, image, self._stand.lab.report)
         shell = host.connect(request.machine_id)
-        shell.run("mkdir -p /workspace && chown agent: /workspace")
+        shell.run(f"mkdir -p {WORKSPACE} && chown {AGENT_USER}: {WORKSPACE}")
         shell.write("/usr/local/bin/claude", _AGENT.encode(), 0o755)
         self.looks += _look_at_clock(shell)
         return ProvisionResult(
             vm_name=request.machine_id,
-            vm_ip="10.0.2.15",
+            vm_ip=GUEST_ADDRESS,
             acceleration=record.acceleration or "",
             image=image.digest,
             boot_seconds=record.boot_seconds or 0,

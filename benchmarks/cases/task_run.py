@@ -23,14 +23,13 @@ from client import TaskClient
 from examples.hello.prepare import prepare
 from examples.hello.serve import serve
 from foundation.errors import TaskyardError
+from guest.contract import ROUTER_ADDRESS
 from worker.scripted_model.scenario import load_scenarios
 from worker.scripted_model.server import create_model_app
 from workflows import steps
 from workflows.specs.manifest import Manifest
 
 _MANIFEST = Path(__file__).parents[2] / "examples" / "hello" / "task.yaml"
-# How a guest names the loopback interface of its host in QEMU's user-mode network.
-_HOST_SEEN_BY_GUEST = "10.0.2.2"
 
 
 @contextmanager
@@ -47,7 +46,7 @@ def _open(lab: Lab) -> Iterator[Sides]:
             "BRANCH": manifest.repository.branch,
             "PROMPT": manifest.claude.prompt,
             "MODEL": manifest.claude.model,
-            "MODEL_URL": f"http://{_HOST_SEEN_BY_GUEST}:{model_port}",
+            "MODEL_URL": f"http://{ROUTER_ADDRESS}:{model_port}",
             "PATTERNS": " ".join(manifest.lifecycle.artifact_patterns),
         }
         with restoring(lab, Size(vm.cpus, vm.memory, vm.disk)) as stand:

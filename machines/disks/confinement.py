@@ -16,9 +16,7 @@ from typing import IO
 
 from foundation.child_environment import child_environment
 from foundation.errors import HostNotReady, MachineError
-
-# The owner that the confined program sees on every file of ours, and the owner of all files in a workspace disk.
-GUEST_UID = 1000
+from guest.contract import AGENT_UID
 
 _POLL_SECONDS = 0.5
 _GIB = 2**30
@@ -125,7 +123,8 @@ class Confinement:
 
     def _prefix(self) -> list[str]:
         arguments = ["bwrap", "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--clearenv"]
-        arguments += ["--uid", str(GUEST_UID), "--gid", str(GUEST_UID), "--hostname", "confined"]
+        # Every file of ours seems to be the agent's, as those in a workspace disk are.
+        arguments += ["--uid", str(AGENT_UID), "--gid", str(AGENT_UID), "--hostname", "confined"]
         arguments += ["--setenv", "PATH", "/usr/sbin:/usr/bin", "--setenv", "LC_ALL", "C"]
         for name, value in self.environment.items():
             arguments += ["--setenv", name, value]

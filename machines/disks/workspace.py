@@ -19,7 +19,8 @@ from pathlib import Path
 
 from foundation.errors import MachineError
 from foundation.units import format_size
-from machines.disks.confinement import GUEST_UID, Confinement
+from guest.contract import AGENT_UID
+from machines.disks.confinement import Confinement
 from machines.disks.ext4 import ROOT_INODE, Ext4, Inode, Unreadable
 
 LABEL = "workspace"
@@ -103,7 +104,7 @@ def build_workspace(tree: Path, image: Path, size_bytes: int) -> None:
         with (draft / "image").open("wb") as file:
             file.truncate(size_bytes)
         inside = Confinement(readable={"/tree": tree}, writable={"/draft": draft}, file_bytes=size_bytes)
-        options = f"lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner={GUEST_UID}:{GUEST_UID}"
+        options = f"lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner={AGENT_UID}:{AGENT_UID}"
         made = inside.run(
             ["mkfs.ext4", "-q", "-F", "-m", "0", "-L", LABEL, "-E", options, "-d", "/tree", "/draft/image"],
             check=False,

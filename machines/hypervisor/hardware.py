@@ -6,19 +6,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from guest.contract import IDENTITY_PORT, MODEL_GATEWAY_ADDRESS, MODEL_GATEWAY_PORT, SSH_PORT, WORKSPACE_SERIAL
 from machines.hypervisor.acceleration import QEMU
 from machines.hypervisor.handover import handover_command
 from machines.hypervisor.unprivileged import machine_user
-from machines.identity import PORT_NAME
 from machines.images.store import Image
 from machines.paths import MachinePaths
 
 # What an emulating QEMU keeps of translated code, at most; the ledger counts it. QEMU's own choice is an eighth of the
 # host's memory, up to 1 GiB, for each machine.
 TRANSLATION_BYTES = 512 * 2**20
-
-GUEST_ADDRESS = "10.0.2.15"
-GATEWAY_ADDRESS = "10.0.2.100"
 
 
 @dataclass(frozen=True)
@@ -62,9 +59,10 @@ def qemu_arguments(paths: MachinePaths, shape: Shape, start: Start = BOOT) -> li
         "file": {"driver": "file", "filename": str(paths.overlay)},
     }
     # A connection is handed to the worker by a program that ends with that: a guest keeps none of them running.
-    gateway = _quoted(f"guestfwd=tcp:{GATEWAY_ADDRESS}:80-cmd:{handover_command(paths.machine_id)}")
+    handover = handover_command(paths.machine_id)
+    gateway = _quoted(f"guestfwd=tcp:{MODEL_GATEWAY_ADDRESS}:{MODEL_GATEWAY_PORT}-cmd:{handover}")
     user = None if start.template else machine_user(paths.machine_id)
-    network = f"user,id=network,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22,{gateway}"
+    network = f"user,id=network,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:{SSH_PORT},{gateway}"
     return [
         QEMU,
         *("-name", paths.machine_id, "-pidfile", str(paths.pid_file)),
@@ -86,7 +84,7 @@ def qemu_arguments(paths: MachinePaths, shape: Shape, start: Start = BOOT) -> li
         # No switch has to learn that a restored guest is here now, which would cost the guest five packets.
         *("-netdev", network, "-device", "virtio-net-pci,netdev=network,romfile=,guest_announce=off"),
         *("-chardev", f"socket,id=identity,path={paths.identity.name},server=on,wait=off"),
-        *("-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=identity,name={PORT_NAME}"),
+        *("-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=identity,name={IDENTITY_PORT}"),
         *("-device", "virtio-rng-pci"),
         *("-device", "pcie-root-port,id=workspace-slot,chassis=1"),
         *_workspace(paths, start),
@@ -112,7 +110,7 @@ def workspace_disk(place: str) -> tuple[dict[str, object], dict[str, object]]:
         "driver": "virtio-blk-pci",
         "id": "workspace",
         "drive": "workspace",
-        "serial": "workspace",
+        "serial": WORKSPACE_SERIAL,
     }
     return node, {**device, "bus": "workspace-slot"}
 

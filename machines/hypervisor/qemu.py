@@ -19,16 +19,17 @@ import psutil
 from foundation.child_environment import child_environment
 from foundation.errors import HostNotReady, MachineError
 from foundation.machine_ids import MACHINE_ID
+from guest.contract import GUEST_ADDRESS, SSH_PORT
 from machines.hypervisor import qmp
 from machines.hypervisor.acceleration import QEMU
 from machines.hypervisor.handover import PERL
-from machines.hypervisor.hardware import GUEST_ADDRESS, workspace_disk
+from machines.hypervisor.hardware import workspace_disk
 from machines.hypervisor.qmp import Monitor
 from machines.hypervisor.unprivileged import limit_processes, without_privileges
 from machines.images.store import Image
 from machines.paths import OVERLAY, PID_FILE, PROCESS_NAME, MachinePaths
 
-_FORWARDED = re.compile(rf"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+{re.escape(GUEST_ADDRESS)}\s+22\b")
+_FORWARDED = re.compile(rf"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+{re.escape(GUEST_ADDRESS)}\s+{SSH_PORT}\b")
 _QUIT_SECONDS, _TERM_SECONDS, _KILL_SECONDS = 3.0, 3.0, 20.0
 _EXEC_POLL_SECONDS = 0.001
 _TAIL_BYTES = 3000

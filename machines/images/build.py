@@ -23,8 +23,9 @@ from foundation.child_environment import NETWORK, child_environment
 from foundation.errors import HostNotReady, ImageBuildFailed
 from foundation.settings import Settings
 from foundation.units import format_seconds, format_size
+from guest.programs import IMAGE_DIR
 from machines.images.mirror import apt_options, mirror_lines
-from machines.images.profile import GUEST_DIR, NpmBinary, Profile
+from machines.images.profile import NpmBinary, Profile
 
 T = TypeVar("T")
 Report = Callable[[str], None]
@@ -358,7 +359,7 @@ def write_guest_files(archive: Path, profile: Profile, claude: Path) -> None:
             member.type, member.linkname = tarfile.SYMTYPE, to
             tar.addfile(member)
 
-        add_tree(GUEST_DIR / "rootfs", "")
+        add_tree(IMAGE_DIR / "rootfs", "")
         tar.add(claude, "usr/local/bin/claude", filter=of_root)
         if profile.node:
             node = _node_directory()
@@ -366,7 +367,7 @@ def write_guest_files(archive: Path, profile: Profile, claude: Path) -> None:
             add_tree(node / "lib/node_modules/npm", "usr/local/lib/node_modules/npm/", without=("docs", "man"))
             for name in ("npm", "npx"):
                 add_link(f"usr/local/bin/{name}", f"../lib/node_modules/npm/bin/{name}-cli.js")
-        setup = (GUEST_DIR / "setup.sh").read_text()
+        setup = (IMAGE_DIR / "setup.sh").read_text()
         add_text("setup", f"RELEASE={profile.release}\n{setup}\n{profile.setup}\n")
 
 

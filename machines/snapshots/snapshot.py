@@ -99,9 +99,7 @@ def held_snapshot(settings: Settings, shape: Shape, report: Report) -> Iterator[
                 yield snapshot
                 return
             # Only one can hold it exclusively, and whoever comes next finds what the first one made.
-            locks.take(
-                lock, busy=lambda: report("another process makes the snapshot of this shape; waiting for it")
-            )
+            locks.take(lock, busy=lambda: report("another process makes the snapshot of this shape; waiting for it"))
             if _whole(root / key, shape) is None:
                 _make(settings, key, shape, report)
     raise MachineError(f"The snapshot {key} was made and removed by others {_ATTEMPTS} times; free some disk")

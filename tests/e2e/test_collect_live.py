@@ -17,10 +17,11 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.artifacts.collection import Artifacts
-from activities.machine.secrets import ENVIRONMENT_FILE, Secrets
+from activities.machine.secrets import Secrets
 from activities.repository.staging import Repositories
 from cli.stack.up import Stack
 from foundation.settings import Settings
+from guest.contract import ENVIRONMENT
 from machines.host import MachineHost, Reservation
 from machines.images.store import find_image
 from storage import artifacts as stored
@@ -105,9 +106,9 @@ def test_secrets_are_in_the_guests_memory_for_root_only(live: Live, monkeypatch:
         result = ActivityEnvironment().run(Secrets(live.settings, live.host, live.bucket).inject_secrets, request)
         assert result.names == ["TOKEN"]
 
-    assert live.guest(f"cat {ENVIRONMENT_FILE}") == f"TOKEN={VALUE}\0"
-    assert live.guest(f"stat -c '%U %a' {ENVIRONMENT_FILE}; stat -f -c %T {ENVIRONMENT_FILE}") == "root 600\ntmpfs\n"
-    assert "readable" not in live.guest(f"su agent -c 'test -r {ENVIRONMENT_FILE} && echo readable' || true")
+    assert live.guest(f"cat {ENVIRONMENT}") == f"TOKEN={VALUE}\0"
+    assert live.guest(f"stat -c '%U %a' {ENVIRONMENT}; stat -f -c %T {ENVIRONMENT}") == "root 600\ntmpfs\n"
+    assert "readable" not in live.guest(f"su agent -c 'test -r {ENVIRONMENT} && echo readable' || true")
     assert "line two" not in live.guest("journalctl --no-pager 2>/dev/null || true")
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from foundation.errors import ImageBuildFailed, ImageNotFound
 from foundation.settings import Settings
-from machines.identity import CLIENT_KEY, KNOWN_HOSTS, PORT_NAME, identity_message, make_keys
+from guest.contract import IDENTITY_PORT
+from machines.identity import CLIENT_KEY, KNOWN_HOSTS, identity_message, make_keys
 from machines.images.store import Image, build_image, find_image, list_images
 
 GIB = 2**30
@@ -91,7 +92,7 @@ class Guest:
         command += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", image.command_line]
         command += ["-drive", f"if=virtio,file={overlay},format=qcow2,cache=unsafe"]
         command += ["-nic", f"user,model=virtio-net-pci,restrict=on,hostfwd=tcp:127.0.0.1:{self._port}-:22"]
-        command += ["-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=identity,name={PORT_NAME}"]
+        command += ["-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=identity,name={IDENTITY_PORT}"]
         command += ["-chardev", f"socket,id=identity,path={self._identity},server=on,wait=off"]
         command += ["-serial", f"file:{directory / 'console'}"]
         self.process = subprocess.Popen(command)

@@ -15,7 +15,7 @@ from machines.images.profile import digest_of, image_inputs, load_profile, profi
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the profiles and guest files that a test may change."""
-    for name in ("PROFILE_DIR", "GUEST_DIR"):
+    for name in ("PROFILE_DIR", "IMAGE_DIR"):
         copy = tmp_path / name
         shutil.copytree(getattr(image_profile, name), copy)
         monkeypatch.setattr(image_profile, name, copy)
@@ -66,16 +66,16 @@ def _other_claude(sources: Path) -> None:
 
 
 def _change_guest_file(sources: Path) -> None:
-    with (sources / "GUEST_DIR" / "setup.sh").open("a") as file:
+    with (sources / "IMAGE_DIR" / "setup.sh").open("a") as file:
         file.write("true\n")
 
 
 def _add_guest_file(sources: Path) -> None:
-    (sources / "GUEST_DIR" / "rootfs" / "etc" / "more").write_text("")
+    (sources / "IMAGE_DIR" / "rootfs" / "etc" / "more").write_text("")
 
 
 def _take_execute_bit(sources: Path) -> None:
-    (sources / "GUEST_DIR" / "rootfs/usr/local/lib/taskyard/identity").chmod(0o644)
+    (sources / "IMAGE_DIR" / "rootfs/usr/local/lib/taskyard/identity").chmod(0o644)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_any_changed_input_changes_the_digest(sources: Path, change) -> None:
 
 def test_times_of_files_are_no_input(sources: Path) -> None:
     before = digest()
-    for path in (sources / "GUEST_DIR").rglob("*"):
+    for path in (sources / "IMAGE_DIR").rglob("*"):
         path.touch()
     assert digest() == before
 

@@ -1,0 +1,1 @@
+"""What runs inside a virtual machine, and what its host has to know of it."""

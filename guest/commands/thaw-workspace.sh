@@ -1,0 +1,3 @@
+# shellcheck shell=dash
+# Lets writes to /workspace go on.
+fsfreeze --unfreeze /workspace
