@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from guest.contract import IDENTITY_PORT, MODEL_GATEWAY_ADDRESS, MODEL_GATEWAY_PORT, SSH_PORT, WORKSPACE_SERIAL
+from guest.contract import IDENTITY_PORT, WORKSPACE_SERIAL
 from machines.hypervisor.acceleration import QEMU
-from machines.hypervisor.handover import handover_command
 from machines.hypervisor.unprivileged import machine_user
 from machines.images.store import Image
+from machines.network import backend
 from machines.paths import MachinePaths
 
 # What an emulating QEMU keeps of translated code, at most; the ledger counts it. QEMU's own choice is an eighth of the
@@ -58,11 +58,8 @@ def qemu_arguments(paths: MachinePaths, shape: Shape, start: Start = BOOT) -> li
         "cache": {"no-flush": True},
         "file": {"driver": "file", "filename": str(paths.overlay)},
     }
-    # A connection is handed to the worker by a program that ends with that: a guest keeps none of them running.
-    handover = handover_command(paths.machine_id)
-    gateway = _quoted(f"guestfwd=tcp:{MODEL_GATEWAY_ADDRESS}:{MODEL_GATEWAY_PORT}-cmd:{handover}")
     user = None if start.template else machine_user(paths.machine_id)
-    network = f"user,id=network,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:{SSH_PORT},{gateway}"
+    network = ",".join(["user", "id=network", *(_quoted(part) for part in backend(paths.machine_id))])
     return [
         QEMU,
         *("-name", paths.machine_id, "-pidfile", str(paths.pid_file)),

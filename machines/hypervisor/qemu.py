@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import shutil
 import stat
 import subprocess
@@ -19,7 +18,6 @@ import psutil
 from foundation.child_environment import child_environment
 from foundation.errors import HostNotReady, MachineError
 from foundation.machine_ids import MACHINE_ID
-from guest.contract import GUEST_ADDRESS, SSH_PORT
 from machines.hypervisor import qmp
 from machines.hypervisor.acceleration import QEMU
 from machines.hypervisor.handover import PERL
@@ -27,9 +25,9 @@ from machines.hypervisor.hardware import workspace_disk
 from machines.hypervisor.qmp import Monitor
 from machines.hypervisor.unprivileged import limit_processes, without_privileges
 from machines.images.store import Image
+from machines.network import ssh_port
 from machines.paths import OVERLAY, PID_FILE, PROCESS_NAME, MachinePaths
 
-_FORWARDED = re.compile(rf"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+{re.escape(GUEST_ADDRESS)}\s+{SSH_PORT}\b")
 _QUIT_SECONDS, _TERM_SECONDS, _KILL_SECONDS = 3.0, 3.0, 20.0
 _EXEC_POLL_SECONDS = 0.001
 _TAIL_BYTES = 3000
@@ -164,10 +162,10 @@ def start_ticks(pid: int) -> int:
 def forwarded_port(monitor: Monitor) -> int:
     """The loopback port that QEMU chose for the guest's SSH."""
     answer = monitor.execute("human-monitor-command", {"command-line": "info usernet"})
-    match = _FORWARDED.search(str(answer))
-    if match is None:
+    port = ssh_port(str(answer))
+    if port is None:
         raise MachineError("QEMU does not say which port it forwards to the guest's SSH")
-    return int(match[1])
+    return port
 
 
 def guest_is_listening(monitor: Monitor) -> bool:
