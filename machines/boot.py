@@ -15,12 +15,13 @@ from foundation.settings import Settings
 from foundation.units import format_seconds, format_size
 from machines.hypervisor import qemu, qmp
 from machines.hypervisor.acceleration import usable_acceleration
-from machines.hypervisor.hardware import BOOT, Shape, Start, qemu_arguments
+from machines.hypervisor.hardware import BOOT, Start, qemu_arguments
 from machines.hypervisor.qmp import Monitor
 from machines.identity import Introduction, identity_message, make_keys
 from machines.images.store import Image
 from machines.paths import MachinePaths
 from machines.records import MachineRecord, RecordStore
+from machines.shape import Shape, recorded, shape_of
 from machines.snapshots.saved_state import load
 from machines.snapshots.snapshot import Snapshot, discard_snapshot, held_snapshot
 from machines.ssh import GuestShell
@@ -54,7 +55,7 @@ class Boot:
         if process is not None:
             since = process.create_time()
             return self._guarded(process, since, lambda watch: self._reach(record, watch, found=True))
-        shape = Shape(self.image, record.cpus, record.memory_bytes, usable_acceleration(self.settings, self.report))
+        shape = shape_of(record, self.image, usable_acceleration(self.settings, self.report))
         # A root disk that never came up may be half made or half booted: it is made anew.
         fresh = not (record.booted_once and self.paths.overlay.exists())
         if fresh and self.settings.use_snapshots:
@@ -121,8 +122,7 @@ class Boot:
             record.model_copy(
                 update={
                     "state": "starting" if fresh else record.state,
-                    "image_digest": self.image.digest,
-                    "acceleration": shape.acceleration,
+                    **recorded(shape),
                     "pid": None,
                     "process_start": None,
                     "ssh_port": None,

@@ -24,7 +24,6 @@ from machines.boot import Boot
 from machines.disks.disk_watch import DiskLook, is_stopped_by_disk, look_after_disks
 from machines.hypervisor import qemu
 from machines.hypervisor.acceleration import usable_acceleration
-from machines.hypervisor.hardware import Shape
 from machines.hypervisor.qmp import Monitor
 from machines.identity import CLIENT_KEY, KNOWN_HOSTS
 from machines.images.store import Image, image_of
@@ -32,6 +31,7 @@ from machines.ledger import Capacity, NoRoom, host_capacity
 from machines.paths import MachinePaths, machine_paths, volatile_file
 from machines.pause import Pause
 from machines.records import MachineRecord, RecordStore, Reservation, record_of
+from machines.shape import Shape, made_of
 from machines.snapshots.snapshot import held_snapshot
 from machines.ssh import GuestAddress, GuestShell
 from machines.sweeper import sweep
@@ -84,7 +84,7 @@ class MachineHost:
         """
         with self._store.lock(machine_id):
             record = self._living_record(machine_id)
-            if record.booted_once and record.image_digest != image.digest:
+            if record.booted_once and not made_of(record, image.digest):
                 raise MachineError(
                     f"Machine {machine_id} was made from image {record.image_digest}, not from {image.digest}; "
                     "destroy it and make a new one"

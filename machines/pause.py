@@ -13,13 +13,14 @@ from foundation.durable import sync
 from foundation.errors import MachineError, MachineLost, TaskyardError
 from foundation.settings import Settings
 from machines.hypervisor import qemu
-from machines.hypervisor.hardware import Shape, Start, qemu_arguments
+from machines.hypervisor.hardware import Start, qemu_arguments
 from machines.hypervisor.qmp import Monitor
 from machines.identity import Introduction, clock_message
 from machines.images.store import image_of
 from machines.ledger import admit, host_capacity
 from machines.paths import MachinePaths
 from machines.records import MachineRecord, RecordStore, Reservation
+from machines.shape import shape_of
 from machines.snapshots.saved_state import load, save
 
 _CLOCK_LIMIT_SECONDS = 30.0
@@ -97,7 +98,7 @@ class Pause:
         if record.image_digest is None or record.acceleration is None:
             raise MachineError(f"The record of machine {record.id} does not say what it was made of")
         image = image_of(self.settings, record.image_digest)
-        shape = Shape(image, record.cpus, record.memory_bytes, record.acceleration)
+        shape = shape_of(record, image, record.acceleration)
         since = time.time()
         start = Start(incoming=True, workspace=record.workspace_attached)
         pid = qemu.start(self.paths, qemu_arguments(self.paths, shape, start))

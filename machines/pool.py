@@ -25,7 +25,8 @@ from machines.images.store import Image, current_digests
 from machines.ledger import NoRoom, admit, host_capacity
 from machines.paths import CONSOLE, OUTPUT, OVERLAY, MachinePaths, machine_paths
 from machines.records import MachineRecord, RecordStore, Reservation
-from machines.snapshots.snapshot import list_snapshots
+from machines.shape import recorded, same_size, serves
+from machines.snapshots.snapshot import Snapshot, list_snapshots
 from machines.ssh import GuestShell
 
 _LIFETIME = timedelta(days=1)
@@ -67,15 +68,17 @@ def shortage(settings: Settings, records: Sequence[MachineRecord]) -> list[Wante
     if settings.warm_pool == 0 or under_pressure(settings):
         return []
     current = current_digests()
+    shapes: list[Snapshot] = []
+    for each in list_snapshots(settings):
+        # Two snapshots may be of one shape here, such as those of an older QEMU and of the present one.
+        if each.image_digest in current and not any(serves(known, each.image_digest, each) for known in shapes):
+            shapes.append(each)
     found = []
-    # Two snapshots may be of one shape here, such as those of an older QEMU and of the present one.
-    shapes = {(each.image_digest, each.cpus, each.memory_bytes): None for each in list_snapshots(settings)}
     for shape in shapes:
-        if shape[0] not in current:
-            continue
-        there = sum((each.image_digest, each.cpus, each.memory_bytes) == shape for each in members(records))
+        there = sum(serves(member, shape.image_digest, shape) for member in members(records))
         if there < settings.warm_pool:
-            found.append(Wanted(*shape, settings.warm_pool - there))
+            lacking = settings.warm_pool - there
+            found.append(Wanted(shape.image_digest, shape.cpus, shape.memory_bytes, lacking))
     return found
 
 
@@ -140,7 +143,7 @@ def admit_before_members(
     """
     capacity, records = host_capacity(settings), store.read_all()
     # First those that the request could not be served with.
-    givers = sorted(members(records), key=lambda each: _fits(each, request))
+    givers = sorted(members(records), key=lambda each: same_size(each, request))
     with ExitStack() as locks:
         given_up: list[MachineRecord] = []
         while True:
@@ -158,7 +161,7 @@ def admit_before_members(
         for giver in given_up:
             store.write(giver)
     roomless = [each for each in members(records) if not each.holds_room]
-    kept = next((each.id for each in roomless if _fits(each, request)), None)
+    kept = next((each.id for each in roomless if same_size(each, request)), None)
     return [each.id for each in roomless if each.id != kept]
 
 
@@ -168,10 +171,6 @@ def _is_free(store: RecordStore, member_id: str, locks: ExitStack) -> bool:
         return locks.enter_context(store.lock(member_id, patience=0))
     except MachineNotFound:
         return False
-
-
-def _fits(member: MachineRecord, request: Reservation) -> bool:
-    return (member.cpus, member.memory_bytes) == (request.cpus, request.memory_bytes)
 
 
 @dataclass
@@ -187,16 +186,12 @@ class Handover:
     def take(self, record: MachineRecord) -> MachineRecord | None:
         """The record of the machine, which runs; None when no member fits. Raises MachineError: boot it instead."""
         for member in members(self.store.read_all()):
-            if not self._serves(member, record):
+            if member.state != "running" or not serves(member, self.image.digest, record):
                 continue
             with suppress(MachineNotFound), self.store.lock(member.id, patience=0) as held:
                 if held and (claimed := self._claim(member.id)) is not None:
                     return self._take_over(record, claimed)
         return None
-
-    def _serves(self, member: MachineRecord, record: MachineRecord) -> bool:
-        shape = (self.image.digest, record.cpus, record.memory_bytes)
-        return member.state == "running" and (member.image_digest, member.cpus, member.memory_bytes) == shape
 
     def _claim(self, member_id: str) -> MachineRecord | None:
         """Take the member out of the pool for good; None when somebody else was first or it has ended."""
@@ -225,7 +220,7 @@ class Handover:
                 update={
                     "state": "starting",
                     **{field: getattr(member, field) for field in ("pid", "process_start", "ssh_port", "snapshot")},
-                    **{field: getattr(member, field) for field in ("image_digest", "acceleration")},
+                    **recorded(member),
                 }
             )
         )

@@ -9,23 +9,13 @@ from pathlib import Path
 from guest.contract import IDENTITY_PORT, WORKSPACE_SERIAL
 from machines.hypervisor.acceleration import QEMU
 from machines.hypervisor.unprivileged import machine_user
-from machines.images.store import Image
 from machines.network import backend
 from machines.paths import MachinePaths
+from machines.shape import Shape
 
 # What an emulating QEMU keeps of translated code, at most; the ledger counts it. QEMU's own choice is an eighth of the
 # host's memory, up to 1 GiB, for each machine.
 TRANSLATION_BYTES = 512 * 2**20
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a guest is made of: guests of one shape differ in nothing until they have an identity."""
-
-    image: Image
-    cpus: int
-    memory_bytes: int
-    acceleration: str
 
 
 @dataclass(frozen=True)

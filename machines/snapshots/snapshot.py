@@ -26,8 +26,9 @@ from foundation.errors import MachineError
 from foundation.settings import Settings
 from foundation.units import format_size, parse_size
 from machines.hypervisor.acceleration import qemu_version
-from machines.hypervisor.hardware import Shape, Start, qemu_arguments
+from machines.hypervisor.hardware import Start, qemu_arguments
 from machines.paths import MachinePaths
+from machines.shape import Shape
 from machines.snapshots.template import DISK, MEMORY, STATE, make_template
 
 Report = Callable[[str], None]

@@ -11,10 +11,11 @@ import psutil
 from foundation.errors import MachineError
 from foundation.units import format_seconds
 from machines.hypervisor import qemu
-from machines.hypervisor.hardware import Shape, Start, qemu_arguments
+from machines.hypervisor.hardware import Start, qemu_arguments
 from machines.hypervisor.qmp import Monitor
 from machines.identity import Introduction
 from machines.paths import OVERLAY, MachinePaths
+from machines.shape import Shape
 from machines.snapshots.saved_state import save
 
 MEMORY, STATE, DISK = "memory", "state", OVERLAY

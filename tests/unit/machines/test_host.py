@@ -23,12 +23,13 @@ from foundation.settings import Settings
 from machines.host import MachineHost, NoRoom, Reservation
 from machines.hypervisor import qemu
 from machines.hypervisor.acceleration import QEMU
-from machines.hypervisor.hardware import Shape, qemu_arguments
+from machines.hypervisor.hardware import qemu_arguments
 from machines.images.store import Image
 from machines.ledger import host_capacity
 from machines.paths import machine_paths
 from machines.pool import Wanted, reserve_member
 from machines.records import RecordStore
+from machines.shape import Shape
 from worker.sweeper import sweep
 
 GIB = 2**30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -146,3 +147,12 @@ def test_directories_without_a_record_are_removed(store: RecordStore) -> None:
     assert store.remove_remains() == ["vm-00000000000000aa"]
     assert store.read_all() == [kept]
     assert sorted(path.name for path in aside.parent.iterdir()) == [".ledger.lock", "notes", ID]
+
+
+def test_a_record_has_the_fields_that_every_version_reads(store: RecordStore) -> None:
+    """Those of the version that first had machines; a later one may write more, which they leave out."""
+    written = json.loads(store.write(record(image_digest="d", acceleration="tcg")).model_dump_json())
+    shape = {"cpus": 2, "memory_bytes": 2**30, "image_digest": "d", "acceleration": "tcg"}
+    assert shape.items() <= written.items()
+    (store.directory(ID) / "machine.json").write_text(json.dumps({**written, "later": {"more": 1}}))
+    assert store.read(ID) == record(image_digest="d", acceleration="tcg")

@@ -14,9 +14,9 @@ import pytest
 
 from foundation.errors import MachineError
 from foundation.settings import Settings
-from machines.hypervisor.hardware import Shape
 from machines.images.store import Image
 from machines.paths import MachinePaths
+from machines.shape import Shape
 from machines.snapshots.snapshot import (
     Snapshot,
     discard_snapshot,
