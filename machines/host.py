@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import shlex
 import shutil
-import subprocess
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -14,18 +11,15 @@ from pathlib import Path
 
 import psutil
 
-from foundation.child_environment import child_environment
 from foundation.errors import Conflict, GuestUnreachable, MachineError, MachineLost, MachineNotFound, TaskyardError
 from foundation.settings import Settings
-from guest.contract import AGENT_USER
-from guest.programs import perl_command
 from machines import pool
 from machines.boot import Boot
+from machines.disks.attachment import attach_workspace
 from machines.disks.disk_watch import DiskLook, is_stopped_by_disk, look_after_disks
+from machines.entrance import Entrances
 from machines.hypervisor import qemu
 from machines.hypervisor.acceleration import usable_acceleration
-from machines.hypervisor.qmp import Monitor
-from machines.identity import CLIENT_KEY, KNOWN_HOSTS
 from machines.images.store import Image, image_of
 from machines.ledger import Capacity, NoRoom, host_capacity
 from machines.paths import MachinePaths, machine_paths, volatile_file
@@ -33,7 +27,7 @@ from machines.pause import Pause
 from machines.records import MachineRecord, RecordStore, Reservation, record_of
 from machines.shape import Shape, made_of
 from machines.snapshots.snapshot import held_snapshot
-from machines.ssh import GuestAddress, GuestShell
+from machines.ssh import GuestShell
 from machines.sweeper import sweep
 from machines.waiting import WaitingLine
 
@@ -49,8 +43,7 @@ class MachineHost:
         self._settings = settings
         self._store = RecordStore(settings)
         self._line = WaitingLine()
-        self._shells: dict[str, GuestShell] = {}
-        self._shells_lock = threading.Lock()
+        self._entrances = Entrances(self._store.read, self._paths, self.is_alive)
 
     def reserve(self, request: Reservation) -> MachineRecord:
         """Reserve room for a machine; the record there is when it was reserved before.
@@ -90,7 +83,7 @@ class MachineHost:
                     "destroy it and make a new one"
                 )
             process = self._process(record)
-            shell = self._shell(machine_id)
+            shell = self._entrances.shell(machine_id)
             if record.state == "reserved" and process is not None and self._paths(machine_id).process_name.exists():
                 self._stop(machine_id)  # a hand-over from the pool that was cut short
                 process = None
@@ -120,12 +113,7 @@ class MachineHost:
         """
         with self._store.lock(machine_id):
             self._require_alive(machine_id)
-            paths = self._paths(machine_id)
-            with Monitor(paths.qmp) as monitor:
-                if not qemu.has_workspace(monitor):
-                    _take_over(image_path, paths.workspace)
-                    qemu.attach_workspace(monitor, paths)
-            self._shell(machine_id).run(perl_command("mount-workspace"), timeout=120)
+            attach_workspace(self._paths(machine_id), self._entrances.shell(machine_id), image_path)
 
     def record(self, machine_id: str) -> MachineRecord:
         """The machine's record. Raises MachineNotFound."""
@@ -165,7 +153,7 @@ class MachineHost:
     def connect(self, machine_id: str) -> GuestShell:
         """The way into the guest, one for each machine and process. Raises MachineLost, GuestUnreachable."""
         self._require_alive(machine_id)
-        shell = self._shell(machine_id)
+        shell = self._entrances.shell(machine_id)
         shell.open()
         return shell
 
@@ -175,21 +163,8 @@ class MachineHost:
 
     def ssh_arguments(self, machine_id: str) -> list[str]:
         """The same as an argument list. Raises MachineLost when the machine does not run."""
-        record = self._require_alive(machine_id)
-        if record.ssh_port is None:
-            raise GuestUnreachable(f"Machine {machine_id} is still starting; try again when it is up")
-        paths = self._paths(machine_id)
-        known_hosts = str(paths.directory / KNOWN_HOSTS)
-        options = {
-            # ssh splits this one at blanks by itself
-            "UserKnownHostsFile": f'"{known_hosts}"' if " " in known_hosts else known_hosts,
-            "HostKeyAlias": machine_id,
-            "StrictHostKeyChecking": "yes",
-            "IdentitiesOnly": "yes",
-        }
-        named = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
-        key, port = str(paths.directory / CLIENT_KEY), str(record.ssh_port)
-        return ["ssh", "-i", key, "-p", port, *named, f"{AGENT_USER}@127.0.0.1"]
+        self._require_alive(machine_id)
+        return self._entrances.ssh_arguments(machine_id)
 
     def console(self, machine_id: str) -> Path:
         """The file with the guest's serial console. Raises MachineNotFound."""
@@ -254,7 +229,7 @@ class MachineHost:
         """
         with self._store.lock(machine_id):
             record = self._living_record(machine_id)
-            self._forget_shell(machine_id)
+            self._entrances.forget(machine_id)
             return self._pause(machine_id).pause(record, self._process(record))
 
     def resume(self, machine_id: str) -> MachineRecord:
@@ -269,12 +244,12 @@ class MachineHost:
 
     def kill(self, machine_id: str) -> None:
         """End the machine's process and nothing else: its disks and its record stay."""
-        self._forget_shell(machine_id)
+        self._entrances.forget(machine_id)
         self._stop(machine_id)
 
     def destroy(self, machine_id: str) -> None:
         """End the machine and remove all that is of it; legal in every state, and when there is none."""
-        self._forget_shell(machine_id)
+        self._entrances.forget(machine_id)
         with suppress(FileNotFoundError):
             self._paths(machine_id).ending.touch()
         while True:
@@ -297,25 +272,25 @@ class MachineHost:
         """The machine, served from the warm pool; None when that has nothing for it."""
         if record.pooled_by is not None or not self._settings.use_snapshots:
             return None
-        handover = pool.Handover(self._settings, self._store, self._paths(record.id), image, self._shell)
+        handover = pool.Handover(self._settings, self._store, self._paths(record.id), image, self._entrances.shell)
         try:
             served = handover.take(record)
         except (MachineError, OSError, psutil.Error) as error:
             report(f"the machine from the pool is of no use ({error}); making another")
-            self._forget_shell(record.id)
+            self._entrances.forget(record.id)
             self._stop(record.id)
             self._store.write(record)
             return None
         if served is not None:
             report(f"machine {record.id} is taken from the warm pool")
-            self._forget_shell(self._paths(record.id).process_name.read_text())
+            self._entrances.forget(self._paths(record.id).process_name.read_text())
         return served
 
     def _destroy_unless_busy(self, machine_id: str) -> bool:
         try:
             with self._store.lock(machine_id, patience=0) as held:
                 if held:
-                    self._forget_shell(machine_id)
+                    self._entrances.forget(machine_id)
                     self._remove(machine_id)
                 return held
         except MachineNotFound:
@@ -369,41 +344,3 @@ class MachineHost:
     def _paths(self, machine_id: str) -> MachinePaths:
         self._store.directory(machine_id)  # refuses what is no machine id
         return machine_paths(self._settings, machine_id)
-
-    def _shell(self, machine_id: str) -> GuestShell:
-        with self._shells_lock:
-            if machine_id not in self._shells:
-                self._shells[machine_id] = GuestShell(
-                    lambda: self._address(machine_id), lambda: self.is_alive(machine_id)
-                )
-            return self._shells[machine_id]
-
-    def _forget_shell(self, machine_id: str) -> None:
-        with self._shells_lock:
-            shell = self._shells.pop(machine_id, None)
-        if shell is not None:
-            shell.close()
-
-    def _address(self, machine_id: str) -> GuestAddress:
-        record = self._store.read(machine_id)
-        if record.ssh_port is None:
-            raise GuestUnreachable(f"Machine {machine_id} is still starting; try again when it is up")
-        directory = self._paths(machine_id).directory
-        return GuestAddress(machine_id, record.ssh_port, directory / CLIENT_KEY, directory / KNOWN_HOSTS)
-
-
-def _take_over(image: Path, target: Path) -> None:
-    """Move the image to the machine's own place; what an interrupted earlier caller has moved is there already."""
-    try:
-        image.replace(target)
-    except FileNotFoundError:
-        if not target.exists():
-            raise MachineError(f"The workspace image {image} does not exist; stage the repository again") from None
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        draft = target.with_name(f".{target.name}.draft")
-        copy = ["cp", "--sparse=always", "--", str(image), str(draft)]
-        subprocess.run(copy, env=child_environment(), check=True, capture_output=True)
-        draft.replace(target)
-        image.unlink()

@@ -16,7 +16,7 @@ from foundation.child_environment import NETWORK, child_environment
 from foundation.settings import Settings
 from machines.disks.confinement import Confinement
 from machines.hypervisor import qemu
-from machines.images.build import LoggedProcess
+from machines.images.running import LoggedProcess
 from machines.paths import MachinePaths
 
 ROOT = Path(__file__).parents[3]

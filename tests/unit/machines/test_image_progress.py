@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from foundation.errors import ImageBuildFailed
-from machines.images import build
-from machines.images.build import LoggedProcess, follow_packages
+from machines.images import running
+from machines.images.running import LoggedProcess, follow_packages
 
 OUTPUT = """\
 I: running apt-get update...
@@ -31,7 +31,7 @@ def process(tmp_path: Path, script: str, reports: list[str]) -> LoggedProcess:
 
 
 def test_output_becomes_stages_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_COUNT_SECONDS", -1)
+    monkeypatch.setattr(running, "_COUNT_SECONDS", -1)
     reports: list[str] = []
     follow_packages(iter(OUTPUT.splitlines()), reports.append)
     assert reports == [
@@ -56,7 +56,7 @@ def test_failed_step_shows_the_end_of_the_log_and_where_it_is(tmp_path: Path) ->
 
 
 def test_silence_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_SILENCE_SECONDS", 0.01)
+    monkeypatch.setattr(running, "_SILENCE_SECONDS", 0.01)
     reports: list[str] = []
     with process(tmp_path, "import sys; sys.stdin.close(); import time; time.sleep(0.3)", reports) as lines:
         assert list(lines) == []
