@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import io
 import mimetypes
-import os
-import stat
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import BinaryIO, cast
 
 from pydantic import BaseModel, TypeAdapter
 
-from foundation.errors import ArtifactNotFound, InvalidParameter, NotFound
+from foundation.errors import ArtifactNotFound, NotFound
 from storage.bucket import Bucket, ObjectStream
 from storage.layout import RUNS
-from storage.names import as_text, shown_path
+from storage.names import shown_path
 from storage.redaction import Redactor
 
 _BINARY = "application/octet-stream"
@@ -65,7 +63,7 @@ def store(
 ) -> StoredArtifact:
     """Store one artifact under ``name``; once more under the same name replaces it. It is listed by ``write_index``.
 
-    A file (see ``open_regular``) is read once, in parts of 8 MiB. Known secrets are replaced in content, name and path.
+    A file is read once, in parts of 8 MiB. Known secrets are replaced in content, name and path.
     The name of a workspace file is one that ``names.names_of`` made of its path. Raises BucketUnavailable, OSError.
     """
     redactor = redactor or Redactor({})
@@ -103,47 +101,11 @@ def open_stream(bucket: Bucket, task_id: str, name: str, offset: int = 0, length
         raise ArtifactNotFound(f"Task {task_id} has no artifact '{name}'; list its artifacts first") from None
 
 
-def open_regular(root: Path, path: str) -> BinaryIO:
-    """Open the regular file ``path`` below ``root`` for reading; no part of ``path`` may be a symbolic link.
-
-    The tree comes from a guest, which may have set traps: a link out of it, a pipe that never answers, a device.
-    Raises InvalidParameter for those, FileNotFoundError when nothing is there.
-    """
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts:
-        raise InvalidParameter(f"'{as_text(path)}' is no path inside the workspace")
-    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for part in parts[:-1]:
-            below = _open_beside(directory, part, path, os.O_DIRECTORY)
-            os.close(directory)
-            directory = below
-        file = _open_beside(directory, parts[-1], path, os.O_NONBLOCK)
-    finally:
-        os.close(directory)
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise InvalidParameter(f"'{as_text(path)}' is no regular file; only those are stored as artifacts")
-    return os.fdopen(file, "rb")
-
-
 def guess_type(name: str) -> str:
     """Content type by the name's ending; bytes when it says nothing."""
     ending = PurePosixPath(name).suffix.lower()
     # The ending alone: a name such as "data:…" would be taken for a URL.
     return _TYPES.get(ending) or mimetypes.guess_type(f"file{ending}", strict=False)[0] or _BINARY
-
-
-def _open_beside(directory: int, part: str, path: str, flags: int) -> int:
-    try:
-        return os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, dir_fd=directory)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise InvalidParameter(
-            f"'{as_text(path)}' cannot be stored: '{as_text(part)}' is a link, a special file or unreadable "
-            f"({os.strerror(error.errno or 0)})"
-        ) from None
 
 
 class _Redacted:

@@ -21,7 +21,7 @@ from activities.artifacts.metadata import change_facts, run_facts
 from activities.artifacts.patch import Changes, write_patch
 from activities.artifacts.reading import BaseEntry, Reading, base_entries, read_tree, submodules
 from activities.artifacts.selection import Selection, select
-from activities.artifacts.tree import regular_files, set_aside
+from activities.artifacts.tree import open_regular, regular_files, set_aside
 from activities.machine.secrets import RunSecrets
 from activities.repository.mirror import reading
 from activities.step.announcements import announce, announce_state, announce_teardown
@@ -345,7 +345,7 @@ class _Collection:
         self.selection = selection
         self.notes += selection.notes
         for path, name in names_of(selection.files, self.request.task_id, self.redactor).items():
-            with stored.open_regular(tree, path) as content:
+            with open_regular(tree, path) as content:
                 self._store(name, content, path)
 
     def _store(self, name: str, content: Any, path: str | None = None) -> None:

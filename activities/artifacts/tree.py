@@ -7,7 +7,11 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from foundation.errors import InvalidParameter
+from storage.names import as_text
 
 _CHUNK = 2**20
 
@@ -65,6 +69,30 @@ def _steps(tree: Path, path: str) -> list[Path]:
     return [tree.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
 
 
+def open_regular(root: Path, path: str) -> BinaryIO:
+    """Open the regular file ``path`` below ``root`` for reading; no part of ``path`` may be a symbolic link.
+
+    The tree comes from a guest, which may have set traps: a link out of it, a pipe that never answers, a device.
+    Raises InvalidParameter for those, FileNotFoundError when nothing is there.
+    """
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts:
+        raise InvalidParameter(f"'{as_text(path)}' is no path inside the workspace")
+    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts[:-1]:
+            below = _open_beside(directory, part, path, os.O_DIRECTORY)
+            os.close(directory)
+            directory = below
+        file = _open_beside(directory, parts[-1], path, os.O_NONBLOCK)
+    finally:
+        os.close(directory)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise InvalidParameter(f"'{as_text(path)}' is no regular file; only those are stored as artifacts")
+    return os.fdopen(file, "rb")
+
+
 def files_and_links(tree: Path) -> Iterator[str]:
     """Relative paths of all regular files and symbolic links."""
     for directory, below, names in os.walk(tree):
@@ -97,3 +125,15 @@ def blob_id(path: Path, algorithm: str) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _open_beside(directory: int, part: str, path: str, flags: int) -> int:
+    try:
+        return os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, dir_fd=directory)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InvalidParameter(
+            f"'{as_text(path)}' cannot be stored: '{as_text(part)}' is a link, a special file or unreadable "
+            f"({os.strerror(error.errno or 0)})"
+        ) from None
