@@ -10,7 +10,7 @@ from typing import Any
 from temporalio.client import Client
 
 from activities.agent.steps import Agent
-from activities.artifacts.collection import Artifacts
+from activities.artifacts.steps import Artifacts
 from activities.finish import Finish
 from activities.machine.lease import Leases
 from activities.machine.provisioning import Machines

@@ -5,39 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import structlog
-from temporalio import activity
 
 from activities.artifacts.bundle import FETCH, write_bundle
 from activities.artifacts.confined_git import ConfinedGit
 from activities.artifacts.guest_repository import GuestRepository, copy_objects, read_repository
 from activities.artifacts.metadata import change_facts, run_facts
 from activities.artifacts.patch import Changes, write_patch
+from activities.artifacts.quiescence import quiesced
 from activities.artifacts.reading import BaseEntry, Reading, base_entries, read_tree, submodules
 from activities.artifacts.selection import Selection, select
 from activities.artifacts.tree import open_regular, regular_files, set_aside
-from activities.machine.secrets import RunSecrets
 from activities.repository.mirror import reading
-from activities.step.announcements import announce, announce_state, announce_teardown
-from activities.step.boundary import boundary
-from activities.step.heartbeat import beating
-from foundation.errors import (
-    ArtifactNotFound,
-    GuestUnreachable,
-    MachineError,
-    MachineLost,
-    MachineNotFound,
-    TaskyardError,
-)
+from foundation.errors import ArtifactNotFound, MachineNotFound, TaskyardError
 from foundation.settings import Settings
-from foundation.units import format_size
-from guest.programs import shell_command
 from machines.disks.workspace import NO_FILE, DiskUnreadable, Extraction, WorkspaceDisk, opened
 from machines.host import MachineHost
 from storage import artifacts as stored
@@ -45,86 +30,17 @@ from storage.bucket import Bucket
 from storage.names import METADATA, bundle_name, names_of, patch_name, redacted_text, untracked_name
 from storage.redaction import Redactor
 from workflows import steps
-from workflows.runs.requests import Artifact, CollectRequest, CollectResult
-from workflows.runs.states import STATE_MESSAGES, TaskState
+from workflows.runs.requests import CollectRequest
 
 _LEFT_OUT_MOST = 500
-_NOTES_ANNOUNCED = 20
 _NAMES_MOST = 3
 _REFS_TOLD = 12
 _NAME_CHARS = 100
 # Reading the disk and comparing it; the rest of the step's time limit is for the bucket.
 _WORK_SECONDS = 0.8 * steps.COLLECT.limit.total_seconds()
-_FREEZE_SECONDS = 60
-
-log = structlog.get_logger("artifacts")
 
 
-class Artifacts:
-    """The step that collects what a run leaves."""
-
-    def __init__(self, settings: Settings, host: MachineHost, bucket: Bucket) -> None:
-        self._settings = settings
-        self._host = host
-        self._bucket = bucket
-
-    @activity.defn(name=steps.COLLECT.name)
-    @boundary
-    def collect_artifacts(self, request: CollectRequest) -> CollectResult:
-        """Store patch, list of untracked files, the patterns' files and metadata; a repeated call replaces them.
-
-        What can be read is stored first, then what failed is raised. Only after that the machine is torn down.
-        """
-        with beating():
-            if activity.info().attempt > 1 and request.release and self._is_going(request.machine_id):
-                earlier = stored.index(self._bucket, request.task_id)
-                return _result(earlier, _noted(self._bucket, request.task_id), released=self._let_go(request))
-            announce_state(self._bucket, request.task_id, TaskState.COMPLETING, STATE_MESSAGES[TaskState.COMPLETING])
-            redactor = Redactor(self._secrets(request))
-            collection = _Collection(self._settings, self._host, self._bucket, request, redactor)
-            artifacts = collection.run()
-            size = format_size(sum(each.size_bytes for each in artifacts))
-            sentence = f"Collected {len(artifacts)} artifacts, {size}."
-            announce(self._bucket, request.task_id, "artifacts", sentence, redactor=redactor)
-            for note in collection.notes[:_NOTES_ANNOUNCED]:
-                announce(self._bucket, request.task_id, "note", note, redactor=redactor)
-            if collection.failure:
-                raise collection.failure
-            return _result(artifacts, collection.notes, released=request.release and self._let_go(request))
-
-    def _is_going(self, machine_id: str) -> bool:
-        """True when an earlier attempt has begun to tear the machine down, which it did after all was stored."""
-        try:
-            return self._host.record(machine_id).state == "destroying"
-        except MachineNotFound:
-            return True
-
-    def _let_go(self, request: CollectRequest) -> bool:
-        try:
-            self._host.destroy(request.machine_id)
-        except MachineError as error:
-            # The step whose work it is otherwise tries it again.
-            log.warning("the machine could not be torn down", machine=request.machine_id, error=error.message)
-            return False
-        announce_teardown(self._bucket, request.task_id)
-        return True
-
-    def _secrets(self, request: CollectRequest) -> dict[str, str]:
-        """Values to take out of the artifacts. They must be known, unless the run never got them."""
-        try:
-            return RunSecrets(self._settings).known(request.machine_id, request.secrets)
-        except TaskyardError:
-            if any(transition.state is TaskState.RUNNING for transition in request.status.transitions):
-                raise
-            return {}
-
-
-def _result(artifacts: Sequence[stored.StoredArtifact], notes: list[str], *, released: bool) -> CollectResult:
-    collected = [Artifact.model_validate(each.model_dump()) for each in artifacts]
-    return CollectResult(artifacts=collected, released=released, notes=notes)
-
-
-def _noted(bucket: Bucket, task_id: str) -> list[str]:
+def noted(bucket: Bucket, task_id: str) -> list[str]:
     """The notes of an attempt that stored everything."""
     try:
         metadata = json.loads(b"".join(stored.open_stream(bucket, task_id, METADATA)))
@@ -133,39 +49,10 @@ def _noted(bucket: Bucket, task_id: str) -> list[str]:
     return [str(note) for note in metadata.get("notes", [])]
 
 
-@contextmanager
-def quiesced(host: MachineHost, machine_id: str, notes: list[str]) -> Iterator[bool]:
-    """The machine's workspace disk at rest for the time of the block; True when it is dirty all the same.
-
-    A guest that answers is frozen and thawed again; one that does not is killed, since nothing else would stop it.
-    """
-    shell = None
-    if host.is_alive(machine_id):
-        try:
-            shell = host.connect(machine_id)
-            frozen = shell.run(shell_command("freeze-workspace"), timeout=_FREEZE_SECONDS, check=False)
-        except GuestUnreachable as silent:
-            notes.append(f"The guest did not answer ({silent.message}); its machine was stopped to read its disk.")
-            host.kill(machine_id)
-            shell = None
-        except MachineLost:
-            shell = None
-    if shell is None:
-        yield True
-        return
-    try:
-        if frozen.exit_code:
-            notes.append("The guest's workspace could not be frozen; a copy of it was read and mended.")
-        yield frozen.exit_code != 0
-    finally:
-        try:
-            shell.run(shell_command("thaw-workspace"), timeout=_FREEZE_SECONDS, check=False)
-        except MachineError as error:
-            log.warning("the workspace could not be thawed", machine=machine_id, error=error.message)
-
-
 @dataclass
-class _Collection:
+class Collection:
+    """One look at what a run left. ``failure`` is the first thing that went wrong; the rest was stored all the same."""
+
     settings: Settings
     host: MachineHost
     bucket: Bucket
@@ -181,6 +68,7 @@ class _Collection:
     failure: TaskyardError | None = None
 
     def run(self) -> list[stored.StoredArtifact]:
+        """Store what can be read, and give what is stored; ``notes`` say what is not."""
         directory = self.settings.staging / self.request.machine_id / "collect"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
@@ -188,7 +76,7 @@ class _Collection:
             tree = directory / "tree"
             image = self._image()
             if image is None and (earlier := stored.index(self.bucket, self.request.task_id)):
-                self.notes = _noted(self.bucket, self.request.task_id)
+                self.notes = noted(self.bucket, self.request.task_id)
                 return earlier  # of an attempt that still had the disk
             if self._work(image, tree, directory):
                 self._pattern_files(tree)

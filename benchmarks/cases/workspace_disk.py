@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from activities.artifacts.collection import quiesced
+from activities.artifacts.quiescence import quiesced
 from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.cases.machine_stand import USUAL, Stand, restoring
 from benchmarks.lab import Lab

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.artifacts.collection import Artifacts
+from activities.artifacts.steps import Artifacts
 from activities.machine.secrets import Secrets
 from activities.repository.staging import Repositories
 from cli.stack.up import Stack
@@ -131,7 +131,7 @@ def test_a_living_guest_is_read_while_frozen_and_goes_on(live: Live) -> None:
 
 
 def test_a_guest_that_hangs_is_stopped_and_its_disk_read(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("activities.artifacts.collection._FREEZE_SECONDS", 3)
+    monkeypatch.setattr("activities.artifacts.quiescence._FREEZE_SECONDS", 3)
     live.guest("echo late > /workspace/late.txt; sync --file-system /workspace")
     pid = live.host.record(MACHINE).pid
     assert pid is not None

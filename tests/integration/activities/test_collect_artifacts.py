@@ -15,7 +15,7 @@ import pytest
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities.artifacts.collection import Artifacts
+from activities.artifacts.steps import Artifacts
 from activities.repository.mirror import mirror_path
 from activities.repository.staging import Repositories
 from foundation.errors import MachineError
