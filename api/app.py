@@ -1,22 +1,24 @@
-"""The REST service put together: one application over one core, one router for each dialect."""
+"""The REST service put together: services, the dialects that speak of them, and what holds for all dialects alike."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
-from fastapi import FastAPI
-from fastapi_offline import FastAPIOffline
+from fastapi import Request, Response
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
 
+from api.deps import Dialect, Services
 from api.http import downloads
-from api.http.limits import BodyLimit
 from api.http.metrics import Metrics, RequestTimes
 from api.http.origins import OwnOrigins
 from api.http.rates import RateHeaders, Rates
-from api.native import errors, health, stream, tasks
-from api.runs.acceptance import MAX_BODY_BYTES, Submissions
+from api.native.dialect import make_native
+from api.runs.acceptance import Submissions
 from api.runs.core import Core
 from api.runs.events import RunEvents
 from api.runs.watch import RunWatches
@@ -28,56 +30,98 @@ from foundation.settings import Settings
 from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
 
+Table = Sequence[tuple[Sequence[str], Callable[[Services], Dialect]]]
 
-def create_app(settings: Settings) -> FastAPI:
+# The dialects, and the paths below which each of them answers. The first that fits counts; the last one has the rest.
+DIALECTS: Table = ((("/",), make_native),)
+
+
+def create_app(settings: Settings, table: Table = DIALECTS) -> Service:
     """The application. It starts whether or not Temporal and the bucket are there, and says 503 while they are not."""
-    bucket = Bucket(settings)
-    engine = Engine(settings)
-    followers = RunLogFollowers(bucket)
-    metrics = Metrics(lambda: sum(followers.followed.values()))
-    index = RunIndex(TemporalVisibility(engine), metrics.take_change)
-    core = Core(engine, bucket, index)
+    return Service(_make_services(settings), table)
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        filling = asyncio.create_task(_fill(index))
-        # The framework puts its routes together when they are first needed; that is no work for the event loop.
-        await asyncio.to_thread(app.openapi)
-        yield
-        filling.cancel()
-        await asyncio.gather(filling, return_exceptions=True)
-        await index.close()
 
-    app = FastAPIOffline(
-        redoc_url=None,
-        lifespan=lifespan,
-        title="Taskyard",
-        version=health.VERSION,
-        summary="Runs coding-agent tasks to the end, each in a throw-away virtual machine",
-    )
-    app.state.settings = settings
-    app.state.core = core
-    app.state.index = index
-    app.state.submissions = Submissions()
-    app.state.bucket = bucket
-    app.state.followers = followers
-    app.state.metrics = metrics
-    app.state.readers = downloads.readers()
-    app.state.rates = Rates(settings.rate_limits)
-    app.state.events = RunEvents(core, bucket, followers, RunWatches(core))
-    app.add_middleware(BodyLimit, most_bytes=MAX_BODY_BYTES)
-    app.add_middleware(RateHeaders)
-    app.add_middleware(OwnOrigins, settings=settings)
-    app.add_middleware(RequestTimes, metrics=metrics)
-    app.add_middleware(CORSMiddleware, allow_origins=settings.allowed_origins, allow_methods=["*"], allow_headers=["*"])
-    errors.install(app)
-    app.include_router(stream.router)
-    app.include_router(tasks.router)
-    app.include_router(health.router)
-    return app
+class Dialects:
+    """Hands each request to the dialect whose path it is. The path stays whole: a dialect's base paths may be many."""
+
+    def __init__(self, services: Services, table: Table) -> None:
+        self._mounted = [(bases, make(services)) for bases, make in table]
+
+    def all(self) -> list[Dialect]:
+        return [dialect for _, dialect in self._mounted]
+
+    def of(self, path: str) -> Dialect:
+        """The dialect of a path."""
+        for bases, dialect in self._mounted:
+            if any(f"{path}/".startswith(f"{base.rstrip('/')}/") for base in bases):
+                return dialect
+        return self.all()[-1]
+
+    async def answer(self, request: Request, error: Exception) -> Response:
+        """The answer to an error that no dialect has answered, as the dialect of the request's path tells it."""
+        return await self.of(request.scope["path"]).answer(request, error)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.of(scope["path"])(scope, receive, send)
+
+
+class Service(Starlette):
+    """One server process: what holds for every dialect stands around all of them, once."""
+
+    def __init__(self, services: Services, table: Table) -> None:
+        self.services = services
+        self.dialects = Dialects(services, table)
+        settings = services.settings
+        super().__init__(
+            lifespan=_lifespan,
+            exception_handlers={Exception: self.dialects.answer},
+            # From the outermost to the innermost.
+            middleware=[
+                Middleware(
+                    CORSMiddleware, allow_origins=settings.allowed_origins, allow_methods=["*"], allow_headers=["*"]
+                ),
+                Middleware(RequestTimes, metrics=services.metrics),
+                Middleware(OwnOrigins, settings=settings, answer=self.dialects.answer),
+                Middleware(RateHeaders),
+            ],
+        )
+        self.router.default = self.dialects
+
+
+@asynccontextmanager
+async def _lifespan(service: Service) -> AsyncIterator[None]:
+    filling = asyncio.create_task(_fill(service.services.index))
+    # The framework puts a dialect's routes together when they are first needed; that is no work for the event loop.
+    for dialect in service.dialects.all():
+        await asyncio.to_thread(dialect.openapi)
+    yield
+    filling.cancel()
+    await asyncio.gather(filling, return_exceptions=True)
+    await service.services.index.close()
 
 
 async def _fill(index: RunIndex) -> None:
     """Read what there is before somebody asks for it."""
     with suppress(EngineUnavailable):
         await index.look()
+
+
+def _make_services(settings: Settings) -> Services:
+    bucket = Bucket(settings)
+    engine = Engine(settings)
+    followers = RunLogFollowers(bucket)
+    metrics = Metrics(lambda: sum(followers.followed.values()))
+    index = RunIndex(TemporalVisibility(engine), metrics.take_change)
+    core = Core(engine, bucket, index)
+    return Services(
+        settings=settings,
+        bucket=bucket,
+        metrics=metrics,
+        rates=Rates(settings.rate_limits),
+        readers=downloads.readers(),
+        index=index,
+        core=core,
+        submissions=Submissions(),
+        followers=followers,
+        events=RunEvents(core, bucket, followers, RunWatches(core)),
+    )

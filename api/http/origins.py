@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.native import errors
 from foundation.errors import OriginRefused
 from foundation.settings import Settings
 from foundation.urls import is_local_name
 
 
 class OwnOrigins:
-    """Refuses each HTTP request that ``check_origin`` refuses, whatever it asks for; WebSockets do so by themselves."""
+    """Refuses each HTTP request that ``check_origin`` refuses, whatever it asks for; WebSockets do so by themselves.
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    ``answer`` makes the refusal's answer.
+    """
+
+    def __init__(
+        self, app: ASGIApp, settings: Settings, answer: Callable[[Request, Exception], Awaitable[Response]]
+    ) -> None:
         self._app = app
         self._settings = settings
+        self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -26,7 +33,8 @@ class OwnOrigins:
             try:
                 check_origin(request, self._settings)
             except OriginRefused as error:
-                await errors.refusal(request, error)(scope, receive, send)
+                answer = await self._answer(request, error)
+                await answer(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

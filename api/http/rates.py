@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
-from fastapi import Depends, Request
 from starlette.datastructures import MutableHeaders
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from foundation.errors import RateLimitExceeded
@@ -86,24 +84,19 @@ class Rates:
             self._requests = {key: times for key, times in self._requests.items() if times[-1] > now - _WINDOW_SECONDS}
 
 
-def limited(kind: RateKind) -> Any:
-    """A dependency that counts the requests of its route, and refuses those that are too many."""
-
-    async def count(request: Request) -> None:
-        rates: Rates = request.app.state.rates
-        standing = rates.take(kind, address(request))
-        if standing is None:
-            return
-        request.state.rate_headers = standing.headers
-        if standing.refused:
-            wait = ceil(standing.free_in)
-            raise RateLimitExceeded(
-                f"{standing.limit} requests of this kind are taken in a minute; ask again in {wait} s.",
-                limit=standing.limit,
-                retry_after_seconds=wait,
-            )
-
-    return Depends(count)
+def count(request: Request, kind: RateKind, rates: Rates) -> None:
+    """Count a request, and remember for its answer how many are left. Raises RateLimitExceeded for one too many."""
+    standing = rates.take(kind, address(request))
+    if standing is None:
+        return
+    request.state.rate_headers = standing.headers
+    if standing.refused:
+        wait = ceil(standing.free_in)
+        raise RateLimitExceeded(
+            f"{standing.limit} requests of this kind are taken in a minute; ask again in {wait} s.",
+            limit=standing.limit,
+            retry_after_seconds=wait,
+        )
 
 
 def address(connection: HTTPConnection) -> str:

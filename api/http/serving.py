@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from foundation.settings import Settings
 
@@ -20,7 +20,7 @@ _PONG_SECONDS = 180.0
 _BACKLOG = 2048
 
 
-def make_server(app: FastAPI) -> uvicorn.Server:
+def make_server(app: ASGIApp) -> uvicorn.Server:
     """The HTTP and WebSocket server of the application, for ``serve(sockets=listening(settings))``."""
     return uvicorn.Server(
         uvicorn.Config(

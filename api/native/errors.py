@@ -81,11 +81,6 @@ def install(app: FastAPI) -> None:
 async def _known(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, TaskyardError):
         raise TypeError(f"not an error of Taskyard: {error!r}")
-    return refusal(request, error)
-
-
-def refusal(request: Request, error: TaskyardError) -> JSONResponse:
-    """The answer with an error's body."""
     if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.warning("request failed", path=_path(request), code=error.code, message=error.message)
     return _answer(request, error.http_status, error.code, error.message, error.details)

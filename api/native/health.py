@@ -7,11 +7,11 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
+from api.deps import Services, ServicesOf
 from api.http.metrics import CONTENT_TYPE
 from api.native import errors, examples
-from api.runs.core import Core
 from foundation.errors import TaskyardError
 from workflows.runs.states import TaskState
 
@@ -40,14 +40,14 @@ async def basic() -> dict[str, str]:
     summary="Version, workers and tasks",
     responses=errors.responses() | examples.answer(examples.HEALTH),
 )
-async def detailed(request: Request) -> dict[str, Any]:
+async def detailed(services: ServicesOf) -> dict[str, Any]:
     """Version and uptime of the server, workers that poll for tasks, and tasks under way."""
-    core: Core = request.app.state.core
+    core = services.core
     workers, counts = await asyncio.gather(core.check_engine(), core.counts())
     return {
         "status": "ok",
         "version": VERSION,
-        "uptime_seconds": _uptime(request),
+        "uptime_seconds": _uptime(services),
         "agents": {"connected": workers, "ready": workers},
         "tasks": {"running": sum(counts[state] for state in _UNDER_WAY), "pending": counts[TaskState.PENDING]},
     }
@@ -58,9 +58,9 @@ async def detailed(request: Request) -> dict[str, Any]:
     summary="Can the server take tasks",
     responses=errors.responses() | examples.answer({"ready": True, "reason": "workers_connected"}),
 )
-async def ready(request: Request) -> dict[str, Any]:
+async def ready(services: ServicesOf) -> dict[str, Any]:
     """Ready when Temporal and the bucket answer. Without a worker, tasks are taken and wait."""
-    workers = await _usable(request)
+    workers = await _usable(services)
     return {"ready": True, "reason": "workers_connected" if workers else "no_workers_but_operational"}
 
 
@@ -83,20 +83,19 @@ async def healthz_http() -> dict[str, str]:
 
 
 @router.get("/readyz", summary="Can the server take tasks", include_in_schema=False, responses=errors.responses())
-async def readyz(request: Request) -> dict[str, Any]:
+async def readyz(services: ServicesOf) -> dict[str, Any]:
     """The published client's spelling of ready."""
-    return {"status": "ready", "agent_count": await _usable(request)}
+    return {"status": "ready", "agent_count": await _usable(services)}
 
 
 @router.get("/healthz/deep", summary="Are all parts healthy", include_in_schema=False, responses=errors.responses())
-async def healthz_deep(request: Request) -> dict[str, Any]:
+async def healthz_deep(services: ServicesOf) -> dict[str, Any]:
     """The published client's deep check, with figures that are true."""
-    core: Core = request.app.state.core
-    workers = await _usable(request)
-    counts = await core.counts()
+    workers = await _usable(services)
+    counts = await services.core.counts()
     return {
         "status": "healthy",
-        "uptime_seconds": _uptime(request),
+        "uptime_seconds": _uptime(services),
         "agent_count": workers,
         "active_tasks": sum(counts[state] for state in _UNDER_WAY),
         "host_runtime_enabled": False,
@@ -114,10 +113,9 @@ async def healthz_deep(request: Request) -> dict[str, Any]:
         }
     },
 )
-async def metrics(request: Request) -> Response:
+async def metrics(services: ServicesOf) -> Response:
     """Counters of this process, and tasks by state while Temporal answers."""
-    core: Core = request.app.state.core
-    series = request.app.state.metrics
+    core, series = services.core, services.metrics
     try:
         counts, workers = await asyncio.gather(core.counts(), core.check_engine())
         series.take_counts(counts, workers)
@@ -126,13 +124,12 @@ async def metrics(request: Request) -> Response:
     return Response(series.text(), media_type=CONTENT_TYPE)
 
 
-async def _usable(request: Request) -> int:
+async def _usable(services: Services) -> int:
     """How many workers there are. Raises ServiceUnavailable when tasks could not be taken."""
-    core: Core = request.app.state.core
-    workers = await core.check_engine()
-    await asyncio.to_thread(request.app.state.bucket.stat, "health")
+    workers = await services.core.check_engine()
+    await asyncio.to_thread(services.bucket.stat, "health")
     return workers
 
 
-def _uptime(request: Request) -> int:
-    return int(time.time() - request.app.state.metrics.started)
+def _uptime(services: Services) -> int:
+    return int(time.time() - services.metrics.started)

@@ -9,11 +9,12 @@ from contextlib import aclosing, suppress
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
+from api.deps import Services, ServicesOf
 from api.http.origins import check_origin
-from api.http.rates import Rates, address
+from api.http.rates import address
 from api.native import views
 from api.native.bodies import parse_entry_id
-from api.runs.events import Event, RunEvents, error_event, parse_filter
+from api.runs.events import Event, error_event, parse_filter
 from foundation.errors import InvalidParameter, OriginRefused, RateLimitExceeded, TaskNotFound, TaskyardError
 
 router = APIRouter()
@@ -36,7 +37,7 @@ _PARAMETERS = frozenset({"after_id", "filter", "task_id"})
 
 
 @router.websocket(f"{views.BASE}/stream")
-async def stream_events(socket: WebSocket) -> None:
+async def stream_events(socket: WebSocket, services: ServicesOf) -> None:
     """Events as text frames, one JSON object each. The client sends nothing; the query says what it wants.
 
     ``task_id`` is one run, from the first line of its log (or the line after ``after_id``) to its end, which closes
@@ -45,9 +46,9 @@ async def stream_events(socket: WebSocket) -> None:
     """
     await socket.accept()
     task_id = socket.query_params.get("task_id") or None
-    sending = asyncio.create_task(_send(socket, task_id))
+    sending = asyncio.create_task(_send(socket, services, task_id))
     leaving = asyncio.create_task(_until_left(socket))
-    streams = socket.app.state.metrics.streams
+    streams = services.metrics.streams
     streams.inc()
     try:
         await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -60,13 +61,12 @@ async def stream_events(socket: WebSocket) -> None:
         sending.result()
 
 
-async def _send(socket: WebSocket, task_id: str | None) -> None:
+async def _send(socket: WebSocket, services: Services, task_id: str | None) -> None:
     code, reason = NORMAL, "The run has ended."
     try:
-        check_origin(socket, socket.app.state.settings)
-        rates: Rates = socket.app.state.rates
-        with rates.stream(address(socket)):
-            async with aclosing(_events(socket, task_id)) as events:
+        check_origin(socket, services.settings)
+        with services.rates.stream(address(socket)):
+            async with aclosing(_events(socket, services, task_id)) as events:
                 async for event in events:
                     await _send_event(socket, event)
     except TaskyardError as error:
@@ -79,8 +79,8 @@ async def _send(socket: WebSocket, task_id: str | None) -> None:
         await socket.close(code, reason.encode()[:_REASON_BYTES].decode(errors="ignore"))
 
 
-def _events(socket: WebSocket, task_id: str | None) -> AsyncGenerator[Event]:
-    events: RunEvents = socket.app.state.events
+def _events(socket: WebSocket, services: Services, task_id: str | None) -> AsyncGenerator[Event]:
+    events = services.events
     kinds = parse_filter(",".join(socket.query_params.getlist("filter")))
     unknown = sorted(socket.query_params.keys() - _PARAMETERS)
     if unknown:

@@ -9,14 +9,12 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.deps import CoreOf, ServicesOf, limited
 from api.http.downloads import ArtifactResponse, headers_of
 from api.http.ranges import parse_range
-from api.http.rates import limited
 from api.native import errors, examples, views
 from api.native.bodies import LABEL, known_parameters, parse_entry_id, read_form
 from api.runs import listing, log
-from api.runs.acceptance import Submissions
-from api.runs.core import Core
 from api.runs.preservation import as_kept_now
 from api.runs.retrying import retry
 from foundation.errors import (
@@ -125,14 +123,6 @@ _MESSAGE_BODY = {
 }
 
 
-def _core(request: Request) -> Core:
-    core: Core = request.app.state.core
-    return core
-
-
-CoreOf = Annotated[Core, Depends(_core)]
-
-
 @router.post(
     "",
     status_code=202,
@@ -153,18 +143,18 @@ CoreOf = Annotated[Core, Depends(_core)]
 async def submit(
     request: Request,
     response: Response,
-    core: CoreOf,
+    services: ServicesOf,
     dry_run: Annotated[bool, Query(description="Only check the manifest: 200 when it would be accepted")] = False,
 ) -> views.SubmitReply | views.CheckReply:
     """Start a run of a manifest. Its id is ``metadata.id``, or made by the server when there is none."""
-    submissions: Submissions = request.app.state.submissions
-    submission = await submissions.read(request.headers.get("content-type", ""), await request.body())
+    core = services.core
+    submission = await services.submissions.read(request.headers.get("content-type", ""), await request.body())
     if dry_run:
         await core.check(submission.manifest)
         response.status_code = 200
         return views.checked(submission.warnings)
     status = await core.submit(submission.manifest)
-    request.app.state.metrics.submitted.inc()
+    services.metrics.submitted.inc()
     return views.submitted(status, submission.warnings)
 
 
@@ -200,10 +190,10 @@ async def list_tasks(
     | examples.answer(examples.DETAIL, description="The run"),
     dependencies=[limited("get")],
 )
-async def get_task(task_id: str, request: Request, core: CoreOf) -> views.TaskDetail:
+async def get_task(task_id: str, services: ServicesOf) -> views.TaskDetail:
     """One run as it stands, with its live progress and its manifest without secrets."""
-    view = await core.status(task_id, definition=True)
-    return views.detail(await as_kept_now(view, request.app.state.bucket))
+    view = await services.core.status(task_id, definition=True)
+    return views.detail(await as_kept_now(view, services.bucket))
 
 
 @router.delete(
@@ -248,10 +238,10 @@ async def cancel_task(
     | examples.answer(examples.SUBMITTED, 202, "The new run was accepted"),
     dependencies=[Depends(errors.refuse_with(accepted=False, task_id="")), limited("submit")],
 )
-async def retry_task(task_id: str, request: Request, core: CoreOf) -> views.SubmitReply:
+async def retry_task(task_id: str, services: ServicesOf) -> views.SubmitReply:
     """Start a run of the same manifest under an id of its own; its label ``retry-of`` names the run it repeats."""
-    status, warnings = await retry(core, task_id)
-    request.app.state.metrics.submitted.inc()
+    status, warnings = await retry(services.core, task_id)
+    services.metrics.submitted.inc()
     return views.submitted(status, warnings)
 
 
@@ -309,10 +299,9 @@ async def close_session(task_id: str, core: CoreOf) -> views.MessageReply:
         }
     },
 )
-async def read_logs(  # noqa: PLR0917 -- all are named by their query or header
+async def read_logs(
     task_id: str,
-    request: Request,
-    core: CoreOf,
+    services: ServicesOf,
     follow: Annotated[bool, Query(description="Stay until the run has ended")] = False,
     stream: Annotated[log.Stream, Query()] = "all",
     since: Annotated[str | None, Query(description="ISO-8601 time")] = None,
@@ -321,7 +310,7 @@ async def read_logs(  # noqa: PLR0917 -- all are named by their query or header
     last_event_id: Annotated[str, Header(description="Go on after this entry")] = "",
 ) -> StreamingResponse:
     """The run's log: Claude Code's stream-json on stdout, its stderr, and Taskyard's own events."""
-    state = request.app.state
+    core = services.core
     query = log.LogQuery(
         stream=stream,
         since=log.parse_since(since),
@@ -332,7 +321,7 @@ async def read_logs(  # noqa: PLR0917 -- all are named by their query or header
     await core.status(task_id)
     writing = log.negotiate(accept, follow=follow)
     return log.LogResponse(
-        log.written(query, writing, task_id, core, state.bucket, state.followers), writing.media_type
+        log.written(query, writing, task_id, core, services.bucket, services.followers), writing.media_type
     )
 
 
@@ -360,12 +349,12 @@ async def list_artifacts(task_id: str, core: CoreOf) -> views.ArtifactList:
 async def download_artifact(
     task_id: str,
     name: str,
-    request: Request,
-    core: CoreOf,
+    services: ServicesOf,
     range_header: Annotated[str | None, Header(alias="Range")] = None,
     if_range: Annotated[str | None, Header(description="An ETag: the range only while it is this one's")] = None,
 ) -> Response:
     """One artifact, by its name or its path in the workspace, whole or in part."""
+    core = services.core
     artifact = await core.artifact(task_id, name)
     size = artifact.size_bytes
     headers = headers_of(artifact)
@@ -376,7 +365,7 @@ async def download_artifact(
         headers["Content-Range"] = f"bytes {offset}-{offset + length - 1}/{size}"
     return ArtifactResponse(
         await core.open_artifact(task_id, artifact.name, offset, length),
-        request.app.state.readers,
+        services.readers,
         status_code=200 if part is None else 206,
         media_type=artifact.content_type,
         headers=headers,

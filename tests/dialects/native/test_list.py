@@ -144,7 +144,7 @@ async def test_what_temporal_dates_earlier_than_what_it_showed_before_is_listed_
     await all_shown(site, runs, 20)
     async with api_site(services, temporal_client, bucket) as other:
         await all_shown(other, runs, 20)
-        index = other.app.state.index
+        index = other.app.services.index
         index._reached += timedelta(hours=1)
         labels = {"batch": runs[0].labels["batch"]}
         ids = [await site.submit(metadata={"labels": labels}) for _ in range(2)]

@@ -112,7 +112,7 @@ async def test_a_followed_log_can_begin_with_its_last_lines_and_resume_in_every_
         following = [asyncio.create_task(site.http.get(path, headers=headers)) for path, headers in forms]
 
         async def all_follow() -> bool:
-            return site.app.state.followers.followed.get(task_id, 0) == len(forms)
+            return site.app.services.followers.followed.get(task_id, 0) == len(forms)
 
         await until(all_follow, "the followers")
         await site.write_log(task_id, "four")
@@ -132,7 +132,7 @@ async def test_a_followed_log_can_begin_with_its_last_lines_and_resume_in_every_
 async def test_two_hundred_followers_cost_one_reader_and_each_gets_every_line_once(
     site: ApiSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    followers, reads = site.app.state.followers, Counter[str]()
+    followers, reads = site.app.services.followers, Counter[str]()
     real_get = Bucket.get
 
     def counted(bucket: Bucket, key: str) -> bytes | None:
@@ -175,7 +175,7 @@ async def test_a_client_that_leaves_leaves_nothing_behind(site: ApiSite) -> None
             break
 
     async def nobody() -> bool:
-        return site.app.state.followers.followed == {}
+        return site.app.services.followers.followed == {}
 
     await until(nobody, "the follower to end")
 

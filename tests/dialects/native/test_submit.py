@@ -240,7 +240,7 @@ async def test_shows_the_final_record_of_a_run_that_temporal_has_forgotten(
         # Its final state shows before its last step, which writes the record, has run.
         await site.temporal.get_workflow_handle(f"task-{task_id}").result()
     before = (await site.http.get(f"{TASKS}/{task_id}")).json()
-    core = site.app.state.core
+    core = site.app.services.core
     described = await core._describe(task_id)
     await forget(site, task_id)
     with monkeypatch.context() as just_now:

@@ -230,7 +230,7 @@ async def test_slow_clients_cost_no_memory_hold_up_nobody_and_miss_nothing(site:
             socket.transport.abort()
 
     async def nobody() -> bool:
-        return site.app.state.followers.followed == {}
+        return site.app.services.followers.followed == {}
 
     await until(nobody, "the streams to end")
 

@@ -68,7 +68,7 @@ async def test_the_client_follows_on_over_a_restart_of_the_server(services: Sett
             await site.write_log(task_id, "one", "two")
 
             async def two() -> bool:
-                return len(told) == 2 or first.app.state.followers.followed != {}
+                return len(told) == 2 or first.app.services.followers.followed != {}
 
             await until(two, "the follower")
         await site.write_log(task_id, "three")

@@ -1,0 +1,92 @@
+"""What the routes of every dialect stand on: the services that they ask for, and the application that holds these."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from anyio import CapacityLimiter
+from fastapi import Depends, FastAPI, Request, Response
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp
+
+from api.http.limits import BodyLimit
+from api.http.metrics import Metrics
+from api.http.rates import Rates, count
+from api.runs.acceptance import Submissions
+from api.runs.core import Core
+from api.runs.events import RunEvents
+from api.temporal.index import RunIndex
+from foundation.settings import RateKind, Settings
+from storage.bucket import Bucket
+from storage.follower import RunLogFollowers
+
+
+@dataclass(frozen=True)
+class Services:
+    """What one server process has, once, for all of its dialects."""
+
+    settings: Settings
+    bucket: Bucket
+    metrics: Metrics
+    rates: Rates
+    # Threads that wait for the bucket while downloads are read from it.
+    readers: CapacityLimiter
+    index: RunIndex
+    core: Core
+    submissions: Submissions
+    followers: RunLogFollowers
+    events: RunEvents
+
+
+class Dialect(FastAPI):
+    """The application of one dialect, whose handlers put every failure below its paths into the dialect's own body.
+
+    It needs a handler for ``TaskyardError`` and one for ``Exception``. A body of more than ``most_body_bytes`` is not
+    read. ``described`` is what its OpenAPI document says of it.
+    """
+
+    def __init__(self, services: Services, *, most_body_bytes: int, **described: Any) -> None:
+        super().__init__(docs_url=None, redoc_url=None, **described)
+        self.services = services
+        self.add_middleware(BodyLimit, most_bytes=most_body_bytes)
+
+    async def answer(self, request: Request, error: Exception) -> Response:
+        """What this dialect answers to an error that was raised around it, or that none of its handlers foresees."""
+        handler = next(self.exception_handlers[kind] for kind in type(error).__mro__ if kind in self.exception_handlers)
+        answer = handler(request, error)
+        return await answer if isinstance(answer, Awaitable) else answer
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """The framework's, without its outermost part: that one stands around all dialects once, and calls ``answer``.
+
+        What no handler foresees passes everything that stands around the dialects, and is answered outside of it.
+        """
+        stack = super().build_middleware_stack()
+        return stack.app if isinstance(stack, ServerErrorMiddleware) else stack
+
+
+async def _services(connection: HTTPConnection) -> Services:
+    dialect: Dialect = connection.app
+    return dialect.services
+
+
+ServicesOf = Annotated[Services, Depends(_services)]
+
+
+async def _core(services: ServicesOf) -> Core:
+    return services.core
+
+
+CoreOf = Annotated[Core, Depends(_core)]
+
+
+def limited(kind: RateKind) -> Any:
+    """A dependency that counts the requests of its route, and refuses those that are too many."""
+
+    async def counted(request: Request, services: ServicesOf) -> None:
+        count(request, kind, services.rates)
+
+    return Depends(counted)

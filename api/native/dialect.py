@@ -1,0 +1,29 @@
+"""The Task Orchestration dialect as one application: its routes, its error bodies, and the pages that document it."""
+
+from __future__ import annotations
+
+from fastapi_offline import FastAPIOffline
+
+from api.deps import Dialect, Services
+from api.native import errors, health, stream, tasks
+from api.runs.acceptance import MAX_BODY_BYTES
+
+_TITLE = "Taskyard"
+
+
+def make_native(services: Services) -> Dialect:
+    """The application over these services."""
+    app = Dialect(
+        services,
+        most_body_bytes=MAX_BODY_BYTES,
+        title=_TITLE,
+        version=health.VERSION,
+        summary="Runs coding-agent tasks to the end, each in a throw-away virtual machine",
+    )
+    errors.install(app)
+    # Of this application the pages alone are used: they show the description of the one that they are part of.
+    app.include_router(FastAPIOffline(redoc_url=None, title=_TITLE).router)
+    app.include_router(stream.router)
+    app.include_router(tasks.router)
+    app.include_router(health.router)
+    return app
