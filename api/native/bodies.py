@@ -1,4 +1,4 @@
-"""JSON bodies of requests that are no manifest, and query parameters: read whole, or refused with what is wrong."""
+"""Bodies of requests: how large they may be, their types, and JSON forms read whole or refused with what is wrong."""
 
 from __future__ import annotations
 
@@ -6,20 +6,50 @@ from typing import TypeVar
 
 from anyio import to_thread
 from fastapi import Request
-from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from api.runs.acceptance import UNSAID_TYPES, check_charset
 from foundation.documents import Document, Unreadable, read_json, text_of
 from foundation.errors import InvalidBody, InvalidParameter, UnsupportedMediaType
 from foundation.faults import Fault
+from workflows.messages import SENTENCE_CHARS
 from workflows.specs.faults import of_rules
 
-LABEL = "label."
-_LARGEST_ID = 2**63
+MAX_BODY_BYTES = 2 * 2**20
+
+# What clients send who name no type: curl's -d, and a plain upload.
+UNSAID_TYPES = frozenset({"", "application/x-www-form-urlencoded", "text/plain", "application/octet-stream"})
+_CHARSETS = frozenset({"", "utf-8", "utf8", "utf-16", "us-ascii", "ascii"})
 _SHOWN = 80
 
 Form = TypeVar("Form", bound=BaseModel)
+
+
+class SentMessage(BaseModel):
+    """A further turn for the running agent; with an id, sending it again changes nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str = Field(min_length=1, examples=["Please also update the changelog."])
+    id: str | None = Field(None, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*\z")
+
+
+class Cancellation(BaseModel):
+    """Why a run is to end, and whether at once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str | None = Field(None, max_length=SENTENCE_CHARS, examples=["No longer needed"])
+    force: bool | None = Field(None, description="Kill the agent without its grace period")
+
+
+def check_charset(content_type: str) -> str:
+    """The media type in a Content-Type header. Raises UnsupportedMediaType when its text is none that is read."""
+    media_type, *parameters = (part.strip() for part in content_type.split(";"))
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "charset" and value.strip(" \"'").lower() not in _CHARSETS:
+            raise UnsupportedMediaType(f"Text is read as UTF-8, not as {value.strip()[:40]}; send it so.")
+    return media_type.lower()
 
 
 async def read_form(request: Request, form: type[Form], *, of_any_type: bool = False) -> Form:
@@ -50,31 +80,6 @@ async def read_form(request: Request, form: type[Form], *, of_any_type: bool = F
     if found:
         raise InvalidBody.of(found)
     return read
-
-
-async def known_parameters(request: Request) -> None:
-    """A dependency that refuses query parameters that the route does not have, and one that is given two values."""
-    route = request.scope.get("route")
-    if not isinstance(route, APIRoute):
-        return
-    known = {parameter.alias for parameter in route.dependant.query_params}
-    labelled = "label.KEY" in str(route.openapi_extra)
-    seen: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        if name not in known and not (labelled and name.startswith(LABEL)):
-            there = f"there is {', '.join(sorted(known))}" if known else "there are none"
-            raise InvalidParameter(f"'{name[:_SHOWN]}' is no parameter of this; {there}.", field=name[:_SHOWN])
-        if seen.setdefault(name, value) != value:
-            raise InvalidParameter(f"{name[:_SHOWN]} is asked to be two values at once.", field=name[:_SHOWN])
-
-
-def parse_entry_id(text: str, field: str) -> int:
-    """The id of an entry of a log; 0, which is before the first, for no text. Raises InvalidParameter."""
-    if not text:
-        return 0
-    if not (text.isascii() and text.isdecimal()) or len(text) > len(str(_LARGEST_ID)) or int(text) >= _LARGEST_ID:
-        raise InvalidParameter(f"{field} is not the id of an entry: a whole number below 2^63.", field=field)
-    return int(text)
 
 
 def _read(body: bytes) -> Document:

@@ -6,7 +6,7 @@ from fastapi_offline import FastAPIOffline
 
 from api.deps import Dialect, Services
 from api.native import errors, health, stream, tasks
-from api.runs.acceptance import MAX_BODY_BYTES
+from api.native.bodies import MAX_BODY_BYTES
 
 _TITLE = "Taskyard"
 

@@ -1,11 +1,77 @@
-"""Answers as they look, for the OpenAPI description."""
+"""Requests and answers as they look, for the OpenAPI description."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from api.native.bodies import Cancellation, SentMessage
+
 _BASE = "/api/v1/tasks"
 _DIGEST = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+_MANIFEST_EXAMPLE = """\
+version: "1"
+kind: Task
+metadata:
+  name: "My Task"
+repository:
+  url: "https://github.com/org/repo.git"
+  branch: "main"
+claude:
+  prompt: "Your instructions here"
+"""
+_MANIFEST_OBJECT = {
+    "version": "1",
+    "kind": "Task",
+    "metadata": {"name": "My Task"},
+    "repository": {"url": "https://github.com/org/repo.git", "branch": "main"},
+    "claude": {"prompt": "Your instructions here"},
+}
+MANIFEST_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "A manifest as YAML or JSON, or an envelope with manifest_yaml or manifest",
+        "content": {
+            "application/yaml": {"schema": {"type": "string"}, "example": _MANIFEST_EXAMPLE},
+            "application/json": {
+                "schema": {"type": "object"},
+                "examples": {
+                    "manifest": {"value": _MANIFEST_OBJECT},
+                    "envelope": {"value": {"manifest_yaml": _MANIFEST_EXAMPLE}},
+                },
+            },
+        },
+    }
+}
+LABEL_PARAMETER = {
+    "parameters": [
+        {
+            "name": "label.KEY",
+            "in": "query",
+            "required": False,
+            "description": "Only runs with this value of the label KEY; several labels must all fit",
+            "schema": {"type": "string"},
+            "example": "platform",
+        }
+    ]
+}
+CANCEL_BODY = {
+    "requestBody": {
+        "required": False,
+        "content": {
+            "application/json": {
+                "schema": Cancellation.model_json_schema(),
+                "example": {"reason": "No longer needed", "force": False},
+            }
+        },
+    }
+}
+MESSAGE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": SentMessage.model_json_schema()}},
+    }
+}
 
 SUBMITTED = {
     "task_id": "task-001",

@@ -13,8 +13,8 @@ from api.deps import Services, ServicesOf
 from api.http.origins import check_origin
 from api.http.rates import address
 from api.native import views
-from api.native.bodies import parse_entry_id
-from api.runs.events import Event, error_event, parse_filter
+from api.native.parameters import parse_entry_id, parse_filter
+from api.runs.events import Event, error_event
 from foundation.errors import InvalidParameter, OriginRefused, RateLimitExceeded, TaskNotFound, TaskyardError
 
 router = APIRouter()

@@ -7,13 +7,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
 
 from api.deps import CoreOf, ServicesOf, limited
 from api.http.downloads import ArtifactResponse, headers_of
 from api.http.ranges import parse_range
-from api.native import errors, examples, views
-from api.native.bodies import LABEL, known_parameters, parse_entry_id, read_form
+from api.native import errors, examples, log_formats, views
+from api.native.bodies import Cancellation, SentMessage, read_form
+from api.native.envelope import read_body
+from api.native.parameters import known_parameters, labels_of, parse_entry_id, parse_since, parse_states
 from api.runs import listing, log
 from api.runs.preservation import as_kept_now
 from api.runs.retrying import retry
@@ -38,96 +39,12 @@ from workflows.runs.messages import CancelRequest, UserMessage
 
 router = APIRouter(prefix=views.BASE, tags=["tasks"], dependencies=[Depends(known_parameters)])
 
-_MANIFEST_EXAMPLE = """\
-version: "1"
-kind: Task
-metadata:
-  name: "My Task"
-repository:
-  url: "https://github.com/org/repo.git"
-  branch: "main"
-claude:
-  prompt: "Your instructions here"
-"""
-_MANIFEST_OBJECT = {
-    "version": "1",
-    "kind": "Task",
-    "metadata": {"name": "My Task"},
-    "repository": {"url": "https://github.com/org/repo.git", "branch": "main"},
-    "claude": {"prompt": "Your instructions here"},
-}
-_MANIFEST_BODY = {
-    "requestBody": {
-        "required": True,
-        "description": "A manifest as YAML or JSON, or an envelope with manifest_yaml or manifest",
-        "content": {
-            "application/yaml": {"schema": {"type": "string"}, "example": _MANIFEST_EXAMPLE},
-            "application/json": {
-                "schema": {"type": "object"},
-                "examples": {
-                    "manifest": {"value": _MANIFEST_OBJECT},
-                    "envelope": {"value": {"manifest_yaml": _MANIFEST_EXAMPLE}},
-                },
-            },
-        },
-    }
-}
-_LABEL_PARAMETER = {
-    "parameters": [
-        {
-            "name": "label.KEY",
-            "in": "query",
-            "required": False,
-            "description": "Only runs with this value of the label KEY; several labels must all fit",
-            "schema": {"type": "string"},
-            "example": "platform",
-        }
-    ]
-}
-
-
-class SentMessage(BaseModel):
-    """A further turn for the running agent; with an id, sending it again changes nothing."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    text: str = Field(min_length=1, examples=["Please also update the changelog."])
-    id: str | None = Field(None, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*\z")
-
-
-class Cancellation(BaseModel):
-    """Why a run is to end, and whether at once."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    reason: str | None = Field(None, max_length=SENTENCE_CHARS, examples=["No longer needed"])
-    force: bool | None = Field(None, description="Kill the agent without its grace period")
-
-
-_CANCEL_BODY = {
-    "requestBody": {
-        "required": False,
-        "content": {
-            "application/json": {
-                "schema": Cancellation.model_json_schema(),
-                "example": {"reason": "No longer needed", "force": False},
-            }
-        },
-    }
-}
-_MESSAGE_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": SentMessage.model_json_schema()}},
-    }
-}
-
 
 @router.post(
     "",
     status_code=202,
     summary="Submit a task",
-    openapi_extra=_MANIFEST_BODY,
+    openapi_extra=examples.MANIFEST_BODY,
     responses=errors.responses(
         InvalidManifest,
         DuplicateTaskId,
@@ -148,7 +65,8 @@ async def submit(
 ) -> views.SubmitReply | views.CheckReply:
     """Start a run of a manifest. Its id is ``metadata.id``, or made by the server when there is none."""
     core = services.core
-    submission = await services.submissions.read(request.headers.get("content-type", ""), await request.body())
+    content_type, body = request.headers.get("content-type", ""), await request.body()
+    submission = await services.submissions.take(lambda: read_body(content_type, body))
     if dry_run:
         await core.check(submission.manifest)
         response.status_code = 200
@@ -161,7 +79,7 @@ async def submit(
 @router.get(
     "",
     summary="List tasks",
-    openapi_extra=_LABEL_PARAMETER,
+    openapi_extra=examples.LABEL_PARAMETER,
     responses=errors.responses(InvalidParameter, RateLimitExceeded)
     | examples.answer(examples.LIST, description="A page of runs"),
     dependencies=[limited("list")],
@@ -178,7 +96,7 @@ async def list_tasks(
 ) -> Response:
     """Runs, newest first. ``label.KEY=VALUE`` filters by a label and may be given several times."""
     query = listing.TaskQuery(
-        states=listing.parse_states(state), labels=_labels(request), limit=limit, offset=offset, sort=sort, order=order
+        states=parse_states(state), labels=labels_of(request), limit=limit, offset=offset, sort=sort, order=order
     )
     return Response(views.task_list(await core.find(query), limit, offset), media_type="application/json")
 
@@ -199,7 +117,7 @@ async def get_task(task_id: str, services: ServicesOf) -> views.TaskDetail:
 @router.delete(
     "/{task_id}",
     summary="Cancel a task",
-    openapi_extra=_CANCEL_BODY,
+    openapi_extra=examples.CANCEL_BODY,
     responses=errors.responses(
         TaskNotFound, TaskAlreadyTerminal, InvalidParameter, InvalidBody, PayloadTooLarge, UnsupportedMediaType
     )
@@ -249,7 +167,7 @@ async def retry_task(task_id: str, services: ServicesOf) -> views.SubmitReply:
     "/{task_id}/messages",
     status_code=202,
     summary="Send the agent a message",
-    openapi_extra=_MESSAGE_BODY,
+    openapi_extra=examples.MESSAGE_BODY,
     responses=errors.responses(
         TaskNotFound,
         TaskAlreadyTerminal,
@@ -313,15 +231,15 @@ async def read_logs(
     core = services.core
     query = log.LogQuery(
         stream=stream,
-        since=log.parse_since(since),
+        since=parse_since(since),
         tail=tail,
         after_id=parse_entry_id(last_event_id, "Last-Event-ID"),
         follow=follow,
     )
     await core.status(task_id)
-    writing = log.negotiate(accept, follow=follow)
-    return log.LogResponse(
-        log.written(query, writing, task_id, core, services.bucket, services.followers), writing.media_type
+    writing = log_formats.negotiate(accept, follow=follow)
+    return log_formats.LogResponse(
+        log_formats.written(query, writing, task_id, core, services.bucket, services.followers), writing.media_type
     )
 
 
@@ -386,8 +304,3 @@ async def look_at_artifact(task_id: str, name: str, core: CoreOf) -> Response:
     """What a download would begin with, and none of its bytes."""
     artifact = await core.artifact(task_id, name)
     return Response(media_type=artifact.content_type, headers=headers_of(artifact))
-
-
-def _labels(request: Request) -> dict[str, str]:
-    given = request.query_params.items()
-    return {key.removeprefix(LABEL): value for key, value in given if key.startswith(LABEL)}

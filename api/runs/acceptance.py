@@ -1,31 +1,28 @@
-"""From a request's body to a manifest that this installation can run: every way in goes through here."""
+"""From what was read to a manifest that this installation can run: every way in goes through here."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from anyio import CapacityLimiter, to_thread
 
 from api.temporal.recorded import MAX_LABEL_TOKEN, MAX_LABELS_BYTES, label_token
-from foundation.documents import Document, Unreadable, text_of
-from foundation.errors import InvalidManifest, UnsupportedMediaType
+from foundation.documents import Document
 from foundation.faults import Fault, as_details, below
 from foundation.units import parse_duration
 from foundation.urls import has_credentials
 from workflows.specs import mcp
 from workflows.specs.faults import FREE_TEXTS
-from workflows.specs.manifest import Manifest, load_json, load_yaml, parse, unreadable
+from workflows.specs.manifest import Manifest, parse
 from workflows.specs.wire import NetworkMode
-
-MAX_BODY_BYTES = 2 * 2**20
 
 # Reading takes processor time: a few bodies at once, beside everything else that the server does.
 _READERS = 2
 
-# Parts that manifests of this dialect may have, and that change nothing here.
+# Parts that a manifest may have, and that change nothing here.
 _WITHOUT_EFFECT = {
     "parent_id": "is not kept: runs here have no parents; use a label",
     "children": "is not kept: runs here have no children; submit each as a run of its own",
@@ -33,12 +30,6 @@ _WITHOUT_EFFECT = {
 }
 
 OFFERED_NETWORK_MODES = (NetworkMode.ISOLATED,)
-
-_YAML_TYPES = frozenset({"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml", "text/vnd.yaml"})
-_JSON_TYPES = frozenset({"application/json", "text/json"})
-# What clients send who name no type: curl's -d, and a plain upload.
-UNSAID_TYPES = frozenset({"", "application/x-www-form-urlencoded", "text/plain", "application/octet-stream"})
-_CHARSETS = frozenset({"", "utf-8", "utf8", "utf-16", "us-ascii", "ascii"})
 
 
 @dataclass(frozen=True)
@@ -55,39 +46,9 @@ class Submissions:
     def __init__(self) -> None:
         self._limiter = CapacityLimiter(_READERS)
 
-    async def read(self, content_type: str, body: bytes) -> Submission:
-        """The manifest in a body. Raises InvalidManifest with every fault, UnsupportedMediaType."""
-        return await to_thread.run_sync(lambda: accept(read_body(content_type, body)), limiter=self._limiter)
-
-
-def read_body(content_type: str, body: bytes) -> Document:
-    """What stands in a submitted body: a manifest as YAML or JSON, or an envelope around one (contract, section 2.1).
-
-    Raises InvalidManifest when it cannot be read, UnsupportedMediaType for types that hold no manifest.
-    """
-    media_type = check_charset(content_type)
-    if media_type in _JSON_TYPES or media_type.endswith("+json"):
-        document = load_json(body)
-    elif media_type in _YAML_TYPES or media_type.endswith("+yaml"):
-        document = load_yaml(body)
-    elif media_type in UNSAID_TYPES:
-        document = _of_either(body)
-    else:
-        raise UnsupportedMediaType(
-            f"A manifest cannot be read from '{media_type[:100]}'; send it as application/yaml or application/json.",
-            supported=["application/yaml", "application/json"],
-        )
-    return _unwrap(document)
-
-
-def check_charset(content_type: str) -> str:
-    """The media type in a Content-Type header. Raises UnsupportedMediaType when its text is none that is read."""
-    media_type, *parameters = (part.strip() for part in content_type.split(";"))
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip().lower() == "charset" and value.strip(" \"'").lower() not in _CHARSETS:
-            raise UnsupportedMediaType(f"Text is read as UTF-8, not as {value.strip()[:40]}; send it so.")
-    return media_type.lower()
+    async def take(self, read: Callable[[], Document]) -> Submission:
+        """The manifest in what ``read`` gives. Raises InvalidManifest with every fault, and what ``read`` raises."""
+        return await to_thread.run_sync(lambda: accept(read()), limiter=self._limiter)
 
 
 def accept(document: Document) -> Submission:
@@ -99,49 +60,6 @@ def accept(document: Document) -> Submission:
     unoffered = list(_unoffered(data))
     manifest = parse(_with_effect(data), [*document.faults, *unoffered])
     return Submission(manifest, as_details([*document.remarks, *_in_vain(data, manifest)]))
-
-
-def _of_either(body: bytes) -> Document:
-    """A body of no type: JSON if it is, else YAML, in which most JSON is YAML too."""
-    try:
-        text = text_of(body)
-    except Unreadable as error:
-        raise unreadable("text", error) from None
-    if not text.lstrip().startswith("{"):
-        return load_yaml(text)
-    try:
-        return load_json(text)
-    except InvalidManifest:
-        return load_yaml(text)
-
-
-def _unwrap(document: Document) -> Document:
-    """The manifest in an envelope. Of one that has it twice, ``manifest_yaml`` is meant."""
-    data = document.data
-    if not isinstance(data, dict) or data.keys() & {"claude", "repository"}:
-        return document
-    if not data.keys() & {"manifest_yaml", "manifest"}:
-        return document
-    # Some clients send the one that they do not mean as null.
-    data = {key: value for key, value in data.items() if key != "manifest_yaml" or value is not None}
-    if data.keys() >= {"manifest_yaml", "manifest"} and data["manifest"] is None:
-        del data["manifest"]
-    message = "is not a field of an envelope, which has 'manifest_yaml' or 'manifest'"
-    outside = [Fault(below("", key), message, "unknown") for key in data.keys() - {"manifest_yaml", "manifest"}]
-    if "manifest_yaml" not in data:
-        return Document(data.get("manifest"), [*outside, *(_within(fault) for fault in document.faults)])
-    text = data["manifest_yaml"]
-    if not isinstance(text, str):
-        outside.append(Fault("manifest_yaml", "must be the manifest's YAML text", "string_type"))
-        raise InvalidManifest.of([*outside, *document.faults])
-    unread = Fault("manifest", "was not read: 'manifest_yaml' stands beside it", "unused")
-    inner = load_yaml(text)
-    own = [fault for fault in document.faults if fault.field == "manifest_yaml" and fault.validation == "duplicate"]
-    return Document(inner.data, [*outside, *own, *inner.faults], [unread] if "manifest" in data else [])
-
-
-def _within(fault: Fault) -> Fault:
-    return Fault(fault.field.removeprefix("manifest."), fault.message, fault.validation)
 
 
 def _with_effect(data: Any) -> Any:

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 from api.runs.core import Core
 from api.runs.log import timestamp
 from api.runs.watch import Look, RunWatches
-from foundation.errors import EngineUnavailable, InvalidParameter, TaskyardError
+from foundation.errors import EngineUnavailable, TaskyardError
 from foundation.urls import without_credentials
 from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
@@ -40,16 +40,6 @@ _SCAN_SECONDS = 1.0
 _LOG_PATIENCE_SECONDS = 5.0
 _REMEMBERED_ENDS = 1000
 _RANK = {state: rank for rank, state in enumerate(TaskState)}
-
-
-def parse_filter(text: str) -> frozenset[str]:
-    """The kinds in a comma-separated list; all of them for none. Raises InvalidParameter for a word that is none."""
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if unknown := [word for word in words if word not in KINDS]:
-        raise InvalidParameter(
-            f"'{unknown[0]}' is no kind of event; kinds are {', '.join(get_args(Kind))}.", field="filter"
-        )
-    return frozenset(words) or KINDS
 
 
 def error_event(task_id: str | None, error: TaskyardError) -> Event:

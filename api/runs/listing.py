@@ -9,7 +9,6 @@ from typing import Literal
 
 from api.temporal.index import RunIndex
 from api.temporal.rows import Row
-from foundation.errors import InvalidParameter
 from workflows.runs.states import TaskState
 
 Sort = Literal["created_at", "started_at", "state_changed_at", "name"]
@@ -51,17 +50,6 @@ class Page:
 
     rows: list[Row]
     total: int
-
-
-def parse_states(text: str | None) -> frozenset[TaskState]:
-    """The states in a comma-separated list. Raises InvalidParameter for a word that is none."""
-    words = [word.strip() for word in (text or "").split(",") if word.strip()]
-    unknown = [word for word in words if word not in set(TaskState)]
-    if unknown:
-        raise InvalidParameter(
-            f"'{unknown[0]}' is not a state; states are {', '.join(TaskState)}.", field="state", unknown=unknown
-        )
-    return frozenset(TaskState(word) for word in words)
 
 
 def find(index: RunIndex, query: TaskQuery) -> Page:

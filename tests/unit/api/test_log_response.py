@@ -7,8 +7,9 @@ from typing import Any, cast
 
 import pytest
 
+from api.native.log_formats import JsonLines, LogResponse, written
 from api.runs.core import Core
-from api.runs.log import JsonLines, LogQuery, LogResponse, written
+from api.runs.log import LogQuery
 from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
 from tests.stand_ins.memory_bucket import TASK, MemoryBucket, fill

@@ -13,10 +13,12 @@ from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
 
 from api.http.ranges import parse_range
 from api.http.rates import Rates
-from api.runs.acceptance import accept, read_body
+from api.native.envelope import read_body
+from api.native.log_formats import EventStream, JsonLines, PlainText, negotiate
+from api.native.parameters import parse_since, parse_states
+from api.runs.acceptance import accept
 from api.runs.core import Core, TaskView, new_task_id
-from api.runs.listing import parse_states
-from api.runs.log import EventStream, JsonLines, LogQuery, PlainText, negotiate, parse_since
+from api.runs.log import LogQuery
 from api.runs.retrying import retry
 from api.runs.shown import REDACTED, definition
 from api.temporal.recorded import label_token, status_of
