@@ -7,23 +7,21 @@ import secrets
 import time
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
-from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowQueryFailedError
-from temporalio.common import WorkflowIDReusePolicy
-from temporalio.exceptions import WorkflowAlreadyStartedError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.client import WorkflowExecutionStatus
+from temporalio.service import RPCError
 
 from api.runs import listing
 from api.runs.admission import Admission
 from api.temporal import recorded
-from api.temporal.client import RPC_LIMIT, Engine, is_unknown
+from api.temporal.client import Engine, is_unknown
+from api.temporal.executions import Executions
 from api.temporal.index import RunIndex
 from api.temporal.pollers import Pollers
 from foundation.errors import (
     ArtifactNotFound,
     DuplicateTaskId,
-    EngineUnavailable,
     InvalidParameter,
     PayloadTooLarge,
     RateLimitExceeded,
@@ -50,10 +48,6 @@ from workflows.runs.requests import Artifact
 from workflows.runs.states import TaskState
 from workflows.specs.wire import Manifest
 
-# A live worker answers a query in some 30 ms; beyond this the memo answers instead.
-_QUERY_LIMIT = timedelta(seconds=1)
-# Who asks for the state of many runs while no worker is there waits for the first of them only.
-_UNANSWERED_SECONDS = 2.0
 _SUMMARY_BYTES = 200
 _DETAILS_CHARS = 2000
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -72,12 +66,11 @@ class Core:
     """What can be done with task runs. Every method raises errors of the one tree, never Temporal's or S3's own."""
 
     def __init__(self, engine: Engine, bucket: Bucket, index: RunIndex) -> None:
-        self._engine = engine
+        self._executions = Executions(engine, names.RUNS)
         self._bucket = bucket
         self._index = index
         self._admission = Admission(bucket)
         self._pollers = Pollers(engine)
-        self._unanswered_until = 0.0
 
     async def submit(self, manifest: Manifest) -> TaskStatus:
         """Start a run of a manifest that was accepted, and give its first status.
@@ -97,7 +90,7 @@ class Core:
     async def check(self, manifest: Manifest) -> None:
         """Raise what ``submit`` would raise for the manifest, and start nothing."""
         await self._admission.check(manifest)
-        if manifest.metadata.id is not None and await self._describe(manifest.metadata.id) is not None:
+        if manifest.metadata.id is not None and await self._executions.describe(manifest.metadata.id) is not None:
             raise await self._duplicate(manifest.metadata.id)
 
     async def status(self, task_id: str, *, definition: bool = False, patient: bool = False) -> TaskView:
@@ -108,11 +101,11 @@ class Core:
         and from the final record in the bucket once Temporal has forgotten the run. Raises TaskNotFound.
         """
         _check_form(task_id)
-        queried = patient or time.monotonic() >= self._unanswered_until
+        queried = patient or self._executions.answering
         # The query runs beside Temporal's own description of the run; for an ended run there is none.
         query = asyncio.create_task(self._query(task_id)) if queried and self._index.may_run(task_id) else None
         try:
-            described = await self._describe(task_id)
+            described = await self._executions.describe(task_id)
             if described is None:
                 return TaskView(await self._final_record(task_id), live=True)
             running = described.status is WorkflowExecutionStatus.RUNNING
@@ -126,13 +119,14 @@ class Core:
         live = status is not None or not running
         if status is None:
             # The run may have ended while it was asked.
-            described = await self._describe(task_id) if running else described
+            described = await self._executions.describe(task_id) if running else described
             if described is None:
                 return TaskView(await self._final_record(task_id), live=True)
             status = await recorded.status_of(described)
             if definition:
                 try:
-                    status.manifest = await self._submitted_manifest(task_id)
+                    submission = await self._executions.submission(task_id, TaskSubmission)
+                    status.manifest = submission.manifest if submission else None
                 except RPCError as error:
                     if not is_unknown(error):
                         raise
@@ -153,7 +147,7 @@ class Core:
         TaskNotFound, EngineUnavailable.
         """
         _check_form(task_id)
-        described = await self._describe(task_id)
+        described = await self._executions.describe(task_id)
         if described is None:
             return await self._final_record(task_id), None, True
         ended = described.status is not WorkflowExecutionStatus.RUNNING
@@ -193,10 +187,10 @@ class Core:
         _check_text("reason", request.reason)
         before = await self._active(task_id)
         try:
-            signalled = await self._signal(task_id, names.CANCEL, request)
+            signalled = await self._executions.signal(task_id, names.CANCEL, request)
         except PayloadTooLarge:
             # Temporal takes a limited number of signals for one run: its own cancellation is none, and means the same.
-            signalled = await self._cancel_in_temporal(task_id)
+            signalled = await self._executions.cancel(task_id)
         if not signalled:
             raise _already_terminal((await self.status(task_id)).status)
         return before
@@ -215,14 +209,14 @@ class Core:
             raise SessionClosed(f"Task '{task_id}' takes no more messages; its session is closed.")
         if status.waiting_messages >= WAITING_MOST:
             raise RateLimitExceeded(f"{WAITING_MOST} messages are waiting for task '{task_id}'; send this one later.")
-        if not await self._signal(task_id, names.USER_MESSAGE, message):
+        if not await self._executions.signal(task_id, names.USER_MESSAGE, message):
             raise SessionClosed(f"Task '{task_id}' takes no more messages; its agent has finished.")
         return status
 
     async def close_session(self, task_id: str) -> TaskStatus:
         """Let a ``headless: false`` session end after its last answer. Raises TaskNotFound, TaskAlreadyTerminal."""
         status = await self._active(task_id)
-        if not await self._signal(task_id, names.CLOSE):
+        if not await self._executions.signal(task_id, names.CLOSE):
             raise _already_terminal((await self.status(task_id)).status)
         return status
 
@@ -253,7 +247,7 @@ class Core:
 
     async def has_ended(self, task_id: str) -> bool:
         """Whether the run is over and its log complete: its workflow has closed, or Temporal has forgotten it."""
-        described = await self._describe(task_id)
+        described = await self._executions.describe(task_id)
         return described is None or described.status is not WorkflowExecutionStatus.RUNNING
 
     async def check_engine(self) -> int:
@@ -265,30 +259,18 @@ class Core:
     async def _start(self, task_id: str, manifest: Manifest) -> TaskStatus:
         manifest = manifest.model_copy(update={"metadata": manifest.metadata.model_copy(update={"id": task_id})})
         status = recorded.initial_status(task_id, manifest, datetime.now(UTC))
-        client = await self._engine.client()
-        try:
-            with self._engine.failures():
-                handle = await client.start_workflow(
-                    names.RUNS.type,
-                    TaskSubmission(task_id=task_id, manifest=manifest),
-                    id=names.RUNS.workflow_id(task_id),
-                    task_queue=self._engine.task_queue,
-                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                    memo={names.STATUS_MEMO: status.model_dump(mode="json")},
-                    search_attributes=recorded.search_attributes(status),
-                    static_summary=_one_line(
-                        f"{status.name}: {without_credentials(manifest.repository.url)}", _SUMMARY_BYTES
-                    ),
-                    static_details=_details(manifest),
-                    rpc_timeout=RPC_LIMIT,
-                )
-        except WorkflowAlreadyStartedError as error:
-            raise await self._duplicate(task_id) from error
-        except RPCError as error:
-            if error.status is RPCStatusCode.INVALID_ARGUMENT:
-                raise PayloadTooLarge(f"Temporal refused the manifest: {error.message}.") from error
-            raise
-        self._index.note(status, handle.result_run_id or "")
+        run_id = await self._executions.start(
+            task_id,
+            TaskSubmission(task_id=task_id, manifest=manifest),
+            status,
+            recorded.search_attributes(status),
+            summary=_one_line(f"{status.name}: {without_credentials(manifest.repository.url)}", _SUMMARY_BYTES),
+            details=_details(manifest),
+            named="the manifest",
+        )
+        if run_id is None:
+            raise await self._duplicate(task_id)
+        self._index.note(status, run_id)
         return status
 
     async def _duplicate(self, task_id: str) -> DuplicateTaskId:
@@ -313,68 +295,8 @@ class Core:
             raise _already_terminal(status)
         return status
 
-    async def _signal(self, task_id: str, name: str, *payload: CancelRequest | UserMessage) -> bool:
-        """Signal the run; false when it has ended meanwhile."""
-        client = await self._engine.client()
-        handle = client.get_workflow_handle(names.RUNS.workflow_id(task_id))
-        try:
-            with self._engine.failures():
-                await handle.signal(name, args=payload, rpc_timeout=RPC_LIMIT)
-        except RPCError as error:
-            if is_unknown(error):
-                return False
-            if error.status is RPCStatusCode.INVALID_ARGUMENT:
-                raise PayloadTooLarge(f"Temporal refused what was sent: {error.message}.") from error
-            raise
-        return True
-
-    async def _cancel_in_temporal(self, task_id: str) -> bool:
-        """Cancel the workflow itself; false when it has ended meanwhile."""
-        client = await self._engine.client()
-        try:
-            with self._engine.failures():
-                await client.get_workflow_handle(names.RUNS.workflow_id(task_id)).cancel(rpc_timeout=RPC_LIMIT)
-        except RPCError as error:
-            if is_unknown(error):
-                return False
-            raise
-        return True
-
-    async def _describe(self, task_id: str) -> WorkflowExecutionDescription | None:
-        client = await self._engine.client()
-        handle = client.get_workflow_handle(names.RUNS.workflow_id(task_id))
-        try:
-            with self._engine.failures():
-                described = await handle.describe(rpc_timeout=RPC_LIMIT)
-        except RPCError as error:
-            if is_unknown(error):
-                return None
-            raise
-        return described if described.workflow_type == names.RUNS.type else None
-
     async def _query(self, task_id: str) -> TaskStatus | None:
-        client = await self._engine.client()
-        handle = client.get_workflow_handle(names.RUNS.workflow_id(task_id))
-        try:
-            with self._engine.failures():
-                answer: TaskStatus = await handle.query(names.STATUS, result_type=TaskStatus, rpc_timeout=_QUERY_LIMIT)
-        except (EngineUnavailable, RPCError, WorkflowQueryFailedError):
-            self._unanswered_until = time.monotonic() + _UNANSWERED_SECONDS
-            return None
-        self._unanswered_until = 0.0
-        return answer
-
-    async def _submitted_manifest(self, task_id: str) -> Manifest | None:
-        """The manifest from the first event of the run's history, which needs no worker."""
-        client = await self._engine.client()
-        handle = client.get_workflow_handle(names.RUNS.workflow_id(task_id))
-        with self._engine.failures():
-            async for event in handle.fetch_history_events(page_size=1, rpc_timeout=RPC_LIMIT):
-                payloads = event.workflow_execution_started_event_attributes.input.payloads
-                decoded = await client.data_converter.decode(payloads, type_hints=[TaskSubmission])
-                submission = decoded[0] if decoded else None
-                return submission.manifest if isinstance(submission, TaskSubmission) else None
-        return None
+        return await self._executions.query(task_id, names.STATUS, TaskStatus)
 
     async def _final_record(self, task_id: str) -> TaskStatus:
         record = await asyncio.to_thread(records.read_record, self._bucket, task_id)

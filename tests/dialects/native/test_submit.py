@@ -241,11 +241,11 @@ async def test_shows_the_final_record_of_a_run_that_temporal_has_forgotten(
         await site.temporal.get_workflow_handle(f"task-{task_id}").result()
     before = (await site.http.get(f"{TASKS}/{task_id}")).json()
     core = site.app.services.core
-    described = await core._describe(task_id)
+    described = await core._executions.describe(task_id)
     await forget(site, task_id)
     with monkeypatch.context() as just_now:
         # As when Temporal forgets it between two requests of one answer.
-        just_now.setattr(core, "_describe", AsyncMock(return_value=described))
+        just_now.setattr(core._executions, "describe", AsyncMock(return_value=described))
         assert (await site.http.get(f"{TASKS}/{task_id}")).json()["state"] == before["state"]
     after = (await site.http.get(f"{TASKS}/{task_id}")).json()
     assert {key: after[key] for key in BASE_KEYS - {"created_at"}} == {
