@@ -21,6 +21,7 @@ from api.native.dialect import make_native
 from api.runs.acceptance import Submissions
 from api.runs.core import Core
 from api.runs.events import RunEvents
+from api.runs.recorded import TASK_RUNS
 from api.runs.watch import RunWatches
 from api.temporal.client import Engine
 from api.temporal.index import RunIndex
@@ -29,6 +30,7 @@ from foundation.errors import EngineUnavailable
 from foundation.settings import Settings
 from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
+from workflows.runs.messages import TaskStatus
 
 Table = Sequence[tuple[Sequence[str], Callable[[Services], Dialect]]]
 
@@ -100,7 +102,7 @@ async def _lifespan(service: Service) -> AsyncIterator[None]:
     await service.services.index.close()
 
 
-async def _fill(index: RunIndex) -> None:
+async def _fill(index: RunIndex[TaskStatus]) -> None:
     """Read what there is before somebody asks for it."""
     with suppress(EngineUnavailable):
         await index.look()
@@ -111,7 +113,7 @@ def _make_services(settings: Settings) -> Services:
     engine = Engine(settings)
     followers = RunLogFollowers(bucket)
     metrics = Metrics(lambda: sum(followers.followed.values()))
-    index = RunIndex(TemporalVisibility(engine), metrics.take_change)
+    index = RunIndex(TemporalVisibility(engine, TASK_RUNS), TASK_RUNS, metrics.take_change)
     core = Core(engine, bucket, index)
     return Services(
         settings=settings,

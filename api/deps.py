@@ -22,6 +22,7 @@ from api.temporal.index import RunIndex
 from foundation.settings import RateKind, Settings
 from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
+from workflows.runs.messages import TaskStatus
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Services:
     rates: Rates
     # Threads that wait for the bucket while downloads are read from it.
     readers: CapacityLimiter
-    index: RunIndex
+    index: RunIndex[TaskStatus]
     core: Core
     submissions: Submissions
     followers: RunLogFollowers

@@ -24,7 +24,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _TOKEN_KINDS = ("input", "output", "cache_creation_input", "cache_read_input")
 _OUTCOMES = ("success", "failure", "timeout", "cancelled")
 _TIMEOUTS = frozenset({Cause.RUN_TIMEOUT, Cause.NO_OUTPUT_TIMEOUT, Cause.STAGE_TIMEOUT, Cause.PROVISION_TIMEOUT})
-_RANK = {state: rank for rank, state in enumerate(TaskState)}
+_RANK: dict[str, int] = {state: rank for rank, state in enumerate(TaskState)}
 _AFTER_READY = frozenset({TaskState.READY, TaskState.RUNNING, TaskState.COMPLETING})
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -98,7 +98,7 @@ class Metrics:
         following = Gauge("taskyard_log_followers", "Clients that follow a run now", registry=self.registry)
         following.set_function(followers)
 
-    def take_counts(self, counts: Counter_[TaskState] | None, workers: int = 0) -> None:
+    def take_counts(self, counts: Counter_[str] | None, workers: int = 0) -> None:
         """Show how many runs are in each state, and how many workers there are; None: nobody knows now."""
         self.agents.set(nan if counts is None else workers)
         if counts is None:
@@ -110,7 +110,7 @@ class Metrics:
             if not state.terminal:
                 self.active.labels(state.value).set(counts[state])
 
-    def take_change(self, status: TaskStatus, before: TaskState | None) -> None:
+    def take_change(self, status: TaskStatus, before: str | None) -> None:
         """A run was seen in another state than ``before``; what it came through since is counted once.
 
         Times of states are known when the run has written them down: at ``ready`` and at its end.

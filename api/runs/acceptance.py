@@ -9,7 +9,7 @@ from typing import Any
 
 from anyio import CapacityLimiter, to_thread
 
-from api.temporal.recorded import MAX_LABEL_TOKEN, MAX_LABELS_BYTES, label_token
+from api.temporal.keywords import MAX_LABEL_TOKEN, MAX_LABELS_BYTES, label_token
 from foundation.documents import Document
 from foundation.faults import Fault, as_details, below
 from foundation.units import parse_duration

@@ -12,9 +12,8 @@ from datetime import UTC, datetime
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError
 
-from api.runs import listing
+from api.runs import listing, recorded
 from api.runs.admission import Admission
-from api.temporal import recorded
 from api.temporal.client import Engine, is_unknown
 from api.temporal.executions import Executions
 from api.temporal.index import RunIndex
@@ -65,7 +64,7 @@ class TaskView:
 class Core:
     """What can be done with task runs. Every method raises errors of the one tree, never Temporal's or S3's own."""
 
-    def __init__(self, engine: Engine, bucket: Bucket, index: RunIndex) -> None:
+    def __init__(self, engine: Engine, bucket: Bucket, index: RunIndex[TaskStatus]) -> None:
         self._executions = Executions(engine, names.RUNS)
         self._bucket = bucket
         self._index = index
@@ -166,15 +165,15 @@ class Core:
         await self._index.look()
         moment, changed = self._index.changes(since)
         if changed is None:
-            changed = [row.status for row in self._index.rows() if not row.state.terminal]
-        return moment, changed
+            changed = [row for row in self._index.rows() if not row.ended]
+        return moment, [recorded.listed_status(row) for row in changed]
 
     async def find(self, query: listing.TaskQuery) -> listing.Page:
         """A page of the runs that Temporal still knows."""
         await self._index.look()
         return listing.find(self._index, query)
 
-    async def counts(self) -> Counter[TaskState]:
+    async def counts(self) -> Counter[str]:
         """How many runs are in each state now."""
         await self._index.look()
         return self._index.counts()

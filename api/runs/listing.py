@@ -9,6 +9,7 @@ from typing import Literal
 
 from api.temporal.index import RunIndex
 from api.temporal.rows import Row
+from workflows.runs.messages import TaskStatus
 from workflows.runs.states import TaskState
 
 Sort = Literal["created_at", "started_at", "state_changed_at", "name"]
@@ -52,7 +53,7 @@ class Page:
     total: int
 
 
-def find(index: RunIndex, query: TaskQuery) -> Page:
+def find(index: RunIndex[TaskStatus], query: TaskQuery) -> Page:
     """The page of runs that the query asks for, as the index stands. Runs of equal keys come by their ids."""
     rows = index.ordered(query.sort, _KEYS[query.sort])
     found = [row for row in rows if query.wants(row)] if query.states or query.labels else rows

@@ -1,4 +1,4 @@
-"""Every run that Temporal knows, kept as rows in this process, so that lists and totals never read all of them again.
+"""Every run of a resource that Temporal knows, as rows in this process: lists and totals never read all of them again.
 
 Nothing in it is a record of its own: it is filled from Temporal's visibility store once, and before an answer it takes
 in whatever the store shows otherwise by then. Each server process derives the same rows by itself.
@@ -25,13 +25,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, Generic
 
-from api.temporal.rows import Order, Row, make_row
+from api.temporal.rows import Order, Resource, Row, Status
 from api.temporal.visibility import Entry, Selection, Visibility
 from foundation.errors import EngineUnavailable
-from workflows.runs.messages import TaskStatus
-from workflows.runs.states import TaskState
 
 # Beyond this the runs that began first and have ended leave the lists; a row takes about 2 KiB.
 MOST_ROWS = 100_000
@@ -52,7 +50,7 @@ _PAUSE_ROWS = 25
 _CHANGES = 10_000
 _INSTANT = timedelta(microseconds=1)
 
-OnChange = Callable[[TaskStatus, TaskState | None], None]
+OnChange = Callable[[Status, str | None], None]
 
 
 @dataclass
@@ -66,23 +64,28 @@ class _Look:
     latest: datetime | None = None
     reached: datetime | None = None
 
-    def take(self, entry: Entry) -> None:
+    def take(self, entry: Entry[Any]) -> None:
         self.run_ids.add(entry.run_id)
         latest = entry.closed or entry.began
         self.latest = max(self.latest or latest, latest)
 
 
-class RunIndex:
-    """The rows of one process. ``on_change`` gets the status of each run seen in a new state, and the state before."""
+class RunIndex(Generic[Status]):
+    """The rows of one resource in one process.
+
+    ``on_change`` gets the status of each run seen in a new state, and the state before.
+    """
 
     def __init__(
         self,
-        store: Visibility,
-        on_change: OnChange = lambda _, __: None,
+        store: Visibility[Status],
+        resource: Resource[Status],
+        on_change: OnChange[Status] = lambda _, __: None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
+        self._resource = resource
         self._on_change = on_change
         self._clock = clock
         self._rows: dict[str, Row] = {}
@@ -112,17 +115,17 @@ class RunIndex:
             self._look_task.add_done_callback(self._looked)
         await asyncio.shield(self._look_task)
 
-    def note(self, status: TaskStatus, run_id: str) -> None:
+    def note(self, status: Status, run_id: str) -> None:
         """Take a run that this process has just started, before the store shows it."""
         if run_id not in self._rows:
             now = self._clock()
             self._noted[run_id] = now
-            self._put(make_row(status, run_id, datetime.now(UTC), None, None), status)
+            self._put(self._resource.make_row(status, run_id, datetime.now(UTC), None, None), status)
 
     def may_run(self, task_id: str) -> bool:
         """Whether the run has not ended, as far as the rows show without a look."""
         row = self._current.get(task_id)
-        return row is not None and not row.state.terminal
+        return row is not None and not row.ended
 
     def rows(self) -> Iterable[Row]:
         """The rows, in no order."""
@@ -134,7 +137,7 @@ class RunIndex:
             self._orders[name] = Order(self._current.values(), key)
         return self._orders[name].rows
 
-    def changes(self, since: int) -> tuple[int, list[TaskStatus] | None]:
+    def changes(self, since: int) -> tuple[int, list[Row] | None]:
         """The runs shown in another state since a moment, and the moment now.
 
         None in their place when there were too many to remember: then every row has to be looked at. Moments are
@@ -144,9 +147,9 @@ class RunIndex:
         if not since or missed > len(self._changed):
             return self._moment, None
         ids = dict.fromkeys(islice(self._changed, len(self._changed) - missed, None))
-        return self._moment, [self._current[task_id].status for task_id in ids if task_id in self._current]
+        return self._moment, [self._current[task_id] for task_id in ids if task_id in self._current]
 
-    def counts(self) -> Counter[TaskState]:
+    def counts(self) -> Counter[str]:
         """How many runs there are in each state."""
         return Counter(row.state for row in self.rows())
 
@@ -185,7 +188,10 @@ class RunIndex:
         await self._read(Selection(under_way=True), look)
         await self._read(Selection(since=since), look)
         look.reached = look.latest
-        expected = [row.run_id for row in self._rows.values() if row.under_way or row.happened_since(since)]
+        waiting = self._resource.waiting
+        expected = [
+            row.run_id for row in self._rows.values() if row.was_under_way(waiting) or row.happened_since(since)
+        ]
         await self._ask_for(expected, look)
         earlier = [
             row
@@ -247,7 +253,7 @@ class RunIndex:
                 if run_id not in look.run_ids:
                     self._drop(run_id)
 
-    async def _take_page(self, page: Sequence[Entry], look: _Look) -> None:
+    async def _take_page(self, page: Sequence[Entry[Status]], look: _Look) -> None:
         for number, entry in enumerate(page, 1):
             look.take(entry)
             held, recorded = self._rows.get(entry.run_id), entry.recorded
@@ -256,21 +262,21 @@ class RunIndex:
                 if held is None and closed is not None and self._left_out is not None and began <= self._left_out:
                     continue
                 status = await entry.status()
-                self._take(make_row(status, entry.run_id, began, closed, recorded), status)
+                self._take(self._resource.make_row(status, entry.run_id, began, closed, recorded), status)
             if number % _PAUSE_ROWS == 0:
                 # Reading many rows is work for the processor: others get their turn.
                 await asyncio.sleep(0)
 
     # --- the rows
 
-    def _take(self, row: Row, status: TaskStatus) -> None:
+    def _take(self, row: Row, status: Status) -> None:
         if row.is_newer_than(self._rows.get(row.run_id)):
             self._noted.pop(row.run_id, None)
             self._put(row, status)
             if len(self._rows) > MOST_ROWS:
                 self._shorten()
 
-    def _put(self, row: Row, status: TaskStatus) -> None:
+    def _put(self, row: Row, status: Status) -> None:
         held = self._rows.get(row.run_id)
         self._rows[row.run_id] = row
         current = self._current.get(row.id)
@@ -280,7 +286,7 @@ class RunIndex:
             self._set_current(row.id, row)
         else:
             self._hidden[row.id].add(row.run_id)
-        if (held is None or held.state is not row.state) and self._read_at is not None:
+        if (held is None or held.state != row.state) and self._read_at is not None:
             self._moment += 1
             self._changed.append(row.id)
             self._on_change(status, held.state if held else None)

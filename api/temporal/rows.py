@@ -1,40 +1,44 @@
-"""Runs as lists show them, and an order of them that stays sorted while single runs change."""
+"""Runs as lists show them, of any resource, and an order of them that stays sorted while single runs change."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from api.temporal.visibility import Recorded
-from workflows.runs.messages import TaskStatus
-from workflows.runs.states import TaskState
+from temporalio.client import WorkflowExecution
 
-_RANK = {state: rank for rank, state in enumerate(TaskState)}
+from workflows.names import WorkflowKind
 
-# What a list shows of a status, and therefore what is kept of it.
-_SHOWN = frozenset(
-    {
-        *("id", "name", "labels", "state", "state_message", "created_at", "started_at", "state_changed_at"),
-        *("vm_name", "vm_ip", "exit_code", "cause", "error", "progress"),
-    }
-)
+Status = TypeVar("Status")
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a run's status depends on, all else being written with it: the state it shows, and whether it is closed."""
+
+    state: str
+    closed: bool
+    execution_status: int
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One run as lists show it; ``packed`` is that as JSON, ready to be sent.
 
-    ``began`` and ``closed`` are dated by Temporal. ``recorded`` is what the store shows of the run; None while it does
-    not show it at all: the run was started by this process.
+    Of two looks at a run, none has a lower ``rank`` than an earlier one. ``began`` and ``closed`` are dated by
+    Temporal. ``recorded`` is what the store shows of the run; None while it does not show it at all: the run was
+    started by this process.
     """
 
     id: str
     run_id: str
     name: str
-    state: TaskState
+    state: str
+    rank: int
+    ended: bool
     labels: dict[str, str]
     created_at: datetime
     started_at: datetime | None
@@ -44,46 +48,35 @@ class Row:
     recorded: Recorded | None
     packed: bytes
 
-    @property
-    def status(self) -> TaskStatus:
-        """As much of the status as the row holds."""
-        return TaskStatus.model_validate_json(self.packed)
-
-    @property
-    def under_way(self) -> bool:
-        """Whether the store, when last asked, showed the run among those under way."""
+    def was_under_way(self, waiting: str) -> bool:
+        """Whether the store, when last asked, showed the run among those under way: open, and not ``waiting``."""
         recorded = self.recorded
-        return recorded is not None and not recorded.closed and recorded.state != TaskState.PENDING
+        return recorded is not None and not recorded.closed and recorded.state != waiting
 
     def happened_since(self, at: datetime) -> bool:
         """Whether the store dates the run's begin or close at that time or later."""
         return self.recorded is not None and (self.began >= at or (self.closed is not None and self.closed >= at))
 
     def is_newer_than(self, other: Row | None) -> bool:
-        """Whether this is not an earlier look at the same run; its states come in one order only."""
+        """Whether this is not an earlier look at the same run."""
         if other is None or other.recorded is None:
             return True
-        return (self.closed is not None, _RANK[self.state]) >= (other.closed is not None, _RANK[other.state])
+        return (self.closed is not None, self.rank) >= (other.closed is not None, other.rank)
 
 
-def make_row(
-    status: TaskStatus, run_id: str, began: datetime, closed: datetime | None, recorded: Recorded | None
-) -> Row:
-    """The row of a status."""
-    return Row(
-        id=status.id,
-        run_id=run_id,
-        name=status.name,
-        state=status.state,
-        labels=status.labels,
-        created_at=status.created_at,
-        started_at=status.started_at,
-        state_changed_at=status.state_changed_at,
-        began=began,
-        closed=closed,
-        recorded=recorded,
-        packed=status.model_dump_json(include=set(_SHOWN)).encode(),
-    )
+@dataclass(frozen=True)
+class Resource(Generic[Status]):
+    """How the runs of one kind of workflow become rows; a further resource has a further one of these.
+
+    Of the runs in the state ``waiting`` there may be many, in which nothing happens: they are not looked at each time.
+    ``status_of`` reads a run's status of an execution. ``make_row`` takes it, the run's id in Temporal, when it began
+    and closed, and what the store shows of it.
+    """
+
+    kind: WorkflowKind
+    waiting: str
+    status_of: Callable[[WorkflowExecution], Awaitable[Status]]
+    make_row: Callable[[Status, str, datetime, datetime | None, Recorded | None], Row]
 
 
 class Order:

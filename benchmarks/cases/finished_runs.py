@@ -12,7 +12,7 @@ from temporalio.client import Client
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from api.temporal.recorded import search_attributes
+from api.runs.recorded import search_attributes
 from workflows.names import RUNS, STARTED_KEY, STATUS_MEMO
 from workflows.runs.messages import TaskStatus, TaskSubmission, Transition
 from workflows.runs.states import STATE_MESSAGES, TaskState

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
-from api.temporal.visibility import Entry, Recorded, Selection
+from api.temporal.rows import Recorded
+from api.temporal.visibility import Entry, Selection
 from foundation.errors import EngineUnavailable
 from workflows.runs.messages import TaskStatus
 from workflows.runs.states import TaskState
@@ -100,9 +101,9 @@ class VisibilityStore:
     def ended(self) -> list[str]:
         return [run_id for run_id, run in self._true.items() if run.closed is not None]
 
-    async def pages(self, selection: Selection) -> AsyncIterator[list[Entry]]:
+    async def pages(self, selection: Selection) -> AsyncIterator[list[Entry[TaskStatus]]]:
         self._take_request()
-        found: list[Entry] = [run for run in self.runs.values() if run.is_in(selection)]
+        found: list[Entry[TaskStatus]] = [run for run in self.runs.values() if run.is_in(selection)]
         for first in range(0, max(1, len(found)), _PAGE):
             if first:
                 self._take_request()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from api.native import views
 from api.runs.listing import TaskQuery, find
+from api.runs.recorded import TASK_RUNS
 from api.temporal import index as index_module
 from api.temporal.index import RunIndex
 from foundation.errors import EngineUnavailable
@@ -43,7 +44,7 @@ class Course:
 
     def __init__(self) -> None:
         self.store = VisibilityStore()
-        self.index = RunIndex(self.store, clock=lambda: self.store.now)
+        self.index = RunIndex(self.store, TASK_RUNS, clock=lambda: self.store.now)
         self.shown: defaultdict[str, list[StoredRun | None]] = defaultdict(list)
         self.store.on_change = self._remember
         self.number = 0
@@ -144,7 +145,7 @@ def test_an_answer_shows_what_the_store_showed_while_it_was_made(course: list[tu
 
 async def test_whoever_has_not_asked_for_long_is_told_of_all_that_happened_since() -> None:
     store = VisibilityStore()
-    index = RunIndex(store, clock=lambda: store.now)
+    index = RunIndex(store, TASK_RUNS, clock=lambda: store.now)
     early = store.start("early")
     await index.look()
     store.wait(30)
@@ -158,7 +159,7 @@ async def test_whoever_has_not_asked_for_long_is_told_of_all_that_happened_since
 
 async def test_a_store_that_was_away_is_told_of_and_then_shown_whole() -> None:
     store = VisibilityStore()
-    index = RunIndex(store, clock=lambda: store.now)
+    index = RunIndex(store, TASK_RUNS, clock=lambda: store.now)
     run = store.start("one")
     await index.look()
     store.enter(run.run_id, TaskState.RUNNING)
@@ -178,7 +179,7 @@ async def test_a_store_that_was_away_is_told_of_and_then_shown_whole() -> None:
 async def test_what_began_first_leaves_the_lists_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_module, "MOST_ROWS", 50)
     store = VisibilityStore()
-    index = RunIndex(store, clock=lambda: store.now)
+    index = RunIndex(store, TASK_RUNS, clock=lambda: store.now)
     open_one = store.start("open")
     for number in range(80):
         store.wait(1)
@@ -203,7 +204,7 @@ async def test_what_began_first_leaves_the_lists_when_there_are_too_many(monkeyp
 
 async def test_few_requests_find_the_one_run_among_many_that_was_forgotten() -> None:
     store = VisibilityStore()
-    index = RunIndex(store, clock=lambda: store.now)
+    index = RunIndex(store, TASK_RUNS, clock=lambda: store.now)
     for number in range(200):
         store.wait(1)
         store.enter(store.start(f"t{number}").run_id, TaskState.COMPLETED)
@@ -218,7 +219,7 @@ async def test_few_requests_find_the_one_run_among_many_that_was_forgotten() -> 
 
 async def test_rows_hold_what_a_list_answers_and_no_more() -> None:
     store = VisibilityStore()
-    index = RunIndex(store, clock=lambda: store.now)
+    index = RunIndex(store, TASK_RUNS, clock=lambda: store.now)
     for number in range(3):
         store.enter(store.start(f"t{number}").run_id, STATES[-1 - number])
     await index.look()

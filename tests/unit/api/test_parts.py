@@ -19,9 +19,10 @@ from api.native.parameters import parse_since, parse_states
 from api.runs.acceptance import accept
 from api.runs.core import Core, TaskView, new_task_id
 from api.runs.log import LogQuery
+from api.runs.recorded import status_of
 from api.runs.retrying import retry
 from api.runs.shown import REDACTED, definition
-from api.temporal.recorded import label_token, status_of
+from api.temporal.keywords import label_token
 from foundation.documents import Document
 from foundation.errors import InvalidManifest, InvalidParameter, RangeNotSatisfiable, TaskyardError
 from storage.runlog import LogEntry

@@ -1,16 +1,18 @@
-"""A run as Temporal keeps it without any worker: memo, search attributes, execution status, heartbeat details."""
+"""A run as Temporal keeps it without any worker: memo, search attributes, execution status, heartbeat details.
+
+And as lists show it: ``TASK_RUNS`` says how the index reads and keeps the workflows of task runs.
+"""
 
 from __future__ import annotations
 
-import json
-import re
 from datetime import datetime
-from urllib.parse import quote
 
 import structlog
 from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
 
+from api.temporal.keywords import keyword, label_token
+from api.temporal.rows import Recorded, Resource, Row
 from workflows import steps
 from workflows.names import (
     CHANGED_KEY,
@@ -28,14 +30,15 @@ from workflows.specs.wire import Manifest
 
 _log = structlog.get_logger()
 
-# What an SQL visibility store holds in one keyword.
-_MAX_KEYWORD = 255
-MAX_LABEL_TOKEN = _MAX_KEYWORD
-# What Temporal takes of one search attribute by default (2 KiB), with room for what it adds.
-MAX_LABELS_BYTES = 1900
+_RANK = {state: rank for rank, state in enumerate(TaskState)}
 
-# Characters that end or split a keyword in one of the visibility stores, or a string in their query language.
-_UNSAFE = re.compile(r"[\"'\\%♡\x00-\x1f\x7f]")
+# What a list shows of a status, and therefore what is kept of it.
+_SHOWN = frozenset(
+    {
+        *("id", "name", "labels", "state", "state_message", "created_at", "started_at", "state_changed_at"),
+        *("vm_name", "vm_ip", "exit_code", "cause", "error", "progress"),
+    }
+)
 
 # How a run stands whose workflow was ended over Temporal, past its own steps.
 _ENDED_OUTSIDE = {
@@ -44,11 +47,6 @@ _ENDED_OUTSIDE = {
     WorkflowExecutionStatus.TIMED_OUT: (TaskState.FAILED, Cause.INTERNAL, "ran into a time limit of Temporal"),
     WorkflowExecutionStatus.FAILED: (TaskState.FAILED, Cause.INTERNAL, "failed in Temporal"),
 }
-
-
-def label_token(key: str, value: str) -> str:
-    """A label as the search attribute holds it: ``key=value``, with what the stores cannot hold percent-encoded."""
-    return _UNSAFE.sub(lambda match: quote(match[0], safe=""), f"{key}={value}")
 
 
 def initial_status(task_id: str, manifest: Manifest, at: datetime) -> TaskStatus:
@@ -70,20 +68,12 @@ def search_attributes(status: TaskStatus) -> TypedSearchAttributes:
     return TypedSearchAttributes(
         [
             SearchAttributePair(STATE_KEY, status.state.value),
-            SearchAttributePair(NAME_KEY, _keyword(status.name)),
+            SearchAttributePair(NAME_KEY, keyword(status.name)),
             *([SearchAttributePair(LABELS_KEY, labels)] if labels else []),
             SearchAttributePair(CREATED_KEY, status.created_at),
             SearchAttributePair(CHANGED_KEY, status.state_changed_at),
         ]
     )
-
-
-def _keyword(text: str) -> str:
-    """As much of the text as one keyword holds."""
-    text = text[:_MAX_KEYWORD]
-    while len(json.dumps(text)) > MAX_LABELS_BYTES:
-        text = text[:-1]
-    return text
 
 
 async def status_of(execution: WorkflowExecution) -> TaskStatus:
@@ -129,3 +119,30 @@ async def live_progress(description: WorkflowExecutionDescription) -> LiveProgre
             )
             return details[0] if isinstance(details[0], LiveProgress) else None
     return None
+
+
+def listed_status(row: Row) -> TaskStatus:
+    """As much of a run's status as its row holds."""
+    return TaskStatus.model_validate_json(row.packed)
+
+
+def _row(status: TaskStatus, run_id: str, began: datetime, closed: datetime | None, recorded: Recorded | None) -> Row:
+    return Row(
+        id=status.id,
+        run_id=run_id,
+        name=status.name,
+        state=status.state,
+        rank=_RANK[status.state],
+        ended=status.state.terminal,
+        labels=status.labels,
+        created_at=status.created_at,
+        started_at=status.started_at,
+        state_changed_at=status.state_changed_at,
+        began=began,
+        closed=closed,
+        recorded=recorded,
+        packed=status.model_dump_json(include=set(_SHOWN)).encode(),
+    )
+
+
+TASK_RUNS = Resource(kind=RUNS, waiting=TaskState.PENDING, status_of=status_of, make_row=_row)
