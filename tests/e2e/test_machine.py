@@ -1,4 +1,7 @@
-"""A real machine: what its guest sees and reaches, how it is entered, that it outlives its callers and ends whole."""
+"""A real machine: what its guest sees and reaches, how it is entered, that it outlives its callers and ends whole.
+
+Above 400 lines: one machine, which takes long to start, serves all that is tried with it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Submitting, listing, looking at and ending runs over REST, on a real Temporal server."""
+"""Submitting, listing, looking at and ending runs over REST, on a real Temporal server.
+
+Above 400 lines: every use of a run, in the order in which a client comes to it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The agent's work beside its work tree: what a fetch of the bundle gives, and what a forged repository cannot do."""
+"""The agent's work beside its work tree: what a fetch of the bundle gives, and what a forged repository cannot do.
+
+Above 400 lines: each place for work, and each forgery, is a row with the code that makes it.
+"""
 
 from __future__ import annotations
 

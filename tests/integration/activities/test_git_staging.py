@@ -1,4 +1,7 @@
-"""Staging through real git from a real smart HTTP server on loopback."""
+"""Staging through real git from a real smart HTTP server on loopback.
+
+Above 400 lines: one server, with faults of its own to be switched on, serves them all.
+"""
 
 from __future__ import annotations
 

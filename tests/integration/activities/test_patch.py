@@ -1,4 +1,7 @@
-"""Patches from forged and from honest trees; what is made applies to the base commit with git itself."""
+"""Patches from forged and from honest trees; what is made applies to the base commit with git itself.
+
+Above 400 lines: each kind of tree is made by hand before it is compared.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The command line and the client against the API: what they print, where, and with which exit code."""
+"""The command line and the client against the API: what they print, where, and with which exit code.
+
+Above 400 lines: the child process and its terminal, which come first, are those of all commands.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,9 @@ ROOMS = (
     "benchmarks", "examples", "tests",
 )  # fmt: skip
 MODULES_MOST = 15
+LINES_MOST = 400
+#: How the sentence of a module's docstring begins that says why the module is longer than that.
+EXCUSE = f"Above {LINES_MOST} lines: "
 
 
 def modules() -> dict[str, Path]:
@@ -66,6 +69,14 @@ def test_a_folder_has_few_modules() -> None:
 
 def test_a_module_opens_with_the_sentence_that_says_what_lives_in_it() -> None:
     assert not [name for name in MODULES if not docstring(name).partition("\n")[0].rstrip().endswith((".", ":"))]
+
+
+def test_a_module_is_short_or_says_why_it_is_not() -> None:
+    lines = {name: len(path.read_bytes().splitlines()) for name, path in MODULES.items()}
+    excused = {name for name in MODULES if EXCUSE in docstring(name)}
+    assert {name: count for name, count in lines.items() if count > LINES_MOST and name not in excused} == {}
+    # The sentence goes when it is not true any more.
+    assert {name: count for name, count in lines.items() if count <= LINES_MOST and name in excused} == {}
 
 
 def test_no_module_needs_one_that_needs_it() -> None:

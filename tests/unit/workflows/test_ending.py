@@ -1,4 +1,7 @@
-"""Every run ends within a bound, whatever guest, host, bucket and client do: on a clock that skips."""
+"""Every run ends within a bound, whatever guest, host, bucket and client do: on a clock that skips.
+
+Above 400 lines: the table of hostile behaviours is read together with the run that meets them.
+"""
 
 from __future__ import annotations
 
