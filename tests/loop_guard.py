@@ -21,6 +21,7 @@ import traceback
 from asyncio.events import Handle
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -156,7 +157,9 @@ class LoopGuard:
             turn.slept += _TICK_SECONDS
         turn.sleep = sleep
         turn.looks = turn.looks or Counter()
-        turn.looks[_stack_of(frame), _caller_is_a_test(frame)] += 1
+        # The thread goes on while it is looked at: a frame that has just ended has no place, and the next look has one.
+        with suppress(AttributeError):
+            turn.looks[_stack_of(frame), _caller_is_a_test(frame)] += 1
 
 
 def _caller_is_a_test(frame: FrameType | None) -> bool:
