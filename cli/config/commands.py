@@ -51,7 +51,10 @@ def set_context(
         str | None, typer.Option("--token", metavar="TOKEN", help="Bearer token that it wants; '-' reads stdin.")
     ] = None,
 ) -> None:
-    """Name a server, or give a name another server."""
+    """Name a server, or give a name another server.
+
+    Example: sandbox config set-context staging --server http://127.0.0.1:8122
+    """
     from cli.config.contexts import checked, load_contexts, save_contexts
 
     contexts = load_contexts()
@@ -64,7 +67,10 @@ def set_context(
 
 @app.command("use-context")
 def use_context(name: ContextArgument) -> None:
-    """Make a context the current one."""
+    """Make a context the current one.
+
+    Example: sandbox config use-context staging
+    """
     from cli.config.contexts import load_contexts, save_contexts
 
     contexts = load_contexts()
@@ -107,7 +113,10 @@ def get_contexts(ctx: typer.Context) -> None:
 
 @app.command("delete-context")
 def delete_context(name: ContextArgument) -> None:
-    """Forget a context, and its token."""
+    """Forget a context, and its token.
+
+    Example: sandbox config delete-context staging
+    """
     from cli.config.contexts import load_contexts, save_contexts
 
     contexts = load_contexts()

@@ -20,7 +20,10 @@ def bench(
     ] = False,
     known: Annotated[bool, typer.Option("--list", help="Print the names of the cases and exit.")] = False,
 ) -> None:
-    """Measure Taskyard beside the same work done by hand, in turns, and keep the figures in benchmarks/results."""
+    """Measure Taskyard beside the same work done by hand, in turns, and keep the figures in benchmarks/results.
+
+    Example: sandbox bench restore --repeat 5
+    """
     from rich.console import Console
 
     from foundation.errors import HostNotReady

@@ -141,7 +141,7 @@ def status(
         print_task(each)
 
 
-app.command("get", help="The same as status.")(status)
+app.command("get", help="The same as status.\n\nExample: sandbox task get 1ssrg4b-k3f9q --format json")(status)
 
 
 @app.command("wait")
@@ -214,7 +214,10 @@ def message(
 @asks_server
 @writes_data
 def close(ctx: typer.Context, task_ids: TaskIds) -> None:
-    """Let sessions with 'headless: false' end after their last answers."""
+    """Let sessions with 'headless: false' end after their last answers.
+
+    Example: sandbox task close 1ssrg4b-k3f9q
+    """
     from cli.terminal import talk
 
     def end(client: TaskClient, task_id: str) -> Any:

@@ -95,6 +95,8 @@ def artifacts(
     """List what a run has left.
 
     --format text writes a line for each artifact, its fields divided by tabs: name, bytes, type, SHA-256.
+
+    Example: sandbox task artifacts 1ssrg4b-k3f9q
     """
     from cli.task.view import print_artifacts
     from cli.terminal import talk
@@ -142,6 +144,8 @@ def download(
 
     A file that is there already stays: with the same bytes it counts as downloaded, with others it is an error. With
     --all, what fails stops nothing else; it is told at the end, with an exit code.
+
+    Example: sandbox task download 1ssrg4b-k3f9q --all -o out
     """
     if (name is None) is not everything:
         raise UsageError("Name one artifact, or give --all.")

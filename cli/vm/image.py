@@ -27,7 +27,10 @@ def build(
     ] = "agentic-dev",
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build again although the image is there.")] = False,
 ) -> None:
-    """Build the guest image of a profile, unless the image of the same inputs is there already."""
+    """Build the guest image of a profile, unless the image of the same inputs is there already.
+
+    Example: sandbox image build --profile basic
+    """
     from foundation.settings import Settings
     from foundation.units import format_size
     from machines.images.store import build_image
@@ -119,7 +122,10 @@ def remove(
         ),
     ],
 ) -> None:
-    """Remove images. Machines that run on one go on; a new machine of its profile needs a build first."""
+    """Remove images. Machines that run on one go on; a new machine of its profile needs a build first.
+
+    Example: sandbox image remove c02538b9
+    """
     from foundation.settings import Settings
     from machines.images.store import remove_image
     from machines.snapshots.snapshot import discard_snapshots_of

@@ -153,7 +153,10 @@ def destroy(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Destroy every machine of this host.")] = False,
 ) -> None:
-    """End machines and remove their disks; a run that still uses one fails."""
+    """End machines and remove their disks; a run that still uses one fails.
+
+    Example: sandbox machine destroy 1ssrg4b-k3f9q
+    """
     from foundation.errors import UsageError
 
     if bool(machine_ids) == everything:
@@ -165,7 +168,10 @@ def destroy(
 
 @app.command("log")
 def log(machine_id: MachineId) -> None:
-    """Print a machine's serial console: what its kernel and its start-up said."""
+    """Print a machine's serial console: what its kernel and its start-up said.
+
+    Example: sandbox machine log 1ssrg4b-k3f9q
+    """
     from cli.streams import clean
     from cli.terminal import talk
 
