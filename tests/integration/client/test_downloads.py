@@ -215,7 +215,7 @@ async def test_files_of_the_async_client_are_written_in_threads(
         return write(file, data)
 
     async with AsyncTaskClient(site.url) as client:
-        monkeypatch.setattr("client.download.os.write", noting)
+        monkeypatch.setattr("client.tasks.download.os.write", noting)
         assert await client.download(task_id, "large", tmp_path / "large") == 2**20
         monkeypatch.undo()
     assert writers
