@@ -24,13 +24,14 @@ from benchmarks import event_loop
 from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.cases.machine_stand import USUAL, Stand, restoring
 from benchmarks.lab import Lab
-from benchmarks.stand_ins import Activity, manifest, stand_in_worker
+from benchmarks.stand_ins import manifest, stand_in_worker
 from cli.stack.up import Stack
 from foundation.engine import connect_engine
 from foundation.errors import TaskyardError
 from guest.contract import AGENT_USER, GUEST_ADDRESS, WORKSPACE
 from machines.ssh import GuestShell
 from storage.bucket import Bucket
+from worker.registry import Activity
 from workflows import steps
 from workflows.runs.requests import CollectRequest, CollectResult, ProvisionRequest, ProvisionResult
 
