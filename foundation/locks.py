@@ -63,10 +63,12 @@ def held(
     Gives whether it is held. A file that somebody has removed, or made anew, while this waited is not the one to hold.
     Raises FileNotFoundError when its directory is not there.
     """
+    end = None if patience is None else time.monotonic() + patience
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if not take(descriptor, shared=shared, patience=patience, busy=busy):
+            left = None if end is None else max(0.0, end - time.monotonic())
+            if not take(descriptor, shared=shared, patience=left, busy=busy):
                 yield False
                 return
             if _is(descriptor, path):

@@ -11,21 +11,22 @@ time is divided by how much slower than at its best the machine is at that momen
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import faulthandler
 import gc
-import inspect
+import re
 import sys
+import tempfile
 import threading
 import time
-import traceback
 from asyncio.events import Handle
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 LIMIT_SECONDS = 0.1
 
@@ -33,7 +34,7 @@ _TICK_SECONDS = 0.01
 _LOOKED_AT_SECONDS = 0.02
 _FUTEX = "202" if sys.maxsize > 2**32 else "240"
 _TESTS = str(Path(__file__).parent)
-_COROUTINES = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+_FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)
 _PACE_TURNS = 20_000
 
 
@@ -52,6 +53,14 @@ class Stall:
         )
 
 
+class _Frame(NamedTuple):
+    """One place in a stack."""
+
+    file: str
+    line: int
+    function: str
+
+
 class _Turn:
     """A callback that a loop runs now. Most are over before anybody looks at them, so making one costs little."""
 
@@ -63,8 +72,8 @@ class _Turn:
         self.begun = time.monotonic()
         self.collected = self.slept = 0.0
         self.sleep = ""
-        # Where the thread was, and whether a test itself had called it there.
-        self.looks: Counter[tuple[str, bool]] | None = None
+        # Where the thread was, each from the innermost frame to the loop's callback.
+        self.looks: Counter[tuple[_Frame, ...]] | None = None
 
 
 class LoopGuard:
@@ -78,6 +87,7 @@ class LoopGuard:
         self._watcher = threading.Thread(target=self._watch, name="loop-guard", daemon=True)
         self._run: Callable[[Handle], None] = Handle._run
         self._collecting = threading.local()
+        self._stacks = tempfile.TemporaryFile()  # noqa: SIM115 -- closed when nobody watches any more
         self._best_pace = min(_pace() for _ in range(5))
 
     def start(self) -> None:
@@ -101,6 +111,7 @@ class LoopGuard:
         gc.callbacks.remove(self._collected)
         self._stopping.set()
         self._watcher.join()
+        self._stacks.close()
 
     def take(self) -> list[Stall]:
         """The stalls since they were last taken."""
@@ -125,11 +136,10 @@ class LoopGuard:
 
     def _judge(self, turn: _Turn, computed: float) -> None:
         computed /= max(1.0, _pace() / self._best_pace)
-        nowhere = ("(it was over before anybody looked)\n", False)
-        stack, of_test = turn.looks.most_common(1)[0][0] if turn.looks else nowhere
+        stack = turn.looks.most_common(1)[0][0] if turn.looks else ()
         # What a test itself does between its requests is no loop of a server's.
-        if computed + turn.slept > self._limit and not of_test:
-            self._stalls.append(Stall(computed, turn.slept, stack))
+        if computed + turn.slept > self._limit and not _caller_is_a_test(stack):
+            self._stalls.append(Stall(computed, turn.slept, _written(stack)))
 
     def _collected(self, phase: str, _: dict[str, Any]) -> None:
         turn = self._turns.get(threading.get_ident())
@@ -149,33 +159,64 @@ class LoopGuard:
 
     def _look_at(self, turn: _Turn) -> None:
         sleep = _sleep_of(turn.native_id)
-        frame = sys._current_frames().get(turn.thread)
-        if frame is None or self._turns.get(turn.thread) is not turn:
+        stack = self._stack_of(turn.thread)
+        if not stack or self._turns.get(turn.thread) is not turn:
             return
         if sleep and (not sleep.startswith(_FUTEX) or sleep == turn.sleep):
             # Who waits for the interpreter wakes every few milliseconds: only a sleep that goes on is one.
             turn.slept += _TICK_SECONDS
         turn.sleep = sleep
         turn.looks = turn.looks or Counter()
-        # The thread goes on while it is looked at: a frame that has just ended has no place, and the next look has one.
-        with suppress(AttributeError):
-            turn.looks[_stack_of(frame), _caller_is_a_test(frame)] += 1
+        turn.looks[stack] += 1
+
+    def _stack_of(self, thread: int) -> tuple[_Frame, ...]:
+        """The frames of a thread, from the innermost to the callback of the loop.
+
+        The interpreter writes them in one go. Frames that are walked from here end meanwhile, since their thread goes
+        on between two steps of the walk, and that can end the whole process.
+        """
+        self._stacks.seek(0)
+        self._stacks.truncate()
+        faulthandler.dump_traceback(self._stacks)
+        self._stacks.seek(0)
+        _, _, rest = self._stacks.read().decode(errors="replace").partition(f"hread 0x{thread:016x} ")
+        found = [_Frame(file, int(line), name) for file, line, name in _FRAME.findall(rest.partition("\n\n")[0])]
+        last = next((place for place, frame in enumerate(found) if frame.function == "_measure"), len(found))
+        return tuple(found[:last])
 
 
-def _caller_is_a_test(frame: FrameType | None) -> bool:
+def _caller_is_a_test(stack: tuple[_Frame, ...]) -> bool:
     """Whether the coroutine that made the call which takes so long is a test's own, or a fixture's."""
-    while frame is not None:
-        if frame.f_code.co_flags & _COROUTINES:
-            return frame.f_code.co_filename.startswith(_TESTS)
-        frame = frame.f_back
-    return False
+    of_coroutines = (frame for frame in stack if _is_of_coroutine(frame))
+    return next((frame.file.startswith(_TESTS) for frame in of_coroutines), False)
 
 
-def _stack_of(frame: FrameType) -> str:
-    """The frames from the callback of the loop on."""
-    stack = traceback.extract_stack(frame)
-    first = max((number for number, each in enumerate(stack) if each.name == "_measure"), default=-1)
-    return "".join(traceback.format_list(stack[first + 1 :]))
+def _is_of_coroutine(frame: _Frame) -> bool:
+    around = [
+        (first, is_coroutine) for first, last, is_coroutine in _functions(frame.file) if first <= frame.line <= last
+    ]
+    return max(around, default=(0, False))[1]
+
+
+@cache
+def _functions(file: str) -> list[tuple[int, int, bool]]:
+    """First and last line of each function in a file, and whether it is a coroutine; none in what is no file."""
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (OSError, ValueError, SyntaxError):
+        return []
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    return [
+        (node.lineno, node.end_lineno or node.lineno, isinstance(node, ast.AsyncFunctionDef))
+        for node in ast.walk(tree)
+        if isinstance(node, kinds)
+    ]
+
+
+def _written(stack: tuple[_Frame, ...]) -> str:
+    """A stack as Python writes one, without the lines themselves."""
+    lines = [f'  File "{frame.file}", line {frame.line}, in {frame.function}\n' for frame in reversed(stack)]
+    return "".join(lines) or "(it was over before anybody looked)\n"
 
 
 def _sleep_of(native_id: int) -> str:

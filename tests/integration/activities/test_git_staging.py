@@ -455,7 +455,7 @@ def test_a_killed_first_fetch_leaves_no_mirror_and_the_next_one_works(
     server.slow = threading.Event()
     program = (
         "import sys; from activities.repository.staging import stage; from foundation.settings import Settings; "
-        "from workflows.runs.messages import StageRequest; "
+        "from workflows.runs.requests import StageRequest; "
         "stage(Settings(home=sys.argv[1]), StageRequest.model_validate_json(sys.argv[2]), lambda _: None)"
     )
     request = StageRequest(
