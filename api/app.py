@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import Request, Response
+from starlette._utils import get_route_path
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -52,8 +53,9 @@ class Dialects:
     def all(self) -> list[Dialect]:
         return [dialect for _, dialect in self._mounted]
 
-    def of(self, path: str) -> Dialect:
-        """The dialect of a path."""
+    def of(self, scope: Scope) -> Dialect:
+        """The dialect of a request's path, which is read as routes read it: without what a proxy has put before it."""
+        path = get_route_path(scope)
         for bases, dialect in self._mounted:
             if any(f"{path}/".startswith(f"{base.rstrip('/')}/") for base in bases):
                 return dialect
@@ -61,10 +63,10 @@ class Dialects:
 
     async def answer(self, request: Request, error: Exception) -> Response:
         """The answer to an error that no dialect has answered, as the dialect of the request's path tells it."""
-        return await self.of(request.scope["path"]).answer(request, error)
+        return await self.of(request.scope).answer(request, error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.of(scope["path"])(scope, receive, send)
+        await self.of(scope)(scope, receive, send)
 
 
 class Service(Starlette):

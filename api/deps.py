@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Annotated, Any
+from http import HTTPStatus
+from typing import Annotated, Any, TypeVar
 
 from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp
 
 from api.http.limits import BodyLimit
@@ -19,10 +22,14 @@ from api.runs.acceptance import Submissions
 from api.runs.core import Core
 from api.runs.events import RunEvents
 from api.temporal.index import RunIndex
+from foundation.errors import TaskyardError
 from foundation.settings import RateKind, Settings
 from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
 from workflows.runs.messages import TaskStatus
+
+_E = TypeVar("_E", bound=Exception)
+_Answer = Callable[[Request, _E], Coroutine[Any, Any, Response]]
 
 
 @dataclass(frozen=True)
@@ -42,15 +49,37 @@ class Services:
     events: RunEvents
 
 
-class Dialect(FastAPI):
-    """The application of one dialect, whose handlers put every failure below its paths into the dialect's own body.
+@dataclass(frozen=True)
+class Answers:
+    """How one dialect tells each kind of failure; none has a default, for the framework's would be another body."""
 
-    It needs a handler for ``TaskyardError`` and one for ``Exception``. A body of more than ``most_body_bytes`` is not
-    read. ``described`` is what its OpenAPI document says of it.
+    known: _Answer[TaskyardError]
+    invalid_request: _Answer[RequestValidationError]
+    # No such path, no such method, and a body that is too large or has an encoding.
+    http: _Answer[HTTPException]
+    unforeseen: _Answer[Exception]
+
+
+class Dialect(FastAPI):
+    """The application of one dialect, whose ``answers`` put every failure below its paths into the dialect's own body.
+
+    A body of more than ``most_body_bytes`` is not read. ``described`` is what its OpenAPI document says of it. It has
+    no life of its own: nobody runs a ``lifespan``, ``on_startup`` or ``on_shutdown`` of a dialect or of its routers.
     """
 
-    def __init__(self, services: Services, *, most_body_bytes: int, **described: Any) -> None:
-        super().__init__(docs_url=None, redoc_url=None, **described)
+    def __init__(self, services: Services, answers: Answers, *, most_body_bytes: int, **described: Any) -> None:
+        super().__init__(
+            docs_url=None,
+            redoc_url=None,
+            exception_handlers={
+                TaskyardError: answers.known,
+                RequestValidationError: answers.invalid_request,
+                HTTPException: answers.http,
+                ClientDisconnect: _left,
+                Exception: answers.unforeseen,
+            },
+            **described,
+        )
         self.services = services
         self.add_middleware(BodyLimit, most_bytes=most_body_bytes)
 
@@ -67,6 +96,11 @@ class Dialect(FastAPI):
         """
         stack = super().build_middleware_stack()
         return stack.app if isinstance(stack, ServerErrorMiddleware) else stack
+
+
+async def _left(request: Request, error: ClientDisconnect) -> Response:  # noqa: ARG001 -- the framework's signature
+    """Whoever left before the body was whole reads no answer, and is no failure of the server's."""
+    return Response(status_code=HTTPStatus.BAD_REQUEST)
 
 
 async def _services(connection: HTTPConnection) -> Services:

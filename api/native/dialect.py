@@ -15,12 +15,12 @@ def make_native(services: Services) -> Dialect:
     """The application over these services."""
     app = Dialect(
         services,
+        errors.ANSWERS,
         most_body_bytes=MAX_BODY_BYTES,
         title=_TITLE,
         version=health.VERSION,
         summary="Runs coding-agent tasks to the end, each in a throw-away virtual machine",
     )
-    errors.install(app)
     # Of this application the pages alone are used: they show the description of the one that they are part of.
     app.include_router(FastAPIOffline(redoc_url=None, title=_TITLE).router)
     app.include_router(stream.router)

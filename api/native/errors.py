@@ -6,14 +6,14 @@ from http import HTTPStatus
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
+from api.deps import Answers
 from foundation.errors import InvalidBody, InvalidParameter, OriginRefused, ServiceUnavailable, TaskyardError
 from foundation.faults import Fault, as_details, sentence
 from foundation.urls import without_credentials
@@ -69,26 +69,13 @@ def refuse_with(**fields: Any) -> Any:
     return remember
 
 
-def install(app: FastAPI) -> None:
-    """Answer every exception of the application in the one shape."""
-    app.add_exception_handler(TaskyardError, _known)
-    app.add_exception_handler(RequestValidationError, _invalid_request)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(ClientDisconnect, _left)
-    app.add_exception_handler(Exception, _unforeseen)
-
-
-async def _known(request: Request, error: Exception) -> JSONResponse:
-    if not isinstance(error, TaskyardError):
-        raise TypeError(f"not an error of Taskyard: {error!r}")
+async def _known(request: Request, error: TaskyardError) -> JSONResponse:
     if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.warning("request failed", path=_path(request), code=error.code, message=error.message)
     return _answer(request, error.http_status, error.code, error.message, error.details)
 
 
-async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
-    if not isinstance(error, RequestValidationError):
-        raise TypeError(f"not a validation error: {error!r}")
+async def _invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
     faults = as_details(
         [
             Fault(
@@ -103,9 +90,7 @@ async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
     return _answer(request, refused.http_status, refused.code, sentence(faults), {"errors": faults})
 
 
-async def _http(request: Request, error: Exception) -> JSONResponse:
-    if not isinstance(error, HTTPException):
-        raise TypeError(f"not an HTTP error: {error!r}")
+async def _http(request: Request, error: HTTPException) -> JSONResponse:
     status = error.status_code
     code = _CODES.get(status, HTTPStatus(status).phrase.lower().replace(" ", "_"))
     headers = dict(error.headers or {})
@@ -121,15 +106,13 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     return _answer(request, status, code, message, {}, headers)
 
 
-async def _left(request: Request, error: Exception) -> Response:  # noqa: ARG001 -- the framework's signature
-    """Whoever left before the body was whole reads no answer, and is no failure of the server's."""
-    return Response(status_code=HTTPStatus.BAD_REQUEST)
-
-
 async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
     _log.error("unforeseen failure", path=_path(request), exc_info=error)
     message = "Taskyard failed at this; the server's log has the cause."
     return _answer(request, 500, _CODES[500], message, {})
+
+
+ANSWERS = Answers(known=_known, invalid_request=_invalid_request, http=_http, unforeseen=_unforeseen)
 
 
 def _methods(request: Request) -> list[str]:
