@@ -37,7 +37,7 @@ from benchmarks.soak.truth import Span, Truth, by_state, read_truth
 from benchmarks.soak.worker import Life
 from benchmarks.stand_ins import manifest
 from cli.stack.embedded import PARTS
-from cli.stack.supervisor import Supervisor
+from cli.stack.supervisor import LOG_BYTES_MOST, Supervisor
 from cli.stack.up import Stack
 from foundation.engine import connect_engine
 from workflows.names import RUNS
@@ -56,6 +56,8 @@ _SUBMITTED_AT_ONCE = 8
 _FORGOTTEN_AT_ONCE = 8
 _ENDING_SECONDS = 300.0
 _FAULTS_SHOWN = 20
+# A part may write while its log is looked at.
+_LOG_SLACK = 1.05
 
 _OPEN = f"WorkflowType = '{RUNS.type}' AND ExecutionStatus = 'Running'"
 _EVERY = frozenset(TaskState)
@@ -326,7 +328,7 @@ async def _soak(lab: Lab, worker_pid: int, server_pid: int, runs: int, seconds: 
         chance = random.Random(seed)  # noqa: S311 -- a seed makes a soak of the same course
         soak = Soak(client, http, f"ws://127.0.0.1:{settings.ws_port}", runs, seconds, chance, kept)
         samples = Samples(
-            {"server": server_pid, "worker": worker_pid}, settings.home, frozenset({"temporal", "bucket"})
+            {"server": server_pid, "worker": worker_pid}, settings.home, frozenset({"temporal", "bucket", "logs"})
         )
         beside = [soak.keep_running(), soak.forget(), soak.check(), *(soak.read(number) for number in range(_READERS))]
         async with asyncio.TaskGroup() as group:
@@ -342,6 +344,10 @@ async def _soak(lab: Lab, worker_pid: int, server_pid: int, runs: int, seconds: 
         for series in growth:
             if series.too_much:
                 soak.fault(f"{series} grows")
+        # Logs grow until they are put aside, which an hour may not see.
+        for log in settings.logs.iterdir():
+            if log.stat().st_size > _LOG_SLACK * LOG_BYTES_MOST:
+                soak.fault(f"{log.name} is beyond its limit")
         asked = ", ".join(f"{count} {what}" for what, count in sorted(soak.asked.items()))
         slowest = ", ".join(f"{what} {took:.2f} s" for what, took in sorted(soak.slowest.items()))
         _say(f"asked: {asked}\nslowest: {slowest}\n" + "; ".join(map(str, growth)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -19,7 +20,7 @@ from foundation.units import format_seconds
 _POLL_SECONDS = 0.05
 _BACKOFF_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 _QUICK_DEATH_SECONDS = 30.0
-_LOG_ROTATE_BYTES = 20 * 2**20
+LOG_BYTES_MOST = 20 * 2**20
 _TAIL_LINES = 15
 
 
@@ -62,8 +63,7 @@ class _Child:
 
     def __init__(self, part: Part, log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        if log.exists() and log.stat().st_size > _LOG_ROTATE_BYTES:
-            log.replace(log.with_suffix(".log.1"))
+        bound_log(log)
         # A session of its own: Ctrl-C in the terminal reaches the supervisor only, which then stops all in order.
         with log.open("ab") as output:
             self.process = subprocess.Popen(
@@ -143,7 +143,7 @@ class Keeper(threading.Thread):
                 answered_once = True
                 self.ready.set()
                 while not child.has_ended() and not self._stopping.wait(_POLL_SECONDS):
-                    pass
+                    bound_log(self.log)
             if self._stopping.is_set() or self.failure is not None:
                 return
             self.ready.clear()
@@ -256,6 +256,23 @@ def _exit_text(code: int) -> str:
     if code < 0:
         return f"signal {signal.Signals(-code).name}"
     return f"exit code {code}"
+
+
+def bound_log(log: Path, most_bytes: int = LOG_BYTES_MOST) -> None:
+    """Put what a long log holds aside, over what was put aside before: a part keeps twice ``most_bytes`` at most.
+
+    Whoever writes it appends, and goes on at its new beginning; a line that comes in this very moment may be lost.
+    """
+    with suppress(OSError):
+        if log.stat().st_size <= most_bytes:
+            return
+        aside = log.with_suffix(".log.1")
+        try:
+            shutil.copyfile(log, aside)
+        except OSError:
+            # A full disk has no room for two: the old lines go, so that new ones can come.
+            aside.unlink(missing_ok=True)
+        os.truncate(log, 0)
 
 
 def _tail(log: Path) -> str:
