@@ -29,15 +29,18 @@ def named(text: str) -> Iterator[str]:
 
 
 def is_there(name: str) -> bool:
-    module = name
-    while module not in MODULES and "." in module:
-        module = module.rpartition(".")[0]
-    found = importlib.import_module(module)
-    for part in name.removeprefix(module).split(".")[1:]:
-        if not hasattr(found, part):
-            return False
-        found = getattr(found, part)
-    return True
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
 
 
 def test_what_strings_name_of_the_house_is_there() -> None:
