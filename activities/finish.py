@@ -8,6 +8,7 @@ from activities.step.announcements import announce_state
 from activities.step.boundary import boundary
 from activities.step.heartbeat import beating
 from storage.bucket import Bucket
+from storage.layout import TASKS
 from storage.records import write_record
 from storage.runlog import seal
 from workflows import steps
@@ -25,7 +26,8 @@ class Finish:
     def finish_run(self, request: FinishRequest) -> None:
         """Write the final record, then close the log: who sees the log's end finds the record."""
         status = request.status
+        place = TASKS.place(status.id)
         with beating():
-            write_record(self._bucket, status.id, status.model_dump(mode="json"))
+            write_record(self._bucket, place, status.model_dump(mode="json"))
             announce_state(self._bucket, status.id, status.state, status.state_message or "")
-            seal(self._bucket, status.id)
+            seal(self._bucket, place)

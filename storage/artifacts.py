@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from foundation.errors import ArtifactNotFound, NotFound
 from storage.bucket import Bucket, ObjectStream
-from storage.layout import RUNS
+from storage.layout import Place
 from storage.names import shown_path
 from storage.redaction import Redactor
 
@@ -53,7 +53,7 @@ _INDEX = TypeAdapter(list[StoredArtifact])
 
 def store(
     bucket: Bucket,
-    task_id: str,
+    place: Place,
     name: str,
     content: bytes | BinaryIO,
     *,
@@ -70,7 +70,7 @@ def store(
     name = redactor.redact_text(name)
     kind = content_type or guess_type(path or name)
     source = _Redacted(io.BytesIO(content) if isinstance(content, bytes) else content, redactor)
-    stored = bucket.put_file(RUNS.artifact_key(task_id, name), cast("BinaryIO", source), content_type=kind)
+    stored = bucket.put_file(place.artifact_key(name), cast("BinaryIO", source), content_type=kind)
     return StoredArtifact(
         name=name,
         path=shown_path(path, redactor) if path is not None else name,
@@ -82,23 +82,25 @@ def store(
     )
 
 
-def write_index(bucket: Bucket, task_id: str, artifacts: Sequence[StoredArtifact]) -> None:
+def write_index(bucket: Bucket, place: Place, artifacts: Sequence[StoredArtifact]) -> None:
     """Replace the run's list of artifacts. Write it last: what it lists can be downloaded."""
-    bucket.put(RUNS.artifact_index_key(task_id), _INDEX.dump_json(list(artifacts)), content_type="application/json")
+    bucket.put(place.artifact_index_key, _INDEX.dump_json(list(artifacts)), content_type="application/json")
 
 
-def index(bucket: Bucket, task_id: str) -> list[StoredArtifact]:
+def index(bucket: Bucket, place: Place) -> list[StoredArtifact]:
     """The run's artifacts; none while nothing was collected."""
-    body = bucket.get(RUNS.artifact_index_key(task_id))
+    body = bucket.get(place.artifact_index_key)
     return _INDEX.validate_json(body) if body else []
 
 
-def open_stream(bucket: Bucket, task_id: str, name: str, offset: int = 0, length: int | None = None) -> ObjectStream:
+def open_stream(bucket: Bucket, place: Place, name: str, offset: int = 0, length: int | None = None) -> ObjectStream:
     """Content of an artifact from byte ``offset`` on, at most ``length`` bytes, in chunks. Raises ArtifactNotFound."""
     try:
-        return bucket.stream(RUNS.artifact_key(task_id, name), offset, length)
+        return bucket.stream(place.artifact_key(name), offset, length)
     except NotFound:
-        raise ArtifactNotFound(f"Task {task_id} has no artifact '{name}'; list its artifacts first") from None
+        raise ArtifactNotFound(
+            f"{place.noun.capitalize()} {place.id} has no artifact '{name}'; list its artifacts first"
+        ) from None
 
 
 def guess_type(name: str) -> str:

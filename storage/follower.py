@@ -18,6 +18,7 @@ from typing import Self
 
 from foundation.errors import BucketUnavailable
 from storage.bucket import ObjectInfo, ObjectStore
+from storage.layout import Place
 from storage.reader import LogReader
 from storage.segments import LogEntry, chain_end
 
@@ -37,31 +38,31 @@ class RunLogFollowers:
     def __init__(self, store: ObjectStore, *, poll_seconds: float = POLL_SECONDS) -> None:
         self._store = store
         self._poll_seconds = poll_seconds
-        self._followers: dict[str, RunLogFollower] = {}
-        self._subscribers: dict[str, int] = {}
+        self._followers: dict[Place, RunLogFollower] = {}
+        self._subscribers: dict[Place, int] = {}
 
-    async def follow(self, task_id: str, after_id: int = 0) -> AsyncGenerator[LogEntry]:
+    async def follow(self, place: Place, after_id: int = 0) -> AsyncGenerator[LogEntry]:
         """Every entry with an id above ``after_id``, stored and to come, until the log is closed.
 
         Close it (``contextlib.aclosing``) when leaving early.
         """
-        follower = self._followers.get(task_id)
+        follower = self._followers.get(place)
         if follower is None:
-            follower = self._followers[task_id] = RunLogFollower(self._store, task_id, poll_seconds=self._poll_seconds)
-        self._subscribers[task_id] = self._subscribers.get(task_id, 0) + 1
+            follower = self._followers[place] = RunLogFollower(self._store, place, poll_seconds=self._poll_seconds)
+        self._subscribers[place] = self._subscribers.get(place, 0) + 1
         try:
             async with aclosing(follower.follow(after_id)) as entries:
                 async for entry in entries:
                     yield entry
         finally:
-            self._subscribers[task_id] -= 1
-            if not self._subscribers[task_id]:
-                del self._subscribers[task_id]
-                self._followers.pop(task_id)
+            self._subscribers[place] -= 1
+            if not self._subscribers[place]:
+                del self._subscribers[place]
+                self._followers.pop(place)
                 await follower.stop()
 
     @property
-    def followed(self) -> dict[str, int]:
+    def followed(self) -> dict[Place, int]:
         """Number of subscribers of each followed run."""
         return dict(self._subscribers)
 
@@ -69,9 +70,9 @@ class RunLogFollowers:
 class RunLogFollower:
     """Follows the log of one run with a single poller. ``async with`` it, or ``stop`` it."""
 
-    def __init__(self, store: ObjectStore, task_id: str, *, poll_seconds: float = POLL_SECONDS) -> None:
+    def __init__(self, store: ObjectStore, place: Place, *, poll_seconds: float = POLL_SECONDS) -> None:
         self._store = store
-        self._task_id = task_id
+        self._place = place
         self._poll_seconds = poll_seconds
         self._window: deque[LogEntry] = deque()
         self._window_characters = 0
@@ -97,7 +98,7 @@ class RunLogFollower:
         A bucket that is away is waited for. Raises what else the poller met.
         """
         if self._poller is None:
-            self._poller = asyncio.create_task(self._poll(), name=f"follow-{self._task_id}")
+            self._poller = asyncio.create_task(self._poll(), name=f"follow-{self._place.id}")
         position = after_id
         stored: list[Iterator[LogEntry]] = []
         while await self._wait_for_news(position):
@@ -109,7 +110,7 @@ class RunLogFollower:
             else:
                 # Kept from batch to batch, since a reader holds the object that it is in.
                 if not stored:
-                    stored.append(LogReader(self._latest_object, self._task_id, position).read())
+                    stored.append(LogReader(self._latest_object, self._place, position).read())
                 batch = await asyncio.to_thread(_next_stored, stored[0])
             slow = asyncio.get_running_loop().call_later(_SLOW_SECONDS, self._let_go, stored)
             try:
@@ -158,8 +159,8 @@ class RunLogFollower:
                     if reader is None:
                         start = self._seen
                         if start is None:
-                            start = (await asyncio.to_thread(chain_end, self._store, self._task_id)).last
-                        reader = LogReader(self._store, self._task_id, start)
+                            start = (await asyncio.to_thread(chain_end, self._store, self._place)).last
+                        reader = LogReader(self._store, self._place, start)
                     await self._look(reader)
                 except BucketUnavailable:
                     pause = max(pause, _AWAY_SECONDS)

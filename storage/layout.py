@@ -55,55 +55,62 @@ def preserved_key(host: str) -> str:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of resource, and the names of the objects of each: ``directory`` holds all, ``noun`` is what one is."""
+class Place:
+    """Where all of one resource lies, and the names of its objects. Made by ``Kind.place``, which checks the id.
 
-    directory: str
+    ``prefix`` is that of everything of the resource; as text, a place is what sentences call the resource.
+    """
+
     noun: str
+    id: str
+    prefix: str
 
-    def prefix(self, resource_id: str) -> str:
-        """Prefix of everything of one resource. Raises InvalidParameter when the id could leave its directory."""
-        if not _ID.fullmatch(resource_id):
-            raise InvalidParameter(f"'{resource_id}' is not a {self.noun} id; use letters, digits, '.', '_' and '-'")
-        return f"{self.directory}/{resource_id}/"
+    def __str__(self) -> str:
+        return f"{self.noun} {self.id}"
 
-    def record_key(self, resource_id: str) -> str:
+    @property
+    def record_key(self) -> str:
         """Key of the final record."""
-        return f"{self.prefix(resource_id)}record.json"
+        return f"{self.prefix}record.json"
 
-    def log_prefix(self, resource_id: str) -> str:
+    @property
+    def log_prefix(self) -> str:
         """Prefix of all objects of the log."""
-        return f"{self.prefix(resource_id)}log/"
+        return f"{self.prefix}log/"
 
-    def segments_prefix(self, resource_id: str) -> str:
+    @property
+    def segments_prefix(self) -> str:
         """Prefix of the segments and, sorted after all of them, the seal."""
-        return f"{self.log_prefix(resource_id)}segments/"
+        return f"{self.log_prefix}segments/"
 
-    def segment_key(self, resource_id: str, first_id: int) -> str:
+    def segment_key(self, first_id: int) -> str:
         """Key of the segment whose first entry is ``first_id``; two writers of one id meet at one key."""
-        return f"{self.segments_prefix(resource_id)}{first_id:0{_ID_DIGITS}d}"
+        return f"{self.segments_prefix}{first_id:0{_ID_DIGITS}d}"
 
-    def seal_key(self, resource_id: str) -> str:
+    @property
+    def seal_key(self) -> str:
         """Key of the seal. It sorts after every segment, so one listing from a segment on shows it too."""
-        return f"{self.segments_prefix(resource_id)}sealed.json"
+        return f"{self.segments_prefix}sealed.json"
 
-    def merged_prefix(self, resource_id: str) -> str:
+    @property
+    def merged_prefix(self) -> str:
         """Prefix of the merged copies of a live log."""
-        return f"{self.log_prefix(resource_id)}merged/"
+        return f"{self.log_prefix}merged/"
 
-    def merged_key(self, resource_id: str, first_id: int, last_id: int) -> str:
+    def merged_key(self, first_id: int, last_id: int) -> str:
         """Key of a merged copy: sorted by its last id, so a listing from an id on shows all with something newer."""
-        return f"{self.merged_prefix(resource_id)}{last_id:0{_ID_DIGITS}d}-{first_id:0{_ID_DIGITS}d}"
+        return f"{self.merged_prefix}{last_id:0{_ID_DIGITS}d}-{first_id:0{_ID_DIGITS}d}"
 
-    def sealed_part_key(self, resource_id: str, first_id: int, last_id: int) -> str:
+    def sealed_part_key(self, first_id: int, last_id: int) -> str:
         """Key of one part of a closed log."""
-        return f"{self.log_prefix(resource_id)}sealed/{first_id:0{_ID_DIGITS}d}-{last_id:0{_ID_DIGITS}d}"
+        return f"{self.log_prefix}sealed/{first_id:0{_ID_DIGITS}d}-{last_id:0{_ID_DIGITS}d}"
 
-    def artifact_index_key(self, resource_id: str) -> str:
+    @property
+    def artifact_index_key(self) -> str:
         """Key of the list of artifacts."""
-        return f"{self.prefix(resource_id)}artifacts/index.json"
+        return f"{self.prefix}artifacts/index.json"
 
-    def artifact_key(self, resource_id: str, name: str) -> str:
+    def artifact_key(self, name: str) -> str:
         """Key of an artifact's content.
 
         The guest chooses file names, so the key holds only a harmless rest of them behind a digest that tells them
@@ -111,10 +118,24 @@ class Kind:
         """
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]
         harmless = re.sub(r"[^A-Za-z0-9._-]+", "_", name.rpartition("/")[2])[-80:].strip(".") or "file"
-        return f"{self.prefix(resource_id)}artifacts/files/{digest}-{harmless}"
+        return f"{self.prefix}artifacts/files/{digest}-{harmless}"
 
 
-RUNS = Kind(directory="tasks", noun="task")
+@dataclass(frozen=True)
+class Kind:
+    """A kind of resource: ``directory`` holds all of them, ``noun`` is what one is."""
+
+    directory: str
+    noun: str
+
+    def place(self, resource_id: str) -> Place:
+        """The place of one resource. Raises InvalidParameter when the id could leave its directory."""
+        if not _ID.fullmatch(resource_id):
+            raise InvalidParameter(f"'{resource_id}' is not a {self.noun} id; use letters, digits, '.', '_' and '-'")
+        return Place(self.noun, resource_id, f"{self.directory}/{resource_id}/")
+
+
+TASKS = Kind(directory="tasks", noun="task")
 
 
 def segment_first_id(key: str) -> int:

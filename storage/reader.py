@@ -14,7 +14,7 @@ from itertools import dropwhile, islice
 
 from foundation.errors import TaskyardError
 from storage.bucket import ObjectStore
-from storage.layout import RUNS, Span, segment_first_id
+from storage.layout import Place, Span, segment_first_id
 from storage.segments import LogEntry, Seal, decode_entries, decode_last, describe, find_seal, merged_spans
 
 # With more new segments than this, looking for merged copies of them pays.
@@ -22,27 +22,27 @@ _BACKLOG = 32
 _TAIL_TRIES = 5
 
 
-def read_entries(store: ObjectStore, task_id: str, after_id: int = 0) -> Iterator[LogEntry]:
+def read_entries(store: ObjectStore, place: Place, after_id: int = 0) -> Iterator[LogEntry]:
     """All entries with an id above ``after_id`` that the bucket holds now; none when the run has no log."""
-    return LogReader(store, task_id, after_id).read()
+    return LogReader(store, place, after_id).read()
 
 
-def tail(store: ObjectStore, task_id: str, count: int) -> list[LogEntry]:
+def tail(store: ObjectStore, place: Place, count: int) -> list[LogEntry]:
     """The last ``count`` entries (fewer when there are not so many), oldest first."""
     for _ in range(_TAIL_TRIES):
-        entries = _backwards(store, task_id, lambda found: len(found) >= count, count)
+        entries = _backwards(store, place, lambda found: len(found) >= count, count)
         if entries is not None:
             return entries
-    raise damaged(task_id, 0)
+    raise damaged(place, 0)
 
 
-def entries_since(store: ObjectStore, task_id: str, at: datetime) -> list[LogEntry]:
+def entries_since(store: ObjectStore, place: Place, at: datetime) -> list[LogEntry]:
     """The entries from the first one at or after ``at`` on, oldest first; of the log before them little is read."""
     for _ in range(_TAIL_TRIES):
-        entries = _backwards(store, task_id, lambda found: found[0].ts < at, None)
+        entries = _backwards(store, place, lambda found: found[0].ts < at, None)
         if entries is not None:
             return list(dropwhile(lambda entry: entry.ts < at, entries))
-    raise damaged(task_id, 0)
+    raise damaged(place, 0)
 
 
 class LogReader:
@@ -51,11 +51,11 @@ class LogReader:
     ``position`` is the last id given out; ``closed`` when no entry can follow.
     """
 
-    def __init__(self, store: ObjectStore, task_id: str, after_id: int = 0) -> None:
+    def __init__(self, store: ObjectStore, place: Place, after_id: int = 0) -> None:
         self.position = after_id
         self.closed = False
         self._store = store
-        self._task_id = task_id
+        self._place = place
         # Whether ``position`` is the last id of a segment, so that the next segment's key is known.
         self._aligned = after_id == 0
 
@@ -69,7 +69,7 @@ class LogReader:
             if key.first > self.position + 1:
                 # A listing that runs beside a writer can show a segment and not the one before it.
                 due.appendleft(key)
-                key = Span(RUNS.segment_key(self._task_id, self.position + 1), self.position + 1, 0)
+                key = Span(self._place.segment_key(self.position + 1), self.position + 1, 0)
             body = self._store.get(key.key)
             if body is None:
                 seal = self._must_be_sealed()
@@ -87,42 +87,42 @@ class LogReader:
     def _look(self) -> tuple[Seal | None, deque[Span]]:
         """What is to be read: a closed log by its seal, an open one by these objects."""
         if self._aligned:
-            prefix = RUNS.segments_prefix(self._task_id)
-            listing = self._store.list(prefix, start_after=RUNS.segment_key(self._task_id, self.position))
+            prefix = self._place.segments_prefix
+            listing = self._store.list(prefix, start_after=self._place.segment_key(self.position))
             keys = [found.key for found in islice(listing, _BACKLOG + 1)]
             if not keys:
                 return None, deque()
-            if len(keys) <= _BACKLOG and keys[-1] != RUNS.seal_key(self._task_id):
+            if len(keys) <= _BACKLOG and keys[-1] != self._place.seal_key:
                 return None, deque(Span(key, segment_first_id(key), 0) for key in keys)
-        seal = find_seal(self._store, self._task_id)
-        return (seal, deque()) if seal else (None, deque(cover(self._store, self._task_id, self.position)))
+        seal = find_seal(self._store, self._place)
+        return (seal, deque()) if seal else (None, deque(cover(self._store, self._place, self.position)))
 
     def _read_sealed(self, seal: Seal) -> Iterator[LogEntry]:
         for part in seal.parts:
             if part.last > self.position:
                 body = self._store.get(part.key)
                 if body is None:
-                    raise damaged(self._task_id, self.position)
+                    raise damaged(self._place, self.position)
                 yield from self._take(body)
         self.closed = True
 
     def _take(self, body: bytes) -> Iterator[LogEntry]:
         for entry in decode_entries(body, self.position):
             if entry.id != self.position + 1:
-                raise damaged(self._task_id, self.position)
+                raise damaged(self._place, self.position)
             self.position = entry.id
             yield entry
 
     def _must_be_sealed(self) -> Seal:
-        seal = find_seal(self._store, self._task_id)
+        seal = find_seal(self._store, self._place)
         if seal is None:
-            raise damaged(self._task_id, self.position)
+            raise damaged(self._place, self.position)
         return seal
 
 
-def cover(store: ObjectStore, task_id: str, after_id: int) -> list[Span]:
+def cover(store: ObjectStore, place: Place, after_id: int) -> list[Span]:
     """The fewest objects of an open log that hold everything behind ``after_id``, in order."""
-    merged = merged_spans(store, task_id)
+    merged = merged_spans(store, place)
     chosen: list[Span] = []
     position = after_id
     while True:
@@ -133,8 +133,8 @@ def cover(store: ObjectStore, task_id: str, after_id: int) -> list[Span]:
         position = chosen[-1].last
     # Merged copies end where a segment ends, so segments can be listed from there.
     start = position if chosen else max((span.last for span in merged if span.last <= after_id), default=0)
-    listing = store.list(RUNS.segments_prefix(task_id), start_after=RUNS.segment_key(task_id, start))
-    keys = [found.key for found in listing if found.key != RUNS.seal_key(task_id)]
+    listing = store.list(place.segments_prefix, start_after=place.segment_key(start))
+    keys = [found.key for found in listing if found.key != place.seal_key]
     segments = [Span(key, segment_first_id(key), 0) for key in keys]
     while len(segments) > 1 and segments[1].first <= position + 1:
         del segments[0]
@@ -142,14 +142,14 @@ def cover(store: ObjectStore, task_id: str, after_id: int) -> list[Span]:
 
 
 def _backwards(
-    store: ObjectStore, task_id: str, enough: Callable[[list[LogEntry]], bool], count: int | None
+    store: ObjectStore, place: Place, enough: Callable[[list[LogEntry]], bool], count: int | None
 ) -> list[LogEntry] | None:
     """Whole objects from the log's end back until they are enough, of each object ``count`` entries at most.
 
     None when the log changed its shape while it was read.
     """
-    seal = find_seal(store, task_id)
-    keys = [part.key for part in seal.parts] if seal else [span.key for span in cover(store, task_id, 0)]
+    seal = find_seal(store, place)
+    keys = [part.key for part in seal.parts] if seal else [span.key for span in cover(store, place, 0)]
     found: list[LogEntry] = []
     for key in reversed(keys):
         if found and enough(found):
@@ -164,9 +164,9 @@ def _backwards(
     return found
 
 
-def damaged(task_id: str, position: int) -> TaskyardError:
+def damaged(place: Place, position: int) -> TaskyardError:
     """The error of a log whose objects were deleted or changed by somebody else."""
     return TaskyardError(
-        f"The log of task {task_id} is damaged: what follows entry {position} is missing in the bucket; "
+        f"The log of {place} is damaged: what follows entry {position} is missing in the bucket; "
         "restore the objects below its log/ prefix, or read the artifacts instead"
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 from foundation.errors import Conflict
 from storage.bucket import ObjectStore
-from storage.layout import RUNS
+from storage.layout import Place
 from storage.lines import Line, LineAssembler
 from storage.reader import entries_since, read_entries, tail
 from storage.redaction import Redactor
@@ -57,13 +57,13 @@ class RunLogWriter:
     def __init__(
         self,
         bucket: ObjectStore,
-        task_id: str,
+        place: Place,
         redactor: Redactor,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bucket = bucket
-        self._task_id = task_id
+        self._place = place
         self._redactor = redactor
         self._clock = clock
         self._token = secrets.token_hex(8)
@@ -82,9 +82,9 @@ class RunLogWriter:
     def resume(self) -> dict[GuestStream, int]:
         """The byte offset in each guest file from which to feed, as the bucket has it. Forgets what was not stored."""
         with self._lock:
-            end = chain_end(self._bucket, self._task_id)
+            end = chain_end(self._bucket, self._place)
             if end.closed:
-                raise log_closed(self._task_id)
+                raise log_closed(self._place)
             self._end = end
             # A put of before whose answer was lost may still arrive: it must not pass for one of the entries to come.
             self._token = secrets.token_hex(8)
@@ -106,15 +106,13 @@ class RunLogWriter:
         with self._lock:
             self._ready()
             if self._finished:
-                raise Conflict(
-                    f"The log writer of task {self._task_id} is closed; start another and resume", reason="closed"
-                )
+                raise Conflict(f"The log writer of {self._place} is closed; start another and resume", reason="closed")
             if self._pending_bytes >= _HELD_BYTES_MAX:
                 self._store()
             file = self._files[stream]
             if offset > file.fed:
                 raise Conflict(
-                    f"The log of task {self._task_id} has {stream} up to byte {file.fed}, and was fed byte {offset}; "
+                    f"The log of {self._place} has {stream} up to byte {file.fed}, and was fed byte {offset}; "
                     f"read the file again from byte {file.fed}",
                     reason="gap",
                     expected=file.fed,
@@ -173,9 +171,9 @@ class RunLogWriter:
             if self._sent is None:
                 self._sent = encode_segment(self._token, self._end, self._pending)
             segment, body = self._sent
-            key = RUNS.segment_key(self._task_id, segment.first)
+            key = self._place.segment_key(segment.first)
             if not self._bucket.put(key, body, if_absent=True, content_type=NDJSON):
-                segment, body = segment_after(self._bucket, self._task_id, self._end)
+                segment, body = segment_after(self._bucket, self._place, self._end)
             self._go_on_behind(segment, body)
         self._flushed_at = self._clock()
         self._merge_if_due()
@@ -205,7 +203,7 @@ class RunLogWriter:
     def _merge_if_due(self) -> None:
         many = len(self._unmerged) >= _MERGE_SEGMENTS or sum(map(len, self._unmerged)) >= _MERGE_BYTES
         if self._end is not None and many and len(self._unmerged) > 1:
-            key = RUNS.merged_key(self._task_id, self._unmerged_first, self._end.last)
+            key = self._place.merged_key(self._unmerged_first, self._end.last)
             self._bucket.put(key, b"".join(self._unmerged), content_type=NDJSON)
             self._start_merge()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from foundation.errors import Conflict
 from storage.bucket import ObjectStore
-from storage.layout import RUNS
+from storage.layout import Place
 from storage.reader import cover, damaged, read_entries
 from storage.redaction import Redactor
 from storage.segments import (
@@ -32,80 +32,80 @@ _PART_BYTES = 8 * 1024 * 1024
 
 
 def append_event(
-    bucket: ObjectStore, task_id: str, payload: Mapping[str, Any], redactor: Redactor | None = None
+    bucket: ObjectStore, place: Place, payload: Mapping[str, Any], redactor: Redactor | None = None
 ) -> int:
     """Append one event from any process, beside a live writer too. Returns its id.
 
     Raises Conflict when the log is closed, BucketUnavailable.
     """
     draft = event_draft(redactor.redact_json(payload) if redactor else payload)
-    end = chain_end(bucket, task_id)
+    end = chain_end(bucket, place)
     if end.closed:
-        raise log_closed(task_id)
-    segment = _append(bucket, task_id, end, [draft])
-    if find_seal(bucket, task_id) and not _sealed_with(bucket, task_id, segment.first, draft):
+        raise log_closed(place)
+    segment = _append(bucket, place, end, [draft])
+    if find_seal(bucket, place) and not _sealed_with(bucket, place, segment.first, draft):
         # The log was sealed, and its segments deleted, between the look and the put: this one came too late.
-        bucket.delete([RUNS.segment_key(task_id, segment.first)])
-        raise log_closed(task_id)
+        bucket.delete([place.segment_key(segment.first)])
+        raise log_closed(place)
     return segment.last
 
 
-def seal(bucket: ObjectStore, task_id: str) -> None:
+def seal(bucket: ObjectStore, place: Place) -> None:
     """Close the log and merge it into few objects. Idempotent, and safe to repeat after a crash at any point.
 
     Readers see every entry once throughout: the parts are complete before the seal names them, and nothing is deleted
     before the seal is there.
     """
-    found = find_seal(bucket, task_id)
+    found = find_seal(bucket, place)
     if found is None:
-        end = _close_chain(bucket, task_id)
-        parts = _put_parts(bucket, task_id)
+        end = _close_chain(bucket, place)
+        parts = _put_parts(bucket, place)
         if parts is not None:
             made = Seal(parts=parts, last=end.last, offsets=end.offsets, sealed_at=datetime.now(UTC))
             data = made.model_dump_json().encode()
-            bucket.put(RUNS.seal_key(task_id), data, if_absent=True, content_type="application/json")
+            bucket.put(place.seal_key, data, if_absent=True, content_type="application/json")
         # Of two that seal at once, the one whose seal was first has named the parts.
-        found = find_seal(bucket, task_id)
+        found = find_seal(bucket, place)
     if found is None:
-        raise damaged(task_id, 0)
+        raise damaged(place, 0)
     # The closing segment stays: a writer that slept through the end still meets it.
-    kept = {RUNS.seal_key(task_id), RUNS.segment_key(task_id, found.last + 1), *(part.key for part in found.parts)}
-    bucket.delete([item.key for item in bucket.list(RUNS.log_prefix(task_id)) if item.key not in kept])
+    kept = {place.seal_key, place.segment_key(found.last + 1), *(part.key for part in found.parts)}
+    bucket.delete([item.key for item in bucket.list(place.log_prefix) if item.key not in kept])
 
 
-def _append(bucket: ObjectStore, task_id: str, end: ChainEnd, drafts: list[Draft], *, closed: bool = False) -> Segment:
+def _append(bucket: ObjectStore, place: Place, end: ChainEnd, drafts: list[Draft], *, closed: bool = False) -> Segment:
     """Put a segment behind the end of the log, wherever that is by now."""
     token = secrets.token_hex(8)
     while True:
         segment, body = encode_segment(token, end, drafts, closed=closed)
-        if bucket.put(RUNS.segment_key(task_id, segment.first), body, if_absent=True, content_type=NDJSON):
+        if bucket.put(place.segment_key(segment.first), body, if_absent=True, content_type=NDJSON):
             return segment
-        other, _ = segment_after(bucket, task_id, end)
+        other, _ = segment_after(bucket, place, end)
         if other.writer == token:
             return segment
         end = ChainEnd(other.last, other.offsets, closed=False)
 
 
-def _close_chain(bucket: ObjectStore, task_id: str) -> ChainEnd:
+def _close_chain(bucket: ObjectStore, place: Place) -> ChainEnd:
     """Put the closing segment behind the last one, or find it there."""
-    end = chain_end(bucket, task_id)
+    end = chain_end(bucket, place)
     while not end.closed:
         try:
-            segment = _append(bucket, task_id, end, [], closed=True)
+            segment = _append(bucket, place, end, [], closed=True)
         except Conflict:
-            end = chain_end(bucket, task_id)
+            end = chain_end(bucket, place)
         else:
             return ChainEnd(segment.last, segment.offsets, closed=True)
     return end
 
 
-def _put_parts(bucket: ObjectStore, task_id: str) -> list[SealedPart] | None:
+def _put_parts(bucket: ObjectStore, place: Place) -> list[SealedPart] | None:
     """Write the entries of a closed chain into few objects. None: another seal was quicker, and deleted the chain."""
     parts: list[SealedPart] = []
     lines: list[bytes] = []
     size = position = 0
     first = 1
-    for span in cover(bucket, task_id, 0):
+    for span in cover(bucket, place, 0):
         body = bucket.get(span.key)
         if body is None:
             return None
@@ -116,19 +116,19 @@ def _put_parts(bucket: ObjectStore, task_id: str) -> list[SealedPart] | None:
             size += sum(map(len, entries))
             position = segment.last
             if size >= _PART_BYTES:
-                parts.append(_put_part(bucket, task_id, lines, first, position))
+                parts.append(_put_part(bucket, place, lines, first, position))
                 first, size, lines = position + 1, 0, []
     if lines:
-        parts.append(_put_part(bucket, task_id, lines, first, position))
+        parts.append(_put_part(bucket, place, lines, first, position))
     return parts
 
 
-def _put_part(bucket: ObjectStore, task_id: str, lines: list[bytes], first: int, last: int) -> SealedPart:
-    key = RUNS.sealed_part_key(task_id, first, last)
+def _put_part(bucket: ObjectStore, place: Place, lines: list[bytes], first: int, last: int) -> SealedPart:
+    key = place.sealed_part_key(first, last)
     bucket.put(key, b"\n".join([*lines, b""]), content_type=NDJSON)
     return SealedPart(key=key, first=first, last=last)
 
 
-def _sealed_with(bucket: ObjectStore, task_id: str, entry_id: int, draft: Draft) -> bool:
-    entry = next(read_entries(bucket, task_id, entry_id - 1), None)
+def _sealed_with(bucket: ObjectStore, place: Place, entry_id: int, draft: Draft) -> bool:
+    entry = next(read_entries(bucket, place, entry_id - 1), None)
     return entry is not None and (entry.ts, entry.stream, entry.data) == (draft.ts, draft.stream, draft.data)

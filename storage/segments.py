@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from foundation.errors import Conflict
 from storage.bucket import ObjectStore
-from storage.layout import RUNS, Span, merged_span
+from storage.layout import Place, Span, merged_span
 
 Stream = Literal["stdout", "stderr", "event"]
 GuestStream = Literal["stdout", "stderr"]
@@ -161,17 +161,17 @@ def describe(body: bytes) -> Segment:
     return Segment.model_validate(json.loads(body[last : body.index(b"\n", last)])["segment"])
 
 
-def merged_spans(store: ObjectStore, task_id: str) -> list[Span]:
+def merged_spans(store: ObjectStore, place: Place) -> list[Span]:
     """The merged copies of a live log, by last id. They may overlap; where they do, they say the same."""
-    return [merged_span(found.key) for found in store.list(RUNS.merged_prefix(task_id))]
+    return [merged_span(found.key) for found in store.list(place.merged_prefix)]
 
 
-def chain_end(store: ObjectStore, task_id: str) -> ChainEnd:
+def chain_end(store: ObjectStore, place: Place) -> ChainEnd:
     """Where the log ends now, read from the bucket."""
-    merged = merged_spans(store, task_id)
-    start_after = RUNS.segment_key(task_id, merged[-1].first - 1) if merged else None
-    keys = [found.key for found in store.list(RUNS.segments_prefix(task_id), start_after=start_after)]
-    sealed = bool(keys) and keys[-1] == RUNS.seal_key(task_id)
+    merged = merged_spans(store, place)
+    start_after = place.segment_key(merged[-1].first - 1) if merged else None
+    keys = [found.key for found in store.list(place.segments_prefix, start_after=start_after)]
+    sealed = bool(keys) and keys[-1] == place.seal_key
     segments = keys[:-1] if sealed else keys
     body = store.get(segments[-1]) if segments else None
     if body is None:
@@ -180,23 +180,21 @@ def chain_end(store: ObjectStore, task_id: str) -> ChainEnd:
     return ChainEnd(segment.last, segment.offsets, segment.closed or sealed)
 
 
-def find_seal(store: ObjectStore, task_id: str) -> Seal | None:
+def find_seal(store: ObjectStore, place: Place) -> Seal | None:
     """The seal of a closed log; None while it is open (or being closed)."""
-    body = store.get(RUNS.seal_key(task_id))
+    body = store.get(place.seal_key)
     return Seal.model_validate_json(body) if body else None
 
 
-def segment_after(store: ObjectStore, task_id: str, end: ChainEnd) -> tuple[Segment, bytes]:
+def segment_after(store: ObjectStore, place: Place, end: ChainEnd) -> tuple[Segment, bytes]:
     """The segment that another writer put behind ``end``. Raises Conflict when the log is closed."""
-    body = store.get(RUNS.segment_key(task_id, end.last + 1))
+    body = store.get(place.segment_key(end.last + 1))
     segment = describe(body) if body else None
     if body is None or segment is None or segment.closed:
-        raise log_closed(task_id)
+        raise log_closed(place)
     return segment, body
 
 
-def log_closed(task_id: str) -> Conflict:
+def log_closed(place: Place) -> Conflict:
     """The error of writing to a log that is closed."""
-    return Conflict(
-        f"The log of task {task_id} is closed; the run has ended and takes no more entries", reason="closed"
-    )
+    return Conflict(f"The log of {place} is closed; the run has ended and takes no more entries", reason="closed")

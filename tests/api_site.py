@@ -18,6 +18,7 @@ from api.app import create_app
 from api.http.serving import listening, make_server
 from foundation.settings import Settings
 from storage.bucket import Bucket
+from storage.layout import TASKS
 from storage.records import write_record
 from storage.redaction import Redactor
 from storage.runlog import RunLogWriter, append_event, seal
@@ -72,7 +73,7 @@ class ApiSite:
         """Append lines to the run's stdout, as its follower does."""
 
         def write() -> None:
-            writer = RunLogWriter(self.bucket, task_id, Redactor({}))
+            writer = RunLogWriter(self.bucket, TASKS.place(task_id), Redactor({}))
             offset = writer.resume()["stdout"]
             writer.feed("stdout", "".join(f"{line}\n" for line in lines).encode(), offset)
             writer.flush(force=True)
@@ -80,7 +81,7 @@ class ApiSite:
         await asyncio.to_thread(write)
 
     async def write_event(self, task_id: str, **event: Any) -> None:
-        await asyncio.to_thread(append_event, self.bucket, task_id, event)
+        await asyncio.to_thread(append_event, self.bucket, TASKS.place(task_id), event)
 
     async def state(self, task_id: str) -> str:
         return str((await self.http.get(f"/api/v1/tasks/{task_id}")).json()["state"])
@@ -116,8 +117,8 @@ class ApiSite:
 
     async def _finish(self, request: FinishRequest) -> None:
         def finish() -> None:
-            write_record(self.bucket, request.status.id, request.status.model_dump(mode="json"))
-            seal(self.bucket, request.status.id)
+            write_record(self.bucket, TASKS.place(request.status.id), request.status.model_dump(mode="json"))
+            seal(self.bucket, TASKS.place(request.status.id))
 
         await asyncio.to_thread(finish)
 

@@ -14,6 +14,7 @@ from foundation.units import format_size
 from machines.disks.disk_watch import DiskLook
 from machines.host import MachineHost
 from storage.bucket import Bucket
+from storage.layout import TASKS
 from storage.runlog import append_event
 from worker.metrics import WorkerMetrics
 from workflows.names import RUNS
@@ -64,7 +65,7 @@ def _note_in_runs(host: MachineHost, bucket: Bucket, machine_ids: Iterable[str],
         try:
             run = RUNS.resource_id(host.record(machine_id).owner_workflow)
             if run is not None:
-                append_event(bucket, run, {"type": "note", "message": message})
+                append_event(bucket, TASKS.place(run), {"type": "note", "message": message})
         except (TaskyardError, OSError) as error:
             # A bucket on the same disk takes nothing now; that the machine stood still is said when it goes on.
             log.warning("the logs of the runs could not be written", error=str(error))

@@ -27,6 +27,7 @@ from guest.contract import AGENT_USER, MCP_CONFIG, MODEL_GATEWAY_URL, WORKSPACE
 from machines.host import MachineHost
 from machines.ssh import GuestShell
 from storage.bucket import Bucket
+from storage.layout import TASKS
 from storage.redaction import Redactor
 from storage.runlog import RunLogWriter, read_entries
 from workflows import names, steps
@@ -85,14 +86,15 @@ class Agent:
         machine_id = request.machine_id
         token = self._gateway.token(machine_id)
         redactor = Redactor({**self._secrets.known(machine_id, request.secrets), "GATEWAY_TOKEN": token})
-        writer = RunLogWriter(self._bucket, request.task_id, redactor)
+        place = TASKS.place(request.task_id)
+        writer = RunLogWriter(self._bucket, place, redactor)
         output = AgentOutput(redactor.redact_text)
         ticker = _Ticker(output.progress)
         most = parse_size(self._settings.log_limit)
         follower = Follower(writer, output, request.hang_timeout, most, self._turn_end_report(), ticker)
         with beating(output.progress):
             offsets = writer.resume()
-            follower.read_back(read_entries(self._bucket, request.task_id))
+            follower.read_back(read_entries(self._bucket, place))
             follower.open_log(STATE_MESSAGES[TaskState.RUNNING], request.claude.prompt)
             shell = self._started(request, token, follower) if follower.verdict is None else None
         ended = None

@@ -27,6 +27,7 @@ from machines.disks.workspace import NO_FILE, DiskUnreadable, Extraction, Worksp
 from machines.host import MachineHost
 from storage import artifacts as stored
 from storage.bucket import Bucket
+from storage.layout import TASKS, Place
 from storage.names import METADATA, bundle_name, names_of, patch_name, redacted_text, untracked_name
 from storage.redaction import Redactor
 from workflows import steps
@@ -40,10 +41,10 @@ _NAME_CHARS = 100
 _WORK_SECONDS = 0.8 * steps.COLLECT.limit.total_seconds()
 
 
-def noted(bucket: Bucket, task_id: str) -> list[str]:
+def noted(bucket: Bucket, place: Place) -> list[str]:
     """The notes of an attempt that stored everything."""
     try:
-        metadata = json.loads(b"".join(stored.open_stream(bucket, task_id, METADATA)))
+        metadata = json.loads(b"".join(stored.open_stream(bucket, place, METADATA)))
     except ArtifactNotFound:
         return []
     return [str(note) for note in metadata.get("notes", [])]
@@ -75,17 +76,21 @@ class Collection:
         try:
             tree = directory / "tree"
             image = self._image()
-            if image is None and (earlier := stored.index(self.bucket, self.request.task_id)):
-                self.notes = noted(self.bucket, self.request.task_id)
+            if image is None and (earlier := stored.index(self.bucket, self._place)):
+                self.notes = noted(self.bucket, self._place)
                 return earlier  # of an attempt that still had the disk
             if self._work(image, tree, directory):
                 self._pattern_files(tree)
             self.notes = [self.redactor.redact_text(note) for note in self.notes]
             self._store(METADATA, json.dumps(self._metadata(), indent=2, ensure_ascii=False).encode())
-            stored.write_index(self.bucket, self.request.task_id, self.artifacts)
+            stored.write_index(self.bucket, self._place, self.artifacts)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
         return self.artifacts
+
+    @property
+    def _place(self) -> Place:
+        return TASKS.place(self.request.task_id)
 
     def _work(self, image: Path | None, tree: Path, directory: Path) -> bool:
         """Read the disk into ``tree``, and store what was changed. False when there is nothing to be read."""
@@ -237,9 +242,7 @@ class Collection:
                 self._store(name, content, path)
 
     def _store(self, name: str, content: Any, path: str | None = None) -> None:
-        self.artifacts.append(
-            stored.store(self.bucket, self.request.task_id, name, content, path=path, redactor=self.redactor)
-        )
+        self.artifacts.append(stored.store(self.bucket, self._place, name, content, path=path, redactor=self.redactor))
 
     def _failed(self, note: str, error: TaskyardError) -> None:
         self.notes.append(note)

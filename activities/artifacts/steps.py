@@ -18,6 +18,7 @@ from foundation.units import format_size
 from machines.host import MachineHost
 from storage import artifacts as stored
 from storage.bucket import Bucket
+from storage.layout import TASKS
 from storage.redaction import Redactor
 from workflows import steps
 from workflows.runs.requests import Artifact, CollectRequest, CollectResult
@@ -45,8 +46,9 @@ class Artifacts:
         """
         with beating():
             if activity.info().attempt > 1 and request.release and self._is_going(request.machine_id):
-                earlier = stored.index(self._bucket, request.task_id)
-                return _result(earlier, noted(self._bucket, request.task_id), released=self._let_go(request))
+                place = TASKS.place(request.task_id)
+                earlier = stored.index(self._bucket, place)
+                return _result(earlier, noted(self._bucket, place), released=self._let_go(request))
             announce_state(self._bucket, request.task_id, TaskState.COMPLETING, STATE_MESSAGES[TaskState.COMPLETING])
             redactor = Redactor(self._secrets(request))
             collection = Collection(self._settings, self._host, self._bucket, request, redactor)

@@ -11,6 +11,7 @@ from temporalio import activity
 
 from foundation.urls import without_credentials
 from storage.bucket import Bucket
+from storage.layout import TASKS, Place
 from storage.redaction import Redactor
 from storage.runlog import LogEntry, append_event, entries_since, read_entries
 from workflows import steps
@@ -30,19 +31,20 @@ def announce(
     event = {"type": kind, "message": message if kind == USER_MESSAGE else without_credentials(message), **facts}
     if redactor is not None:
         event = redactor.redact_json(event)
-    if not _is_logged(bucket, task_id, event):
-        append_event(bucket, task_id, event)
+    place = TASKS.place(task_id)
+    if not _is_logged(bucket, place, event):
+        append_event(bucket, place, event)
 
 
-def _is_logged(bucket: Bucket, task_id: str, event: dict[str, Any]) -> bool:
+def _is_logged(bucket: Bucket, place: Place, event: dict[str, Any]) -> bool:
     """Whether an earlier attempt of this step, if there was one, has logged the event."""
     info = activity.info()
     entries: Iterable[LogEntry]
     if info.activity_type == steps.RESERVE.name:
         # Its attempts within the workflow's own task do not count; but it comes first, when the log is short.
-        entries = read_entries(bucket, task_id)
+        entries = read_entries(bucket, place)
     elif info.attempt > 1:
-        entries = entries_since(bucket, task_id, info.scheduled_time - _CLOCKS_APART)
+        entries = entries_since(bucket, place, info.scheduled_time - _CLOCKS_APART)
     else:
         return False
     return any(entry.stream == "event" and json.loads(entry.data) == event for entry in entries)

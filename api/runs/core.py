@@ -32,7 +32,7 @@ from foundation.units import format_size
 from foundation.urls import without_credentials
 from storage import artifacts, records
 from storage.bucket import Bucket, ObjectStream
-from storage.layout import RUNS
+from storage.layout import TASKS
 from workflows import names
 from workflows.runs.inbox import WAITING_MOST
 from workflows.runs.messages import (
@@ -222,7 +222,7 @@ class Core:
     async def artifacts(self, task_id: str) -> list[Artifact]:
         """What the run has left so far. Raises TaskNotFound."""
         _check_form(task_id)
-        found = await asyncio.to_thread(artifacts.index, self._bucket, task_id)
+        found = await asyncio.to_thread(artifacts.index, self._bucket, TASKS.place(task_id))
         if not found:
             await self.status(task_id)
         return [Artifact.model_validate(item.model_dump()) for item in found]
@@ -242,7 +242,8 @@ class Core:
 
     async def open_artifact(self, task_id: str, name: str, offset: int, length: int) -> ObjectStream:
         """A stored artifact from byte ``offset`` on; its reading blocks. Raises ArtifactNotFound, BucketUnavailable."""
-        return await asyncio.to_thread(artifacts.open_stream, self._bucket, task_id, name, offset, length)
+        place = TASKS.place(task_id)
+        return await asyncio.to_thread(artifacts.open_stream, self._bucket, place, name, offset, length)
 
     async def has_ended(self, task_id: str) -> bool:
         """Whether the run is over and its log complete: its workflow has closed, or Temporal has forgotten it."""
@@ -298,7 +299,7 @@ class Core:
         return await self._executions.query(task_id, names.STATUS, TaskStatus)
 
     async def _final_record(self, task_id: str) -> TaskStatus:
-        record = await asyncio.to_thread(records.read_record, self._bucket, task_id)
+        record = await asyncio.to_thread(records.read_record, self._bucket, TASKS.place(task_id))
         if record is None:
             raise TaskNotFound(f"No task '{task_id}'; 'sandbox task list' shows those there are.")
         return TaskStatus.model_validate(record)
@@ -312,7 +313,7 @@ def new_task_id() -> str:
 def _check_form(task_id: str) -> None:
     """Raise TaskNotFound for what can be no run's id."""
     try:
-        RUNS.prefix(task_id)
+        TASKS.place(task_id)
     except InvalidParameter as error:
         raise TaskNotFound(f"No task '{task_id[:80]}'; 'sandbox task list' shows those there are.") from error
 

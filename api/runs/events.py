@@ -24,6 +24,7 @@ from foundation.errors import EngineUnavailable, TaskyardError
 from foundation.urls import without_credentials
 from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
+from storage.layout import TASKS
 from storage.runlog import LogEntry, tail
 from workflows.runs.messages import AgentProgress, TaskStatus
 from workflows.runs.states import STATE_MESSAGES, TaskState
@@ -85,7 +86,7 @@ class RunEvents:
                 yield event
 
     async def _output(self, run: _Run, after_id: int, put: _Put) -> None:
-        async with aclosing(self._followers.follow(run.task_id, after_id)) as entries:
+        async with aclosing(self._followers.follow(TASKS.place(run.task_id), after_id)) as entries:
             async for entry in entries:
                 # While the client is slow, the log is not silent.
                 run.last_entry = inf
@@ -146,7 +147,7 @@ class RunEvents:
             await put(error_event(run.task_id, error))
 
     async def _log_end(self, task_id: str) -> int:
-        last = await asyncio.to_thread(tail, self._bucket, task_id, 1)
+        last = await asyncio.to_thread(tail, self._bucket, TASKS.place(task_id), 1)
         return last[-1].id if last else 0
 
 

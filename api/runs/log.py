@@ -17,6 +17,7 @@ from api.runs.core import Core
 from foundation.errors import EngineUnavailable
 from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
+from storage.layout import TASKS, Place
 from storage.runlog import LogEntry, read_entries, tail
 
 Stream = Literal["all", "stdout", "stderr", "events"]
@@ -51,19 +52,20 @@ async def batches(
     A followed log ends when the run has; any other after what is stored now. Close it (``contextlib.aclosing``) when
     leaving early.
     """
+    place = TASKS.place(task_id)
     after_id = query.after_id
     if query.tail:
-        latest = await asyncio.to_thread(_latest, bucket, task_id, query)
+        latest = await asyncio.to_thread(_latest, bucket, place, query)
         yield latest
         if latest:
             after_id = latest[-1].id
     elif not query.follow:
-        entries = read_entries(bucket, task_id, after_id)
+        entries = read_entries(bucket, place, after_id)
         while batch := await asyncio.to_thread(lambda: list(islice(entries, _BATCH))):
             yield [entry for entry in batch if query.wants(entry)]
     if query.follow:
         async with (
-            aclosing(followers.follow(task_id, after_id)) as coming,
+            aclosing(followers.follow(place, after_id)) as coming,
             aclosing(_with_pauses(coming, lambda: core.has_ended(task_id))) as paced,
         ):
             async for batch in paced:
@@ -108,10 +110,10 @@ async def _next(entries: AsyncIterator[LogEntry]) -> LogEntry | None:
     return await anext(entries, None)
 
 
-def _latest(bucket: Bucket, task_id: str, query: LogQuery) -> list[LogEntry]:
+def _latest(bucket: Bucket, place: Place, query: LogQuery) -> list[LogEntry]:
     if query.stream == "all" and query.since is None and not query.after_id:
-        return tail(bucket, task_id, query.tail)
-    entries = read_entries(bucket, task_id, query.after_id)
+        return tail(bucket, place, query.tail)
+    entries = read_entries(bucket, place, query.after_id)
     return list(deque((entry for entry in entries if query.wants(entry)), maxlen=query.tail))
 
 

@@ -18,6 +18,7 @@ from foundation.engine import connect_engine
 from foundation.logs import configure_logs
 from foundation.settings import Settings
 from storage.bucket import Bucket
+from storage.layout import TASKS
 from storage.redaction import Redactor
 from storage.runlog import RunLogWriter
 from worker.main import SHARED_STEPS, polling
@@ -109,7 +110,7 @@ class Agents:
         """Whether the agent was stopped before its time."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        writer = RunLogWriter(self._bucket, request.task_id, Redactor({}))
+        writer = RunLogWriter(self._bucket, TASKS.place(request.task_id), Redactor({}))
         offset = (await asyncio.to_thread(writer.resume))["stdout"]
         beats = 0
         while not over.is_set() and (left := end - loop.time()) > 0:

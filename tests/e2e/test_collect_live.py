@@ -26,6 +26,7 @@ from machines.host import MachineHost, Reservation
 from machines.images.store import find_image
 from storage import artifacts as stored
 from storage.bucket import Bucket
+from storage.layout import TASKS
 from tests.stack_settings import isolated_settings
 from workflows.runs.messages import TaskStatus
 from workflows.runs.requests import CollectRequest, SecretsRequest, StageRequest
@@ -62,7 +63,10 @@ class Live:
             status=TaskStatus(id=TASK, name=TASK, created_at=now, state_changed_at=now),
         )
         result = ActivityEnvironment().run(Artifacts(self.settings, self.host, self.bucket).collect_artifacts, request)
-        return {each.name: b"".join(stored.open_stream(self.bucket, TASK, each.name)) for each in result.artifacts}
+        return {
+            each.name: b"".join(stored.open_stream(self.bucket, TASKS.place(TASK), each.name))
+            for each in result.artifacts
+        }
 
 
 @pytest.fixture(scope="module")

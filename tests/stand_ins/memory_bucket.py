@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
 from storage.bucket import ObjectInfo
+from storage.layout import TASKS
 from storage.redaction import Redactor
 from storage.runlog import LogEntry, RunLogWriter, read_entries
 
-TASK = "task-1"
+TASK = TASKS.place("task-1")
 SECRETS = {"TOKEN": "tok-12345", "WORD": "äöüé", "LINES": "first line of it\nsecond line of it"}
 REDACTOR = Redactor(SECRETS)
 

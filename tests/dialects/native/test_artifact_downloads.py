@@ -14,6 +14,7 @@ import pytest
 
 from storage import artifacts
 from storage.bucket import ObjectStream
+from storage.layout import TASKS
 from storage.names import names_of
 from storage.redaction import Redactor
 from tests.api_site import ApiSite, until
@@ -72,10 +73,13 @@ async def test_every_listed_url_downloads_its_own_bytes(site: ApiSite) -> None:
 
     def store() -> None:
         names = names_of(paths, task_id, NOTHING)
-        stored = [artifacts.store(site.bucket, task_id, names[path], os.fsencode(path), path=path) for path in paths]
+        stored = [
+            artifacts.store(site.bucket, TASKS.place(task_id), names[path], os.fsencode(path), path=path)
+            for path in paths
+        ]
         # As a version without these rules stored one.
-        stored.append(artifacts.store(site.bucket, task_id, "old\nname", b"old"))
-        artifacts.write_index(site.bucket, task_id, stored)
+        stored.append(artifacts.store(site.bucket, TASKS.place(task_id), "old\nname", b"old"))
+        artifacts.write_index(site.bucket, TASKS.place(task_id), stored)
 
     await asyncio.to_thread(store)
     listed = (await site.http.get(f"/api/v1/tasks/{task_id}/artifacts")).json()
@@ -113,9 +117,9 @@ class _Held:
 async def held(site: ApiSite, monkeypatch: pytest.MonkeyPatch) -> tuple[str, _Held]:
     """URL of an artifact whose bytes the bucket holds back, and the answer that does so."""
     task_id = await site.submit()
-    stored = await asyncio.to_thread(artifacts.store, site.bucket, task_id, "large", b"x")
+    stored = await asyncio.to_thread(artifacts.store, site.bucket, TASKS.place(task_id), "large", b"x")
     stored.size_bytes = 2**40
-    await asyncio.to_thread(artifacts.write_index, site.bucket, task_id, [stored])
+    await asyncio.to_thread(artifacts.write_index, site.bucket, TASKS.place(task_id), [stored])
     answer: Any = _Held()
 
     def opened(*_: object) -> ObjectStream:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from storage import artifacts
+from storage import artifacts, layout
 from storage.bucket import Bucket
 from tests.api_site import ApiSite, SseEvent, until
 from workflows.runs.requests import AgentResult
@@ -112,7 +112,7 @@ async def test_a_followed_log_can_begin_with_its_last_lines_and_resume_in_every_
         following = [asyncio.create_task(site.http.get(path, headers=headers)) for path, headers in forms]
 
         async def all_follow() -> bool:
-            return site.app.services.followers.followed.get(task_id, 0) == len(forms)
+            return site.app.services.followers.followed.get(layout.TASKS.place(task_id), 0) == len(forms)
 
         await until(all_follow, "the followers")
         await site.write_log(task_id, "four")
@@ -150,7 +150,7 @@ async def test_two_hundred_followers_cost_one_reader_and_each_gets_every_line_on
         following = [asyncio.create_task(_follow(site, task_id, http=http)) for _ in range(200)]
 
         async def all_follow() -> bool:
-            return followers.followed.get(task_id, 0) == 200
+            return followers.followed.get(layout.TASKS.place(task_id), 0) == 200
 
         await until(all_follow, "200 followers")
         monkeypatch.setattr(Bucket, "get", counted)
@@ -230,9 +230,13 @@ async def test_artifacts_are_listed_and_downloaded_whole_and_in_part(site: ApiSi
     }  # fmt: skip
 
     def store() -> None:
-        stored = [artifacts.store(site.bucket, task_id, name, data) for name, data in contents.items()]
-        stored.append(artifacts.store(site.bucket, task_id, "b.txt", b"by path", path="deep/down/b.txt"))
-        artifacts.write_index(site.bucket, task_id, stored)
+        stored = [
+            artifacts.store(site.bucket, layout.TASKS.place(task_id), name, data) for name, data in contents.items()
+        ]
+        stored.append(
+            artifacts.store(site.bucket, layout.TASKS.place(task_id), "b.txt", b"by path", path="deep/down/b.txt")
+        )
+        artifacts.write_index(site.bucket, layout.TASKS.place(task_id), stored)
 
     await asyncio.to_thread(store)
     listed = (await site.http.get(f"{TASKS}/{task_id}/artifacts")).json()

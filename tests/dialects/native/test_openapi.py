@@ -20,6 +20,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from storage import artifacts
+from storage.layout import TASKS
 from tests.api_site import ApiSite
 from tests.dialects.native.test_logs import ended_run
 
@@ -30,8 +31,8 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 @pytest.mark.timeout(600)
 async def test_no_request_meets_a_server_error_or_an_answer_that_is_not_described(site: ApiSite) -> None:
     ended = await ended_run(site, "one")
-    report = await asyncio.to_thread(artifacts.store, site.bucket, ended, "report.md", b"# Report\n")
-    await asyncio.to_thread(artifacts.write_index, site.bucket, ended, [report])
+    report = await asyncio.to_thread(artifacts.store, site.bucket, TASKS.place(ended), "report.md", b"# Report\n")
+    await asyncio.to_thread(artifacts.write_index, site.bucket, TASKS.place(ended), [report])
     description: dict[str, Any] = (await site.http.get("/openapi.json")).json()
     assert description["openapi"].startswith("3.1")
     # Among what is tried for an id is that of a run that there is; it has ended, so no follower waits for it.

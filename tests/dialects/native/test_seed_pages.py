@@ -12,6 +12,7 @@ import pytest
 
 from storage import artifacts
 from storage.hosts import HostRoom, say_room, withdraw
+from storage.layout import TASKS
 from tests.api_site import ApiSite
 from tests.seed_pages.replay import Done, SeedPages
 from workflows.runs.requests import AgentResult, CollectRequest
@@ -26,8 +27,8 @@ def pages(site: ApiSite, tmp_path: Path) -> SeedPages:
 
     async def collect(request: CollectRequest) -> None:
         def store() -> None:
-            report = artifacts.store(site.bucket, request.task_id, "report.md", b"# Report\n")
-            artifacts.write_index(site.bucket, request.task_id, [report])
+            report = artifacts.store(site.bucket, TASKS.place(request.task_id), "report.md", b"# Report\n")
+            artifacts.write_index(site.bucket, TASKS.place(request.task_id), [report])
 
         await asyncio.to_thread(store)
 

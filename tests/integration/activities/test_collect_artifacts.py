@@ -24,6 +24,7 @@ from machines.disks.workspace import Limits, build_workspace
 from machines.host import MachineHost, Reservation
 from storage import artifacts as stored
 from storage.bucket import Bucket
+from storage.layout import TASKS
 from storage.runlog import read_entries
 from workflows.runs.messages import TaskStatus, Transition
 from workflows.runs.requests import AgentResult, CollectRequest, CollectResult, StageRequest
@@ -108,7 +109,7 @@ class Run:
         return environment.run(Artifacts(self.settings, self.host, self.bucket).collect_artifacts, request)
 
     def read(self, name: str) -> bytes:
-        return b"".join(stored.open_stream(self.bucket, self.task_id, name))
+        return b"".join(stored.open_stream(self.bucket, TASKS.place(self.task_id), name))
 
     def metadata(self) -> dict[str, object]:
         return json.loads(self.read("metadata.json"))
@@ -146,7 +147,7 @@ def test_everything_is_collected_from_a_dead_machine(run: Run, tmp_path: Path) -
 
     result = run.collect("**/*.md", "**/*.log", "missing/**", "app.py")
 
-    index = stored.index(run.bucket, run.task_id)
+    index = stored.index(run.bucket, TASKS.place(run.task_id))
     assert [artifact.name for artifact in result.artifacts] == [artifact.name for artifact in index]
     assert {artifact.name: artifact.path for artifact in index} == {
         f"{run.task_id}.patch": f"{run.task_id}.patch",
@@ -173,7 +174,7 @@ def test_everything_is_collected_from_a_dead_machine(run: Run, tmp_path: Path) -
     assert {"cpus": 2, "memory": "3G", "disk": "9G", "profile": "agentic-dev"}.items() <= metadata["vm"].items()
     assert metadata["changes"] == {"files": 2, "insertions": 2, "deletions": 1, "untracked": 1}
     assert any("mended copy" in note for note in metadata["notes"])
-    events = [json.loads(entry.data) for entry in read_entries(run.bucket, run.task_id)]
+    events = [json.loads(entry.data) for entry in read_entries(run.bucket, TASKS.place(run.task_id))]
     types = ["state_change", "staged", "state_change", "artifacts"]
     assert [event["type"] for event in events] == [*types, *("note" for _ in metadata["notes"])]
     assert [event["message"] for event in events[len(types) :]] == metadata["notes"] == result.notes
@@ -246,7 +247,7 @@ def test_an_unreadable_disk_fails_the_step_after_its_metadata_is_stored(run: Run
         run.collect("*.md")
 
     assert failed.value.type == "machine_error"
-    assert [artifact.name for artifact in stored.index(run.bucket, run.task_id)] == ["metadata.json"]
+    assert [artifact.name for artifact in stored.index(run.bucket, TASKS.place(run.task_id))] == ["metadata.json"]
     assert any("could not be read" in note for note in run.metadata()["notes"])
 
 
@@ -286,7 +287,7 @@ def test_what_was_not_read_is_told_in_the_result_the_log_and_the_metadata(
     assert set(result.notes) <= set(metadata["notes"])
     assert metadata["left_out"]["app.py"]
     assert metadata["left_out_count"] == 2
-    events = [json.loads(entry.data) for entry in read_entries(run.bucket, run.task_id)]
+    events = [json.loads(entry.data) for entry in read_entries(run.bucket, TASKS.place(run.task_id))]
     assert [event["message"] for event in events if event["type"] == "note"] == result.notes
 
 

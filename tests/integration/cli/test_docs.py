@@ -23,6 +23,7 @@ import yaml
 
 from machines.host import MachineHost
 from storage import artifacts
+from storage.layout import TASKS
 from tests.api_site import ApiSite, as_yaml, manifest
 from tests.docs_snippets import PAGES, ROOT, snippets
 from tests.integration.cli.test_task import say
@@ -128,8 +129,8 @@ class Yard:
         """A report, and nothing else."""
 
         def store() -> None:
-            stored = artifacts.store(self.site.bucket, request.task_id, "report.md", b"# Report\n")
-            artifacts.write_index(self.site.bucket, request.task_id, [stored])
+            stored = artifacts.store(self.site.bucket, TASKS.place(request.task_id), "report.md", b"# Report\n")
+            artifacts.write_index(self.site.bucket, TASKS.place(request.task_id), [stored])
 
         await asyncio.to_thread(store)
 

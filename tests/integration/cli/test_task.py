@@ -23,7 +23,7 @@ import yaml
 from temporalio import activity
 
 from storage import artifacts
-from storage.layout import RUNS
+from storage.layout import TASKS
 from tests.api_site import ApiSite, api_site, as_yaml, manifest, until
 from workflows.runs.messages import AgentProgress
 from workflows.runs.requests import AgentResult
@@ -377,8 +377,8 @@ async def test_artifacts_are_listed_and_downloaded_into_their_directory_only(
     contents = {"report.md": b"# Report\n", "results/deep/a.xml": b"<a/>"}
 
     def store() -> None:
-        stored = [artifacts.store(site.bucket, task_id, name, data) for name, data in contents.items()]
-        artifacts.write_index(site.bucket, task_id, stored)
+        stored = [artifacts.store(site.bucket, TASKS.place(task_id), name, data) for name, data in contents.items()]
+        artifacts.write_index(site.bucket, TASKS.place(task_id), stored)
 
     await asyncio.to_thread(store)
     listed = await sandbox("task", "artifacts", task_id)
@@ -405,7 +405,7 @@ async def test_artifacts_are_listed_and_downloaded_into_their_directory_only(
     forced = await sandbox("task", "download", task_id, "--all", "-o", "all", "--force")
     assert (forced.code, len(forced.out.split())) == (0, 2)
     assert (tmp_path / "all" / "report.md").read_bytes() == contents["report.md"]
-    site.bucket.put(RUNS.artifact_key(task_id, "report.md"), b"# Rep0rt\n")
+    site.bucket.put(TASKS.place(task_id).artifact_key("report.md"), b"# Rep0rt\n")
     damaged = await sandbox("task", "download", task_id, "report.md", "-o", "again.md")
     assert (damaged.code, "arrived damaged" in damaged.err) == (1, True)
     unchecked = await sandbox("task", "download", task_id, "report.md", "-o", "unchecked.md", "--no-verify")

@@ -27,7 +27,7 @@ from foundation.errors import (
 )
 from foundation.settings import Settings
 from storage import artifacts
-from storage.layout import RUNS
+from storage.layout import TASKS
 from tests.api_site import ApiSite, api_site, manifest, until
 
 
@@ -89,8 +89,10 @@ async def test_the_async_client_takes_a_run_from_submission_to_its_artifacts(sit
         await steps.agent_running.wait()
         await client.message(task_id, "and the changelog", "m-1")
         await site.write_log(task_id, "one", "two")
-        stored = await asyncio.to_thread(artifacts.store, site.bucket, task_id, "a/report.md", b"# Report\n")
-        await asyncio.to_thread(artifacts.write_index, site.bucket, task_id, [stored])
+        stored = await asyncio.to_thread(
+            artifacts.store, site.bucket, TASKS.place(task_id), "a/report.md", b"# Report\n"
+        )
+        await asyncio.to_thread(artifacts.write_index, site.bucket, TASKS.place(task_id), [stored])
         await client.close_session(task_id)
         steps.agent_over.set()
         told = [line async for line in client.logs(task_id, follow=True)]
@@ -117,9 +119,9 @@ async def test_damaged_bytes_are_refused_unless_they_are_wanted(site: ApiSite, t
     task_id = await site.submit()
 
     def calls() -> None:
-        stored = artifacts.store(site.bucket, task_id, "report.md", b"# Report\n")
-        artifacts.write_index(site.bucket, task_id, [stored])
-        site.bucket.put(RUNS.artifact_key(task_id, "report.md"), b"# Rep0rt\n")
+        stored = artifacts.store(site.bucket, TASKS.place(task_id), "report.md", b"# Report\n")
+        artifacts.write_index(site.bucket, TASKS.place(task_id), [stored])
+        site.bucket.put(TASKS.place(task_id).artifact_key("report.md"), b"# Rep0rt\n")
         with TaskClient(site.url) as client:
             with pytest.raises(TaskyardError, match="arrived damaged"):
                 client.download(task_id, "report.md", tmp_path / "report.md")

@@ -17,7 +17,7 @@ import pytest
 from client import Artifact, AsyncTaskClient, Fetched, TaskClient
 from foundation.errors import Conflict, ServiceUnavailable
 from storage import artifacts
-from storage.layout import RUNS
+from storage.layout import TASKS
 from tests.api_site import ApiSite
 
 CONTENTS = {
@@ -54,8 +54,10 @@ async def test_all_that_can_be_had_is_had_and_nothing_is_overwritten(site: ApiSi
     task_id = await site.submit()
 
     def calls() -> None:
-        stored = [artifacts.store(site.bucket, task_id, name, content) for name, content in CONTENTS.items()]
-        artifacts.write_index(site.bucket, task_id, stored)
+        stored = [
+            artifacts.store(site.bucket, TASKS.place(task_id), name, content) for name, content in CONTENTS.items()
+        ]
+        artifacts.write_index(site.bucket, TASKS.place(task_id), stored)
         directory = tmp_path / "out"
 
         fetched = download_all(kind, site.url, task_id, directory)
@@ -64,7 +66,7 @@ async def test_all_that_can_be_had_is_had_and_nothing_is_overwritten(site: ApiSi
         assert sorted(tree(directory).values()) == sorted(CONTENTS.values())
 
         # Damaged, gone, in the way of something, and behind a link: all others are there.
-        site.bucket.put(RUNS.artifact_key(task_id, "deep/b.txt"), b"tw0\n")
+        site.bucket.put(TASKS.place(task_id).artifact_key("deep/b.txt"), b"tw0\n")
         (directory / "a.txt").write_bytes(b"mine\n")
         (directory / "c.txt").unlink()
         (directory / "deep" / "b.txt").unlink()
@@ -98,8 +100,8 @@ async def test_two_artifacts_never_become_one_file(site: ApiSite, tmp_path: Path
     names = ["../x", "x", "/x", "a//x", "a/./x", "."]
 
     def calls() -> None:
-        stored = [artifacts.store(site.bucket, task_id, name, name.encode()) for name in names]
-        artifacts.write_index(site.bucket, task_id, stored)
+        stored = [artifacts.store(site.bucket, TASKS.place(task_id), name, name.encode()) for name in names]
+        artifacts.write_index(site.bucket, TASKS.place(task_id), stored)
         for force in (False, True):
             directory = tmp_path / f"out-{force}" / "below"
             with TaskClient(site.url) as client:
@@ -205,8 +207,8 @@ async def test_files_of_the_async_client_are_written_in_threads(
     site: ApiSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task_id = await site.submit()
-    stored = await asyncio.to_thread(artifacts.store, site.bucket, task_id, "large", b"x" * 2**20)
-    await asyncio.to_thread(artifacts.write_index, site.bucket, task_id, [stored])
+    stored = await asyncio.to_thread(artifacts.store, site.bucket, TASKS.place(task_id), "large", b"x" * 2**20)
+    await asyncio.to_thread(artifacts.write_index, site.bucket, TASKS.place(task_id), [stored])
     writers: set[Any] = set()
     write = os.write
 

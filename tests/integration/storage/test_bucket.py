@@ -20,7 +20,7 @@ from foundation.errors import ArtifactNotFound, BucketUnavailable, HostNotReady,
 from foundation.settings import Settings
 from storage import artifacts, records
 from storage.bucket import Bucket, ObjectStream
-from storage.layout import RUNS
+from storage.layout import TASKS
 from storage.names import names_of
 from storage.redaction import Redactor
 from tests.servers import S3Server
@@ -33,11 +33,11 @@ MIB = 2**20
 def task_id(bucket: Bucket) -> Iterator[str]:
     made = f"test-{uuid.uuid4().hex[:12]}"
     yield made
-    bucket.delete([found.key for found in bucket.list(RUNS.prefix(made))])
+    bucket.delete([found.key for found in bucket.list(TASKS.place(made).prefix)])
 
 
 def test_objects_are_stored_listed_in_order_read_in_ranges_and_deleted(bucket, task_id):
-    prefix = RUNS.prefix(task_id)
+    prefix = TASKS.place(task_id).prefix
     for number in (3, 1, 2, 11):
         bucket.put(f"{prefix}{number:04d}", b"0123456789" * number, content_type="text/plain")
     assert [item.key[-4:] for item in bucket.list(prefix)] == ["0001", "0002", "0003", "0011"]
@@ -58,7 +58,7 @@ def test_objects_are_stored_listed_in_order_read_in_ranges_and_deleted(bucket, t
 def test_of_writers_that_race_for_a_key_exactly_one_wins(bucket, task_id):
     with ThreadPoolExecutor(4) as pool:
         for number in range(6):
-            key = f"{RUNS.prefix(task_id)}{number}"
+            key = f"{TASKS.place(task_id).prefix}{number}"
             bodies = [bytes([writer]) * (10 if number % 2 else 9000) for writer in range(4)]
             won = list(pool.map(lambda body, key=key: bucket.put(key, body, if_absent=True), bodies))
             assert won.count(True) == 1
@@ -66,7 +66,7 @@ def test_of_writers_that_race_for_a_key_exactly_one_wins(bucket, task_id):
 
 
 def test_listings_longer_than_a_page_are_whole(bucket, task_id):
-    prefix = RUNS.prefix(task_id)
+    prefix = TASKS.place(task_id).prefix
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: bucket.put(f"{prefix}{number:05d}", b"x"), range(1100)))
     assert [item.key for item in bucket.list(prefix)] == [f"{prefix}{number:05d}" for number in range(1100)]
@@ -76,7 +76,7 @@ def test_listings_longer_than_a_page_are_whole(bucket, task_id):
 
 def test_large_files_are_stored_in_parts_and_measured_on_the_way(bucket, task_id):
     content = os.urandom(MIB) * 20 + b"end"
-    key = f"{RUNS.prefix(task_id)}large"
+    key = f"{TASKS.place(task_id).prefix}large"
     stored = bucket.put_file(key, io.BytesIO(content))
     assert (stored.size, stored.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     assert bucket.get(key) == content
@@ -92,7 +92,7 @@ def test_a_file_that_cannot_be_read_to_its_end_is_not_stored(bucket, task_id):
                 raise OSError("the disk broke")
             return super().read(count)
 
-    key = f"{RUNS.prefix(task_id)}broken"
+    key = f"{TASKS.place(task_id).prefix}broken"
     with pytest.raises(OSError, match="the disk broke"):
         bucket.put_file(key, Broken(bytes(40 * MIB)))
     assert bucket.stat(key) is None
@@ -225,26 +225,26 @@ def test_artifacts_are_redacted_listed_and_read_back(bucket, task_id, tmp_path):
     stored = []
     for path, name in names.items():
         with open_regular(tmp_path, path) as file:
-            stored.append(artifacts.store(bucket, task_id, name, file, path=path, redactor=redactor))
-    stored.append(artifacts.store(bucket, task_id, "metadata.json", b"{}"))
-    assert artifacts.index(bucket, task_id) == []
-    artifacts.write_index(bucket, task_id, stored)
-    secret, patch, metadata = artifacts.index(bucket, task_id)
+            stored.append(artifacts.store(bucket, TASKS.place(task_id), name, file, path=path, redactor=redactor))
+    stored.append(artifacts.store(bucket, TASKS.place(task_id), "metadata.json", b"{}"))
+    assert artifacts.index(bucket, TASKS.place(task_id)) == []
+    artifacts.write_index(bucket, TASKS.place(task_id), stored)
+    secret, patch, metadata = artifacts.index(bucket, TASKS.place(task_id))
     assert secret.name == secret.path == "deep/[redacted:TOKEN].txt"
     assert secret.redacted
     assert (patch.name, patch.content_type, patch.redacted) == ("plain.patch", "text/x-diff", False)
     assert (metadata.path, metadata.content_type, metadata.size_bytes) == ("metadata.json", "application/json", 2)
     for artifact in (secret, patch, metadata):
-        content = b"".join(artifacts.open_stream(bucket, task_id, artifact.name))
+        content = b"".join(artifacts.open_stream(bucket, TASKS.place(task_id), artifact.name))
         assert len(content) == artifact.size_bytes
         assert hashlib.sha256(content).hexdigest() == artifact.sha256
         assert b"tok-12345" not in content
-    assert b"".join(artifacts.open_stream(bucket, task_id, "plain.patch", 5, 3)) == b"--g"
+    assert b"".join(artifacts.open_stream(bucket, TASKS.place(task_id), "plain.patch", 5, 3)) == b"--g"
     with pytest.raises(ArtifactNotFound):
-        artifacts.open_stream(bucket, task_id, "nothing")
+        artifacts.open_stream(bucket, TASKS.place(task_id), "nothing")
 
 
 def test_final_records_are_read_back(bucket, task_id):
-    assert records.read_record(bucket, task_id) is None
-    records.write_record(bucket, task_id, {"state": "completed", "text": "é"})
-    assert records.read_record(bucket, task_id) == {"state": "completed", "text": "é"}
+    assert records.read_record(bucket, TASKS.place(task_id)) is None
+    records.write_record(bucket, TASKS.place(task_id), {"state": "completed", "text": "é"})
+    assert records.read_record(bucket, TASKS.place(task_id)) == {"state": "completed", "text": "é"}

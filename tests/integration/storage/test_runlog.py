@@ -15,7 +15,7 @@ from foundation.errors import BucketUnavailable
 from storage import runlog
 from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
-from storage.layout import RUNS
+from storage.layout import TASKS
 from storage.redaction import Redactor
 from storage.runlog import LogEntry, RunLogWriter, append_event, read_entries, seal, tail
 from tests.servers import S3Server
@@ -43,7 +43,7 @@ def follow_guest_file(bucket: Bucket, task_id: str, source: bytes, seed: int, un
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         try:
-            writer = RunLogWriter(bucket, task_id, REDACTOR)
+            writer = RunLogWriter(bucket, TASKS.place(task_id), REDACTOR)
             offset = writer.resume()["stdout"]
             while offset < until:
                 data = source[offset : min(until, offset + some.randrange(1, 700))]
@@ -73,7 +73,7 @@ async def test_the_log_is_whole_for_all_who_follow_when_the_server_is_killed_in_
         seen: dict[int, list[LogEntry]] = {0: [], 1: []}
 
         async def read_along(number: int) -> None:
-            async for entry in followers.follow("t"):
+            async for entry in followers.follow(TASKS.place("t")):
                 seen[number].append(entry)
 
         readers = [asyncio.create_task(read_along(number)) for number in seen]
@@ -90,10 +90,10 @@ async def test_the_log_is_whole_for_all_who_follow_when_the_server_is_killed_in_
             await asyncio.to_thread(server.start)
         for worker in workers:
             await asyncio.to_thread(worker.join)
-        append_event(bucket, "t", {"type": "end"})
-        await asyncio.to_thread(seal, bucket, "t")
+        append_event(bucket, TASKS.place("t"), {"type": "end"})
+        await asyncio.to_thread(seal, bucket, TASKS.place("t"))
         await asyncio.wait_for(asyncio.gather(*readers), PATIENCE_SECONDS)
-        entries = list(read_entries(bucket, "t"))
+        entries = list(read_entries(bucket, TASKS.place("t")))
     check_log(entries, source)
     assert entries[-1].stream == "event"
     assert seen[0] == seen[1] == entries
@@ -101,7 +101,7 @@ async def test_the_log_is_whole_for_all_who_follow_when_the_server_is_killed_in_
 
 def _await_entries(bucket: Bucket, count: int) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (last := tail(bucket, "t", 1)) or last[0].id < count:
+    while not (last := tail(bucket, TASKS.place("t"), 1)) or last[0].id < count:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -110,28 +110,28 @@ def test_a_sealed_log_is_few_objects_and_reads_the_same(bucket, monkeypatch):
     monkeypatch.setattr(runlog, "_MERGE_SEGMENTS", 20)
     task_id = f"test-{uuid.uuid4().hex[:12]}"
     source = guest_output(200)
-    writer = RunLogWriter(bucket, task_id, REDACTOR)
+    writer = RunLogWriter(bucket, TASKS.place(task_id), REDACTOR)
     writer.resume()
     for start in range(0, len(source), 50):
         writer.feed("stdout", source[start : start + 50], start)
         writer.flush(force=True)
     writer.close()
-    live = list(read_entries(bucket, task_id))
-    seal(bucket, task_id)
-    seal(bucket, task_id)
+    live = list(read_entries(bucket, TASKS.place(task_id)))
+    seal(bucket, TASKS.place(task_id))
+    seal(bucket, TASKS.place(task_id))
     check_log(live, source)
-    assert list(read_entries(bucket, task_id)) == live
-    assert list(read_entries(bucket, task_id, live[99].id)) == live[100:]
-    assert tail(bucket, task_id, 7) == live[-7:]
+    assert list(read_entries(bucket, TASKS.place(task_id))) == live
+    assert list(read_entries(bucket, TASKS.place(task_id), live[99].id)) == live[100:]
+    assert tail(bucket, TASKS.place(task_id), 7) == live[-7:]
     # The entries, the seal, and the closing segment that keeps late writers out.
-    assert len(list(bucket.list(RUNS.log_prefix(task_id)))) == 3
-    bucket.delete([found.key for found in bucket.list(RUNS.prefix(task_id))])
+    assert len(list(bucket.list(TASKS.place(task_id).log_prefix))) == 3
+    bucket.delete([found.key for found in bucket.list(TASKS.place(task_id).prefix)])
 
 
 def test_a_writer_whose_server_is_away_says_so_and_loses_nothing(tmp_path: Path):
     with S3Server(tmp_path) as server:
         bucket = Bucket(server.settings)
-        writer = RunLogWriter(bucket, "t", REDACTOR)
+        writer = RunLogWriter(bucket, TASKS.place("t"), REDACTOR)
         writer.feed("stdout", b"one\n", 0)
         server.kill()
         writer.feed("stdout", b"two\n", 4)
@@ -139,4 +139,4 @@ def test_a_writer_whose_server_is_away_says_so_and_loses_nothing(tmp_path: Path)
             writer.flush(force=True)
         server.start()
         writer.flush(force=True)
-        assert [entry.data for entry in read_entries(bucket, "t")] == ["one\n", "two\n"]
+        assert [entry.data for entry in read_entries(bucket, TASKS.place("t"))] == ["one\n", "two\n"]

@@ -20,7 +20,7 @@ from workflows import steps
 def said(bucket: MemoryBucket, message: str, *, attempt: int, step: str = steps.STAGE.name, first: datetime) -> None:
     environment = ActivityEnvironment()
     environment.info = replace(environment.info, attempt=attempt, activity_type=step, scheduled_time=first)
-    environment.run(lambda: announce(cast("Bucket", bucket), TASK, "progress", message, redactor=REDACTOR))
+    environment.run(lambda: announce(cast("Bucket", bucket), TASK.id, "progress", message, redactor=REDACTOR))
 
 
 def messages(bucket: MemoryBucket) -> list[str]:

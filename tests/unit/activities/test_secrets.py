@@ -214,7 +214,7 @@ def test_a_value_too_short_to_be_redacted_is_told(settings, machine, monkeypatch
     bucket = MemoryBucket()
     host = Mock()
     step = Secrets(settings, host, cast("Bucket", bucket)).inject_secrets
-    request = SecretsRequest(machine_id=machine, task_id=TASK, secrets=REFERENCES)
+    request = SecretsRequest(machine_id=machine, task_id=TASK.id, secrets=REFERENCES)
     result = ActivityEnvironment().run(step, request)
     assert ["TOKEN" in note and "abc" not in note for note in result.notes] == [True]
     assert [json.loads(entry.data)["message"] for entry in read_entries(bucket, TASK)] == result.notes

@@ -27,7 +27,7 @@ async def left_while(sending: bool, bucket: MemoryBucket) -> RunLogFollowers:
             await asyncio.Event().wait()
 
     query = LogQuery(follow=True)
-    content = written(query, JsonLines(), TASK, cast("Core", None), cast("Bucket", bucket), followers)
+    content = written(query, JsonLines(), TASK.id, cast("Core", None), cast("Bucket", bucket), followers)
     answering = asyncio.create_task(LogResponse(content, "text/plain").stream_response(cast("Any", send)))
     await at_rest.wait()
     assert followers.followed == {TASK: 1}

@@ -21,6 +21,7 @@ from machines.host import MachineHost
 from machines.hypervisor import qemu, qmp
 from machines.paths import machine_paths
 from machines.records import MachineRecord, RecordStore
+from storage.layout import TASKS
 from storage.runlog import read_entries
 from tests.stand_ins.memory_bucket import MemoryBucket
 from worker import disk_watch as watching
@@ -145,8 +146,8 @@ async def test_runs_hear_once_that_their_machine_stands_still_and_that_it_goes_o
     metrics = WorkerMetrics()
     with pytest.raises(asyncio.CancelledError):
         await watching.watch_disks(host.settings, looked, metrics, bucket)
-    told = [json.loads(entry.data)["message"] for entry in read_entries(bucket, "one")]
+    told = [json.loads(entry.data)["message"] for entry in read_entries(bucket, TASKS.place("one"))]
     assert ["stands still" in message for message in told] == [True, False]
     assert "goes on now" in told[1]
-    assert list(read_entries(bucket, "two")) == []
+    assert list(read_entries(bucket, TASKS.place("two"))) == []
     assert metrics.registry.get_sample_value("taskyard_host_machines_stopped") == 0

@@ -11,13 +11,13 @@ import pytest
 from foundation.errors import BucketUnavailable, TaskyardError
 from storage import follower, runlog
 from storage.follower import RunLogFollower, RunLogFollowers
-from storage.layout import RUNS
+from storage.layout import TASKS
 from storage.redaction import Redactor
 from storage.runlog import RunLogWriter, append_event, seal
 from tests.stand_ins.memory_bucket import MemoryBucket
 from tests.waiting import until
 
-TASK = "task-1"
+TASK = TASKS.place("task-1")
 POLL = 0.001
 
 
@@ -118,10 +118,10 @@ async def test_a_damaged_log_is_told_and_not_waited_for():
         assert [(await anext(stream)).id for _ in range(3)] == [1, 2, 3]
         append_event(bucket, TASK, {"n": 3})
         append_event(bucket, TASK, {"n": 4})
-        bucket.delete([RUNS.segment_key(TASK, 4)])
+        bucket.delete([TASK.segment_key(4)])
         with pytest.raises(TaskyardError, match="damaged"):
             await anext(stream)
-    assert any(key.startswith(RUNS.log_prefix(TASK)) for key in bucket.objects)
+    assert any(key.startswith(TASK.log_prefix) for key in bucket.objects)
 
 
 async def test_stopping_ends_those_who_wait():

@@ -6,18 +6,18 @@ import pytest
 
 from foundation.errors import InvalidParameter
 from storage import layout
-from storage.layout import RUNS
+from storage.layout import TASKS
 
 KEYS = {
-    "tasks/a/": RUNS.prefix("a"),
-    "tasks/a/record.json": RUNS.record_key("a"),
-    "tasks/a/log/": RUNS.log_prefix("a"),
-    "tasks/a/log/segments/0000000000000007": RUNS.segment_key("a", 7),
-    "tasks/a/log/segments/sealed.json": RUNS.seal_key("a"),
-    "tasks/a/log/merged/0000000000000012-0000000000000007": RUNS.merged_key("a", 7, 12),
-    "tasks/a/log/sealed/0000000000000007-0000000000000012": RUNS.sealed_part_key("a", 7, 12),
-    "tasks/a/artifacts/index.json": RUNS.artifact_index_key("a"),
-    "tasks/a/artifacts/files/bbeac57eb5fca690-b_c.txt": RUNS.artifact_key("a", "deep/b c.txt"),
+    "tasks/a/": TASKS.place("a").prefix,
+    "tasks/a/record.json": TASKS.place("a").record_key,
+    "tasks/a/log/": TASKS.place("a").log_prefix,
+    "tasks/a/log/segments/0000000000000007": TASKS.place("a").segment_key(7),
+    "tasks/a/log/segments/sealed.json": TASKS.place("a").seal_key,
+    "tasks/a/log/merged/0000000000000012-0000000000000007": TASKS.place("a").merged_key(7, 12),
+    "tasks/a/log/sealed/0000000000000007-0000000000000012": TASKS.place("a").sealed_part_key(7, 12),
+    "tasks/a/artifacts/index.json": TASKS.place("a").artifact_index_key,
+    "tasks/a/artifacts/files/bbeac57eb5fca690-b_c.txt": TASKS.place("a").artifact_key("deep/b c.txt"),
     "hosts/one%2Ftwo.json": layout.host_key("one/two"),
     "preserved/one%2Ftwo.json": layout.preserved_key("one/two"),
 }
@@ -33,4 +33,4 @@ def test_a_kind_has_a_directory_of_its_own() -> None:
     assert len({each.directory for each in kinds} | {"hosts", "preserved"}) == len(kinds) + 2
     for kind in kinds:
         with pytest.raises(InvalidParameter, match=f"is not a {kind.noun} id"):
-            kind.prefix("../a")
+            kind.place("../a")

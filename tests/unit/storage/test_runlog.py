@@ -8,7 +8,6 @@ import pytest
 
 from foundation.errors import BucketUnavailable, Conflict
 from storage import runlog
-from storage.layout import RUNS
 from storage.runlog import append_event, read_entries
 from tests.stand_ins.memory_bucket import (
     REDACTOR,
@@ -22,7 +21,7 @@ from tests.stand_ins.memory_bucket import (
 
 
 def segment_count(bucket: MemoryBucket) -> int:
-    return sum(key.startswith(RUNS.segments_prefix(TASK)) for key in bucket.objects)
+    return sum(key.startswith(TASK.segments_prefix) for key in bucket.objects)
 
 
 def test_the_first_entry_is_stored_at_once_and_further_ones_a_few_times_a_second():

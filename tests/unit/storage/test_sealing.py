@@ -6,7 +6,7 @@ import pytest
 
 from foundation.errors import BucketUnavailable, Conflict, InvalidParameter
 from storage import runlog
-from storage.layout import RUNS
+from storage.layout import TASKS
 from storage.reader import LogReader
 from storage.runlog import LogEntry, append_event, read_entries, seal, tail
 from tests.stand_ins.memory_bucket import (
@@ -163,7 +163,7 @@ def test_a_seal_that_crashes_anywhere_is_finished_by_the_next_and_readers_see_al
         bucket.before = bucket.after = lambda _action, _key: None
         assert list(read_entries(bucket, TASK)) == entries
         assert [*read, *half_way.read()] == entries
-        assert not any(key.startswith(RUNS.merged_prefix(TASK)) for key in bucket.objects)
+        assert not any(key.startswith(TASK.merged_prefix) for key in bucket.objects)
     assert 10 < crashes < 99
 
 
@@ -182,10 +182,10 @@ def test_two_seals_at_once_agree():
         seal(bucket, TASK)
         bucket.before = lambda _action, _key: None
         assert list(read_entries(bucket, TASK)) == entries
-        assert sum(key.startswith(RUNS.log_prefix(TASK)) for key in bucket.objects) == 3
+        assert sum(key.startswith(TASK.log_prefix) for key in bucket.objects) == 3
 
 
 def test_task_ids_that_could_leave_their_directory_are_refused():
     for bad in ("", "a/b", "..", "../x", "a\n", "é"):
         with pytest.raises(InvalidParameter):
-            RUNS.prefix(bad)
+            TASKS.place(bad)
