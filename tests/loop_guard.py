@@ -11,10 +11,10 @@ time is divided by how much slower than at its best the machine is at that momen
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import faulthandler
 import gc
+import inspect
 import re
 import sys
 import tempfile
@@ -26,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import CodeType
 from typing import Any, NamedTuple
 
 LIMIT_SECONDS = 0.1
@@ -34,6 +35,7 @@ _TICK_SECONDS = 0.01
 _LOOKED_AT_SECONDS = 0.02
 _FUTEX = "202" if sys.maxsize > 2**32 else "240"
 _TESTS = str(Path(__file__).parent)
+_COROUTINES = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)
 _PACE_TURNS = 20_000
 
@@ -192,25 +194,23 @@ def _caller_is_a_test(stack: tuple[_Frame, ...]) -> bool:
 
 
 def _is_of_coroutine(frame: _Frame) -> bool:
-    around = [
-        (first, is_coroutine) for first, last, is_coroutine in _functions(frame.file) if first <= frame.line <= last
-    ]
-    return max(around, default=(0, False))[1]
+    return (frame.function, frame.line) in _lines_of_coroutines(frame.file)
 
 
 @cache
-def _functions(file: str) -> list[tuple[int, int, bool]]:
-    """First and last line of each function in a file, and whether it is a coroutine; none in what is no file."""
+def _lines_of_coroutines(file: str) -> frozenset[tuple[str, int]]:
+    """The lines of all coroutines in a file, each with its function's name; none in what is no file."""
     try:
-        tree = ast.parse(Path(file).read_bytes())
+        left = [compile(Path(file).read_bytes(), file, "exec", dont_inherit=True)]
     except (OSError, ValueError, SyntaxError):
-        return []
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    return [
-        (node.lineno, node.end_lineno or node.lineno, isinstance(node, ast.AsyncFunctionDef))
-        for node in ast.walk(tree)
-        if isinstance(node, kinds)
-    ]
+        return frozenset()
+    found = set()
+    while left:
+        code = left.pop()
+        left += [each for each in code.co_consts if isinstance(each, CodeType)]
+        if code.co_flags & _COROUTINES:
+            found |= {(code.co_name, line) for _, _, line in code.co_lines() if line is not None}
+    return frozenset(found)
 
 
 def _written(stack: tuple[_Frame, ...]) -> str:

@@ -57,10 +57,12 @@ OnChange = Callable[[Status, str | None], None]
 class _Look:
     """What one look has seen: runs by their ids, and the latest time of the store.
 
-    ``reached`` is the time up to which it has read everything; the next look begins there.
+    ``reached`` is the time up to which it has read everything; the next look begins there. ``gone`` are the runs that
+    the store was found to have forgotten meanwhile: a page that was read before then still has them.
     """
 
     run_ids: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
     latest: datetime | None = None
     reached: datetime | None = None
 
@@ -98,6 +100,8 @@ class RunIndex(Generic[Status]):
         self._noted: dict[str, float] = {}
         self._look_task: asyncio.Task[None] | None = None
         self._reread_task: asyncio.Task[None] | None = None
+        # What is read anew beside the looks.
+        self._beside = _Look()
         self._fresh_until = 0.0
         self._read_at: float | None = None
         self._read_seconds = 0.0
@@ -233,9 +237,10 @@ class RunIndex(Generic[Status]):
         self._read_seconds = self._read_at - begun
 
     async def _reread(self) -> None:
+        self._beside = _Look()
         try:
             with suppress(EngineUnavailable):
-                await self._read_all(_Look())
+                await self._read_all(self._beside)
         finally:
             self._reread_task = None
 
@@ -255,6 +260,8 @@ class RunIndex(Generic[Status]):
 
     async def _take_page(self, page: Sequence[Entry[Status]], look: _Look) -> None:
         for number, entry in enumerate(page, 1):
+            if entry.run_id in look.gone:
+                continue
             look.take(entry)
             held, recorded = self._rows.get(entry.run_id), entry.recorded
             if held is None or held.recorded != recorded:
@@ -304,6 +311,8 @@ class RunIndex(Generic[Status]):
         self._noted.pop(run_id, None)
         if row is None:
             return
+        if self._reread_task is not None:
+            self._beside.gone.add(run_id)
         hidden = self._hidden.get(row.id, set())
         if self._current[row.id].run_id == run_id:
             others = sorted((self._rows[other] for other in hidden), key=lambda other: other.began)

@@ -7,7 +7,7 @@ import json
 from collections import defaultdict
 
 import pytest
-from hypothesis import given, note, settings
+from hypothesis import example, given, note, settings
 from hypothesis import strategies as st
 
 from api.native import views
@@ -126,8 +126,17 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_module, "_PAUSE_ROWS", 2)
 
 
+# A run that the store forgets while all is read anew beside the looks: pages that were read before still have it.
+FORGOTTEN_BESIDE = [
+    *[("start", 0)] * 5,
+    *[("pass whole", 0)] * 3,
+    *[("look", []), ("wait", 599.0), ("look", [("pass whole", 0)]), ("forget", 3)],
+]
+
+
 @settings(max_examples=500)
 @given(COURSES)
+@example(FORGOTTEN_BESIDE)
 def test_an_answer_shows_what_the_store_showed_while_it_was_made(course: list[tuple]) -> None:
     note(repr(course))
 

@@ -17,7 +17,11 @@ from tests.stand_ins.local_guest import LocalGuest
 
 ROOT = Path(__file__).parents[3]
 GUEST = ROOT / "guest"
-FILES = {path: path.read_text() for path in sorted(GUEST.rglob("*")) if path.is_file() and "py" not in path.suffix}
+# What of the room is Python's own.
+_PYTHON = (".py", ".pyc", "py.typed")
+FILES = {
+    path: path.read_text() for path in sorted(GUEST.rglob("*")) if path.is_file() and not path.name.endswith(_PYTHON)
+}
 VALUES = {name: value for name, value in vars(contract).items() if name.isupper() and isinstance(value, str | int)}
 PLACES = {value for value in VALUES.values() if isinstance(value, str) and value.startswith("/")}
 # What the guest's own programs say to one another: nobody else looks there.
