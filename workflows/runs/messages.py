@@ -103,6 +103,31 @@ class TokenUsage(Message):
     cache_read_input_tokens: int = 0
 
 
+class HostUse(Message):
+    """What a guest asked of one host and port: connections let through and refused, and bytes of the former.
+
+    ``reason`` is the sentence of the last refusal.
+    """
+
+    host: Name
+    port: int
+    allowed: int = 0
+    blocked: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    reason: Sentence | None = None
+
+
+class NetworkUse(Message):
+    """What a guest asked of the egress proxy so far, in all and by host; of many hosts those asked most are named."""
+
+    allowed: int = 0
+    blocked: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    hosts: list[HostUse] = []
+
+
 class Transition(Message):
     """One change of state."""
 

@@ -62,6 +62,16 @@ class Claude(Part):
     max_turns: int | None = Field(None, description="Most turns the agent may take")
 
 
+class NetworkPolicy(Part):
+    """What a guest may reach beside the model gateway: ``hosts`` are host rules (``workflows.specs.hosts``).
+
+    They count in the mode ``outbound`` alone: ``isolated`` reaches none, and ``full`` every public one.
+    """
+
+    mode: NetworkMode = NetworkMode.ISOLATED
+    hosts: list[str] = []
+
+
 class VmSpec(Part):
     """Shape and network of the machine."""
 
@@ -71,6 +81,10 @@ class VmSpec(Part):
     disk: str = Field("40G", description="Size of the root disk and of the workspace disk, both thin")
     network_mode: NetworkMode = Field(NetworkMode.ISOLATED, description="isolated, outbound or full")
     allowed_hosts: list[str] = Field(default=[], description="Host names that outbound mode lets through")
+
+    def network(self) -> NetworkPolicy:
+        """The policy with which the machine starts."""
+        return NetworkPolicy(mode=self.network_mode, hosts=self.allowed_hosts)
 
 
 class SecretReference(Part):
