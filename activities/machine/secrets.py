@@ -1,4 +1,7 @@
-"""Secrets: references resolved once for a run on its VM host, values kept in memory there and in the guest only."""
+"""Secrets: references resolved once for a run on its VM host, values kept in memory there and in the guest only.
+
+Of an injected one the guest gets a placeholder; its value stays on the host, whose egress proxy puts it into requests.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from temporalio import activity
 
+from activities.machine.injection import InjectedSecret, check_value, new_placeholder
 from activities.step.announcements import announce
 from activities.step.boundary import boundary
 from activities.step.heartbeat import beating
@@ -24,7 +29,7 @@ from storage.bucket import Bucket
 from storage.redaction import MIN_VALUE_BYTES, Redactor
 from workflows import steps
 from workflows.runs.requests import SecretsRequest, SecretsResult
-from workflows.specs.wire import SecretReference
+from workflows.specs.wire import Injection, SecretReference
 
 MAX_BYTES = 64 * 1024
 # Settings and credentials of Taskyard and of the model provider are never a task's.
@@ -48,7 +53,7 @@ class Secrets:
             shell = self._host.connect(request.machine_id)
             shell.run(f"mkdir -p {VOLATILE_DIR}")
             # Readable by root, who starts the agent with them.
-            shell.write(ENVIRONMENT, environment_block(values), mode=0o600)
+            shell.write(ENVIRONMENT, environment_block(self._secrets.given(request.machine_id)), mode=0o600)
             notes = [
                 f"The value of secret {name} is shorter than {MIN_VALUE_BYTES} bytes, so it is not redacted in the log "
                 "and the artifacts; give it a longer one."
@@ -60,7 +65,7 @@ class Secrets:
 
 
 class RunSecrets:
-    """The secrets of runs with the values that their guests got, whatever becomes of their sources meanwhile.
+    """The secrets of runs with the values that were found first, whatever becomes of their sources meanwhile.
 
     They lie in this host's memory, readable by its user alone, until the machine is destroyed or the host restarted.
     """
@@ -71,28 +76,42 @@ class RunSecrets:
     def resolve(self, machine_id: str, references: Sequence[SecretReference]) -> dict[str, str]:
         """Values by name, resolved by the first call. Raises SecretUnavailable, whose sentence never holds a value."""
         held = self._held(machine_id)
-        if held is not None or not references:
-            return held or {}
-        path = volatile_file(self._settings, machine_id)
-        # Of two at once, both give the guest the same.
-        write_once(path, json.dumps(resolve_all(self._settings, references)))
-        held = self._held(machine_id)
-        if held is None:
-            raise HostNotReady(
-                f"Secrets cannot be kept in memory: {path} is there and is not this worker's; remove it."
-            )
-        return held
+        if held is None and references:
+            path = volatile_file(self._settings, machine_id)
+            # Of two at once, both give the guest the same.
+            write_once(path, json.dumps(_kept(references, resolve_all(self._settings, references))))
+            held = self._held(machine_id)
+            if held is None:
+                raise HostNotReady(
+                    f"Secrets cannot be kept in memory: {path} is there and is not this worker's; remove it."
+                )
+        return _values(held or {})
 
     def known(self, machine_id: str, references: Sequence[SecretReference]) -> dict[str, str]:
-        """Values by name as the guest got them; those of now for a run whose values are no longer held."""
+        """Values by name as they were resolved; those of now for a run whose values are no longer held."""
         held = self._held(machine_id)
-        return resolve_all(self._settings, references) if held is None else held
+        return resolve_all(self._settings, references) if held is None else _values(held)
+
+    def given(self, machine_id: str) -> dict[str, str]:
+        """What the guest gets, by name: values, and placeholders for those that are injected."""
+        held = self._held(machine_id) or {}
+        return {name: kept if isinstance(kept, str) else kept["placeholder"] for name, kept in held.items()}
+
+    def injected(self, machine_id: str) -> list[InjectedSecret]:
+        """What the egress proxy puts in for the machine; nothing for one whose values are not held."""
+        held = self._held(machine_id) or {}
+        return [
+            InjectedSecret.of(name, kept["value"], kept["placeholder"], Injection.model_validate(kept["inject"]))
+            for name, kept in held.items()
+            if not isinstance(kept, str)
+        ]
 
     def redactor(self, machine_id: str) -> Redactor:
-        """Takes out the values that the guest got, as far as they are held."""
-        return Redactor(self._held(machine_id) or {})
+        """Takes out the values that the run was given, as far as they are held."""
+        return Redactor(_values(self._held(machine_id) or {}))
 
-    def _held(self, machine_id: str) -> dict[str, str] | None:
+    def _held(self, machine_id: str) -> dict[str, Any] | None:
+        """By name a value, or of an injected secret its ``value``, ``placeholder`` and what it is for (``inject``)."""
         try:
             descriptor = os.open(volatile_file(self._settings, machine_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
@@ -106,6 +125,25 @@ class RunSecrets:
                 return dict(json.load(file))
         finally:
             os.close(descriptor)
+
+
+def _kept(references: Iterable[SecretReference], values: Mapping[str, str]) -> dict[str, Any]:
+    kept: dict[str, Any] = dict(values)
+    for reference in references:
+        if reference.inject is not None:
+            value = values[reference.name]
+            check_value(reference, value)
+            placeholder = new_placeholder(value)
+            kept[reference.name] = {
+                "value": value,
+                "placeholder": placeholder,
+                "inject": reference.inject.model_dump(),
+            }
+    return kept
+
+
+def _values(held: Mapping[str, Any]) -> dict[str, str]:
+    return {name: kept if isinstance(kept, str) else kept["value"] for name, kept in held.items()}
 
 
 def resolve_all(settings: Settings, references: Iterable[SecretReference]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from foundation.documents import Document, Unreadable, read_json, read_yaml, tex
 from foundation.errors import InvalidManifest
 from foundation.faults import Fault
 from foundation.units import parse_duration, parse_size
-from workflows.specs import faults, mcp, patterns, wire
+from workflows.specs import faults, injection, mcp, patterns, wire
 
 # The whole manifest as JSON: what is larger belongs into the repository, and Temporal takes no message of 2 MiB.
 MAX_BYTES = 2**20
@@ -240,6 +240,7 @@ class SecretReference(wire.SecretReference):
 
     source: Literal["env", "file"]
     key: Entry
+    inject: injection.Injection | None = None
 
     @field_validator("name")
     @classmethod
@@ -340,7 +341,7 @@ def parse(data: Any, found: Sequence[Fault] = ()) -> Manifest:
     except ValidationError as error:
         wrong += faults.of_rules(error.errors(include_url=False, include_input=False), Manifest)
     else:
-        wrong += () if wrong else _too_large(manifest)
+        wrong += () if wrong else [*_too_large(manifest), *injection.faults(manifest.secrets, manifest.vm)]
     wrong += faults.of_rules(mcp.errors(config), Manifest, ("claude", "mcp_config"))
     if wrong:
         raise InvalidManifest.of(wrong)

@@ -87,12 +87,23 @@ class VmSpec(Part):
         return NetworkPolicy(mode=self.network_mode, hosts=self.allowed_hosts)
 
 
+class Injection(Part):
+    """Requests into which the egress proxy puts a secret, whose value then never enters the machine."""
+
+    hosts: list[str] = Field(description="Host rules; without a port, port 443. Over TLS alone")
+    header: str = Field("Authorization", description="Header of the request that holds the value")
+    format: str = Field("Bearer {}", description="The header's value, with {} in the secret's place")
+
+
 class SecretReference(Part):
     """A secret by reference: resolved on the VM host, never written to history."""
 
     name: str = Field(description="Environment variable of the agent that holds the value")
     source: str = Field(description="env: the worker's environment; file: a file of the VM host")
     key: str = Field(description="Variable name or absolute path")
+    inject: Injection | None = Field(
+        None, description="Give the agent a placeholder, and put the value into requests to these hosts"
+    )
 
 
 class Lifecycle(Part):
