@@ -13,6 +13,7 @@ from activities.agent.steps import Agent
 from activities.artifacts.steps import Artifacts
 from activities.finish import Finish
 from activities.machine.lease import Leases
+from activities.machine.network import Egress, MachineNetworks, NetworkChanges
 from activities.machine.provisioning import Machines
 from activities.machine.secrets import Secrets
 from activities.repository.staging import Repositories
@@ -41,12 +42,19 @@ class Placed:
 
 
 def implementations(
-    settings: Settings, client: Client, host: MachineHost, bucket: Bucket, gateway: Gateway, metrics: WorkerMetrics
+    settings: Settings,
+    client: Client,
+    host: MachineHost,
+    bucket: Bucket,
+    gateway: Gateway,
+    egress: Egress,
+    metrics: WorkerMetrics,
 ) -> dict[str, Activity]:
     """What carries out each step, by the step's name."""
     leases = Leases(settings, host, bucket)
-    agent = Agent(settings, host, bucket, gateway, client, asyncio.get_running_loop(), metrics.take_result)
-    machines = Machines(settings, host, bucket)
+    networks = MachineNetworks(egress)
+    agent = Agent(settings, host, bucket, gateway, networks, client, asyncio.get_running_loop(), metrics.take_result)
+    machines = Machines(settings, host, bucket, networks)
     return {
         steps.RESERVE.name: leases.reserve_host,
         steps.STAGE.name: Repositories(settings, bucket, machines.start_early).stage_repository,
@@ -56,7 +64,8 @@ def implementations(
         steps.DELIVER.name: agent.deliver_message,
         steps.CLOSE.name: agent.close_session,
         steps.STOP_AGENT.name: agent.stop_agent,
-        steps.COLLECT.name: Artifacts(settings, host, bucket).collect_artifacts,
+        steps.NETWORK.name: NetworkChanges(networks, bucket).set_network,
+        steps.COLLECT.name: Artifacts(settings, host, bucket, networks).collect_artifacts,
         steps.RELEASE.name: leases.release_machine,
         steps.FINISH.name: Finish(bucket).finish_run,
     }

@@ -37,11 +37,13 @@ RUNS = WorkflowKind(type="TaskWorkflow", id_prefix="task-")
 CANCEL = "cancel"
 USER_MESSAGE = "user_message"
 CLOSE = "close"
+NETWORK = "network"
 # From followers of earlier versions, which had no update yet.
 TURN_ENDED = "turn_ended"
 
-# Updates of a run, from its own follower.
+# Updates of a run: from its own follower, and from the API.
 END_TURN = "end_turn"
+CHANGE_NETWORK = "change_network"
 
 # Queries.
 STATUS = "status"
@@ -53,6 +55,7 @@ LEAN = "lean"  # reserves at once, and shows no state that passes within one wor
 BOUNDED = "bounded"  # waits for nothing without a bound when it ends
 REFUSES = "refuses-messages"  # takes no message that it cannot deliver
 REDELIVERS = "redelivers"  # goes on with the conversation when a delivery has failed
+EGRESS = "egress"  # has a network policy, which can be changed
 
 # --- what a workflow shows without being asked
 

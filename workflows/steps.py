@@ -14,6 +14,7 @@ Every step of a run ends, whatever guest, host, bucket and client do. ``wait`` a
     DELIVER     HOST_PATIENCE           10 min       25 min; the run goes on without the message then
     CLOSE       HOST_PATIENCE           10 min       25 min; the agent is stopped then
     STOP_AGENT  HOST_PATIENCE           5 min        20 min; the machine is ended from its host then
+    NETWORK     HOST_PATIENCE           5 min        20 min; the change is refused then
     COLLECT     HOST_PATIENCE           1 h          1 h 15 min; a forced cancel calls it off
     RELEASE     ABSENCE                 10 min       10 min 30 s; the sweeper tears the machine down then
       preserve  HOST_PATIENCE           10 min       25 min
@@ -53,6 +54,7 @@ from workflows.runs.requests import (
     ReserveRequest,
     SecretsRequest,
     SecretsResult,
+    SetNetworkRequest,
     StageRequest,
     StageResult,
     StopAgentRequest,
@@ -201,6 +203,17 @@ CLOSE: Step[CloseRequest, None] = Step(
     wait=HOST_PATIENCE,
     bound=timedelta(minutes=10),
 )
+NETWORK: Step[SetNetworkRequest, None] = Step(
+    "set_network",
+    SetNetworkRequest,
+    None,
+    Queue.HOST,
+    limit=timedelta(minutes=1),
+    retry=_retry(1, 30, 10),
+    heartbeat=_BEAT,
+    wait=HOST_PATIENCE,
+    bound=timedelta(minutes=5),
+)
 COLLECT = Step(
     "collect_artifacts",
     CollectRequest,
@@ -248,6 +261,7 @@ OF: dict[WorkflowKind, tuple[Step[Any, Any], ...]] = {
         DELIVER,
         CLOSE,
         STOP_AGENT,
+        NETWORK,
         COLLECT,
         RELEASE,
         FINISH,

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from activities.agent.output import AgentOutput, LineSplitter
 from activities.agent.session import AgentSession, Chunk, Ended
+from activities.machine.network import DECISION
 from activities.step.announcements import USER_MESSAGE
 from foundation.units import format_seconds
 from storage.runlog import RunLogWriter
@@ -49,6 +50,8 @@ class Follower:
         self.verdict: Cause | None = None
         #: The sentence of the verdict.
         self.judgement: str | None = None
+        #: Decisions about the guest's network that earlier attempts have logged.
+        self.decisions = 0
         self._writer = writer
         self._most_bytes = most_bytes
         self._hang_seconds = hang_timeout.total_seconds()
@@ -145,6 +148,8 @@ class Follower:
             self._began = self._began or entry.ts
         elif event.get("type") == USER_MESSAGE and event.get("message_id") == PROMPT:
             self._prompt_logged = True
+        elif event.get("type") == DECISION:
+            self.decisions += 1
 
     def _take(self, stream: GuestStream, data: bytes, at: datetime) -> None:
         take = self._output.take if stream == "stdout" else self._output.take_error

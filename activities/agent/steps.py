@@ -16,6 +16,7 @@ from activities.agent.follower import Follower
 from activities.agent.guest_figures import GuestFigures
 from activities.agent.output import AgentOutput
 from activities.agent.session import AgentSession, Launch
+from activities.machine.network import MachineNetworks, WatchedNetwork
 from activities.machine.secrets import RunSecrets
 from activities.step.announcements import USER_MESSAGE, announce
 from activities.step.boundary import boundary, bounded_retries
@@ -65,6 +66,7 @@ class Agent:
         host: MachineHost,
         bucket: Bucket,
         gateway: RunGateway,
+        networks: MachineNetworks,
         client: Client,
         loop: asyncio.AbstractEventLoop,
         on_result: Callable[[AgentResult], None] = lambda _: None,
@@ -73,6 +75,7 @@ class Agent:
         self._host = host
         self._bucket = bucket
         self._gateway = gateway
+        self._networks = networks
         self._client = client
         self._loop = loop
         self._on_result = on_result
@@ -86,15 +89,17 @@ class Agent:
         machine_id = request.machine_id
         token = self._gateway.token(machine_id)
         redactor = Redactor({**self._secrets.known(machine_id, request.secrets), "GATEWAY_TOKEN": token})
+        network = self._networks.watched(machine_id, redactor)
         place = TASKS.place(request.task_id)
         writer = RunLogWriter(self._bucket, place, redactor)
         output = AgentOutput(redactor.redact_text)
-        ticker = _Ticker(output.progress)
+        ticker = _Ticker(output.progress, network, writer)
         most = parse_size(self._settings.log_limit)
         follower = Follower(writer, output, request.hang_timeout, most, self._turn_end_report(), ticker)
         with beating(output.progress):
             offsets = writer.resume()
             follower.read_back(read_entries(self._bucket, place))
+            network.recall(follower.decisions)
             follower.open_log(STATE_MESSAGES[TaskState.RUNNING], request.claude.prompt)
             shell = self._started(request, token, follower) if follower.verdict is None else None
         ended = None
@@ -103,6 +108,7 @@ class Agent:
                 ended = follower.follow(AgentSession(shell), offsets)
         usage = TokenUsage.model_validate(self._gateway.usage(machine_id))
         result = output.outcome(ended.exit_code if ended else None, usage)
+        result.network = network.use()
         if ended is None:
             # The workflow keeps it, and stops the agent.
             result.running, result.cause, result.error = True, follower.verdict, follower.judgement
@@ -180,11 +186,16 @@ class Agent:
 
 
 class _Ticker:
-    """Heartbeats with the live progress and the guest's figures, and ends when the worker is stopping."""
+    """Heartbeats with the live progress and what the guest does, and ends when the worker is stopping.
 
-    def __init__(self, progress: AgentProgress) -> None:
+    With each, what was decided about the guest's network goes into the log.
+    """
+
+    def __init__(self, progress: AgentProgress, network: WatchedNetwork, writer: RunLogWriter) -> None:
         self.figures: GuestFigures | None = None
         self._progress = progress
+        self._network = network
+        self._writer = writer
         self._due = 0.0
 
     def __call__(self) -> None:
@@ -197,7 +208,9 @@ class _Ticker:
             )
         if time.monotonic() >= self._due:
             machine = self.figures.latest() if self.figures else None
-            activity.heartbeat(LiveProgress(**self._progress.model_dump(), machine=machine))
+            progress = self._progress.model_dump()
+            activity.heartbeat(LiveProgress(**progress, machine=machine, network=self._network.use()))
+            self._network.write(self._writer)
             self._due = time.monotonic() + _HEARTBEAT_SECONDS
 
 

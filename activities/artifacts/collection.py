@@ -31,6 +31,7 @@ from storage.layout import TASKS, Place
 from storage.names import METADATA, bundle_name, names_of, patch_name, redacted_text, untracked_name
 from storage.redaction import Redactor
 from workflows import steps
+from workflows.runs.messages import NetworkUse
 from workflows.runs.requests import CollectRequest
 
 _LEFT_OUT_MOST = 500
@@ -59,6 +60,7 @@ class Collection:
     bucket: Bucket
     request: CollectRequest
     redactor: Redactor
+    use: NetworkUse | None = None
     artifacts: list[stored.StoredArtifact] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     extraction: Extraction = field(default_factory=Extraction)
@@ -258,7 +260,7 @@ class Collection:
             left_out = unread | left_out | self.changes.left_out
         first = dict(list(left_out.items())[:_LEFT_OUT_MOST])
         return {
-            **run_facts(self.request),
+            **run_facts(self.request, self.use),
             "changes": change_facts(self.changes) if self.changes else None,
             "bundle": self.bundled,
             "workspace": {"files": self.extraction.files, "bytes": self.extraction.total_bytes},

@@ -7,13 +7,15 @@ from typing import Any
 
 from activities.artifacts.patch import Changes
 from foundation.urls import without_credentials
+from workflows.runs.messages import NetworkUse
 from workflows.runs.requests import CollectRequest
 from workflows.runs.states import Cause, TaskState
 
 
-def run_facts(request: CollectRequest) -> dict[str, Any]:
-    """State, times, repository, machine, agent and usage of a run, JSON-ready."""
+def run_facts(request: CollectRequest, use: NetworkUse | None) -> dict[str, Any]:
+    """State, times, repository, machine, network, agent and usage of a run, JSON-ready."""
     status = request.status
+    policy = status.network_policy
     # Runs that began under earlier versions say it in the manifest only, if at all.
     vm = request.vm or (status.manifest.vm if status.manifest else None)
     return {
@@ -38,7 +40,9 @@ def run_facts(request: CollectRequest) -> dict[str, Any]:
             "base_commit": request.base_commit,
         },
         "vm": {**(vm.model_dump(mode="json") if vm else {}), "name": status.vm_name, "host": status.host},
-        "agent": request.agent.model_dump(mode="json", exclude={"usage"}) if request.agent else None,
+        "network_policy": policy.model_dump(mode="json") if policy else None,
+        "network": use.model_dump(mode="json") if use else None,
+        "agent": request.agent.model_dump(mode="json", exclude={"usage", "network"}) if request.agent else None,
         "usage": request.agent.usage.model_dump() if request.agent and request.agent.usage else None,
     }
 

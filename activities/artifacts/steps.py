@@ -8,6 +8,7 @@ import structlog
 from temporalio import activity
 
 from activities.artifacts.collection import Collection, noted
+from activities.machine.network import MachineNetworks
 from activities.machine.secrets import RunSecrets
 from activities.step.announcements import announce, announce_state, announce_teardown
 from activities.step.boundary import boundary
@@ -20,7 +21,9 @@ from storage import artifacts as stored
 from storage.bucket import Bucket
 from storage.layout import TASKS
 from storage.redaction import Redactor
+from storage.runlog import RunLogWriter
 from workflows import steps
+from workflows.runs.messages import NetworkUse
 from workflows.runs.requests import Artifact, CollectRequest, CollectResult
 from workflows.runs.states import STATE_MESSAGES, TaskState
 
@@ -32,10 +35,11 @@ log = structlog.get_logger("artifacts")
 class Artifacts:
     """The step that collects what a run leaves."""
 
-    def __init__(self, settings: Settings, host: MachineHost, bucket: Bucket) -> None:
+    def __init__(self, settings: Settings, host: MachineHost, bucket: Bucket, networks: MachineNetworks) -> None:
         self._settings = settings
         self._host = host
         self._bucket = bucket
+        self._networks = networks
 
     @activity.defn(name=steps.COLLECT.name)
     @boundary
@@ -48,10 +52,13 @@ class Artifacts:
             if activity.info().attempt > 1 and request.release and self._is_going(request.machine_id):
                 place = TASKS.place(request.task_id)
                 earlier = stored.index(self._bucket, place)
-                return _result(earlier, noted(self._bucket, place), released=self._let_go(request))
+                return _result(earlier, noted(self._bucket, place), None, released=self._let_go(request))
             announce_state(self._bucket, request.task_id, TaskState.COMPLETING, STATE_MESSAGES[TaskState.COMPLETING])
             redactor = Redactor(self._secrets(request))
-            collection = Collection(self._settings, self._host, self._bucket, request, redactor)
+            network = self._networks.watched(request.machine_id, redactor)
+            network.write(RunLogWriter(self._bucket, TASKS.place(request.task_id), redactor), last=True)
+            use = network.use()
+            collection = Collection(self._settings, self._host, self._bucket, request, redactor, use)
             artifacts = collection.run()
             size = format_size(sum(each.size_bytes for each in artifacts))
             sentence = f"Collected {len(artifacts)} artifacts, {size}."
@@ -60,7 +67,7 @@ class Artifacts:
                 announce(self._bucket, request.task_id, "note", note, redactor=redactor)
             if collection.failure:
                 raise collection.failure
-            return _result(artifacts, collection.notes, released=request.release and self._let_go(request))
+            return _result(artifacts, collection.notes, use, released=request.release and self._let_go(request))
 
     def _is_going(self, machine_id: str) -> bool:
         """True when an earlier attempt has begun to tear the machine down, which it did after all was stored."""
@@ -89,6 +96,8 @@ class Artifacts:
             return {}
 
 
-def _result(artifacts: Sequence[stored.StoredArtifact], notes: list[str], *, released: bool) -> CollectResult:
+def _result(
+    artifacts: Sequence[stored.StoredArtifact], notes: list[str], use: NetworkUse | None, *, released: bool
+) -> CollectResult:
     collected = [Artifact.model_validate(each.model_dump()) for each in artifacts]
-    return CollectResult(artifacts=collected, released=released, notes=notes)
+    return CollectResult(artifacts=collected, released=released, notes=notes, network=use)

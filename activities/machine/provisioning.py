@@ -10,6 +10,7 @@ from pathlib import Path
 
 from temporalio import activity
 
+from activities.machine.network import MachineNetworks, announce_policy
 from activities.step.announcements import announce, announce_state
 from activities.step.boundary import boundary
 from activities.step.heartbeat import beating
@@ -28,21 +29,28 @@ from workflows.runs.states import STATE_MESSAGES, TaskState
 class Machines:
     """Steps that make a machine run."""
 
-    def __init__(self, settings: Settings, host: MachineHost, bucket: Bucket) -> None:
+    def __init__(self, settings: Settings, host: MachineHost, bucket: Bucket, networks: MachineNetworks) -> None:
         self._settings = settings
         self._host = host
         self._bucket = bucket
+        self._networks = networks
 
     @activity.defn(name=steps.PROVISION.name)
     @boundary
     def provision_machine(self, request: ProvisionRequest) -> ProvisionResult:
-        """Start the machine unless it runs, and mount the workspace unless it is mounted."""
+        """Start the machine unless it runs, and mount the workspace unless it is mounted.
+
+        What it may reach is known to its host before it runs.
+        """
         task_id = request.task_id
+        policy = request.network or request.vm.network()
         with beating():
             announce_state(self._bucket, task_id, TaskState.PROVISIONING, STATE_MESSAGES[TaskState.PROVISIONING])
             image = find_image(self._settings, request.vm.profile)
+            self._networks.set_policy(request.machine_id, policy)
             record = self._host.ensure_running(request.machine_id, image, self._announcer(task_id))
             self._host.attach_workspace(request.machine_id, Path(request.workspace_image))
+            announce_policy(self._bucket, task_id, policy)
             announce_state(
                 self._bucket,
                 task_id,
@@ -67,6 +75,9 @@ class Machines:
         vm = request.vm
         if vm is None:
             return
+        # Here and not in the thread: what the provisioning step sets comes later, and is not overtaken.
+        with suppress(TaskyardError):
+            self._networks.set_policy(request.machine_id, vm.network())
 
         def start() -> None:
             with suppress(TaskyardError):

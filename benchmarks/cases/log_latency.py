@@ -20,6 +20,7 @@ from temporalio import activity
 from activities.agent.steps import Agent
 from activities.finish import Finish
 from activities.machine.lease import Leases
+from activities.machine.network import Decision, MachineNetworks
 from benchmarks import event_loop
 from benchmarks.case import Case, Figure, Run, Sides
 from benchmarks.cases.machine_stand import USUAL, Stand, restoring
@@ -33,7 +34,9 @@ from machines.ssh import GuestShell
 from storage.bucket import Bucket
 from worker.registry import Activity
 from workflows import steps
+from workflows.runs.messages import NetworkUse
 from workflows.runs.requests import CollectRequest, CollectResult, ProvisionRequest, ProvisionResult
+from workflows.specs.wire import NetworkPolicy
 
 LINES = 250
 _PAUSE_SECONDS = 0.1
@@ -67,7 +70,9 @@ async def _ours(stand: Stand) -> Run:
     settings = stand.lab.settings
     client = await connect_engine(settings)
     bucket = Bucket(settings)
-    agent = Agent(settings, stand.host, bucket, _NoModel(), client, asyncio.get_running_loop())
+    agent = Agent(
+        settings, stand.host, bucket, _NoModel(), MachineNetworks(_NoNetwork()), client, asyncio.get_running_loop()
+    )
     leases = Leases(settings, stand.host, bucket)
     machine = _MachineSteps(stand)
     instead: dict[str, Activity] = {
@@ -122,6 +127,19 @@ class _NoModel:
 
     def usage(self, machine_id: str) -> dict[str, int]:  # noqa: ARG002 -- the gateway's own signature
         return {}
+
+
+class _NoNetwork:
+    """What the steps ask of the egress proxy; the program asks for nothing."""
+
+    def set_policy(self, machine_id: str, policy: NetworkPolicy) -> None:
+        """There is no proxy to be told."""
+
+    def use(self, machine_id: str) -> NetworkUse:  # noqa: ARG002
+        return NetworkUse()
+
+    def drain(self, machine_id: str, *, last: bool = False) -> list[Decision]:  # noqa: ARG002
+        return []
 
 
 class _MachineSteps:

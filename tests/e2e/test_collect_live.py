@@ -17,6 +17,7 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.artifacts.steps import Artifacts
+from activities.machine.network import MachineNetworks
 from activities.machine.secrets import Secrets
 from activities.repository.staging import Repositories
 from cli.stack.up import Stack
@@ -28,6 +29,7 @@ from storage import artifacts as stored
 from storage.bucket import Bucket
 from storage.layout import TASKS
 from tests.stack_settings import isolated_settings
+from tests.stand_ins.fake_egress import FakeEgress
 from workflows.runs.messages import TaskStatus
 from workflows.runs.requests import CollectRequest, SecretsRequest, StageRequest
 from workflows.specs.manifest import Repository, SecretReference
@@ -62,7 +64,8 @@ class Live:
             patterns=[],
             status=TaskStatus(id=TASK, name=TASK, created_at=now, state_changed_at=now),
         )
-        result = ActivityEnvironment().run(Artifacts(self.settings, self.host, self.bucket).collect_artifacts, request)
+        artifacts = Artifacts(self.settings, self.host, self.bucket, MachineNetworks(FakeEgress()))
+        result = ActivityEnvironment().run(artifacts.collect_artifacts, request)
         return {
             each.name: b"".join(stored.open_stream(self.bucket, TASKS.place(TASK), each.name))
             for each in result.artifacts

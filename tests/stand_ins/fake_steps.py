@@ -29,12 +29,14 @@ from workflows.runs.requests import (
     ReserveRequest,
     SecretsRequest,
     SecretsResult,
+    SetNetworkRequest,
     StageRequest,
     StageResult,
     StopAgentRequest,
 )
 from workflows.runs.workflow import TaskWorkflow
 from workflows.specs.manifest import Manifest
+from workflows.specs.wire import NetworkPolicy
 
 Run = WorkflowHandle[TaskWorkflow, TaskStatus]
 
@@ -48,6 +50,7 @@ class FakeSteps:
         self.requests: dict[str, Any] = {}
         self.instead: dict[str, Callable[[Any], Any]] = {}
         self.delivered: list[str] = []
+        self.policies: list[NetworkPolicy] = []
         self.agent_running = asyncio.Event()
         self.agent_over = asyncio.Event()
         self.agent_result = AgentResult(exit_code=0, result="done")
@@ -123,6 +126,11 @@ class FakeSteps:
         await self._take("close", request, None)
         self.agent_over.set()
 
+    @activity.defn(name=steps.NETWORK.name)
+    async def set_network(self, request: SetNetworkRequest) -> None:
+        self.policies.append(request.policy)
+        await self._take("set_network", request, None)
+
     @activity.defn(name=steps.COLLECT.name)
     async def collect(self, request: CollectRequest) -> CollectResult:
         return await self._take("collect", request, CollectResult())
@@ -148,6 +156,7 @@ class FakeSteps:
             self.stop_agent,
             self.deliver,
             self.close,
+            self.set_network,
             self.collect,
             self.release,
             self.finish,

@@ -1,7 +1,7 @@
 """Models in and out of the workflow of a run: its submission, its signals, and its status.
 
-The names and payloads of the signals ``cancel`` and ``user_message`` and of the query ``status`` are public API:
-other systems use them directly (docs/signals.md).
+The names and payloads of the signals ``cancel``, ``user_message`` and ``network``, and of the query ``status``, are
+public API: other systems use them directly (docs/signals.md).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 
 from workflows.messages import Labels, Message, Name, Result, Sentence
 from workflows.runs.states import Cause, TaskState
-from workflows.specs.wire import Manifest
+from workflows.specs.wire import Manifest, NetworkMode, NetworkPolicy
 
 # A longer text is not delivered; a longer id is cut.
 MESSAGE_ID_CHARS = 200
@@ -46,6 +46,17 @@ class UserMessage(Message):
 
     text: str = Field(min_length=1)
     id: str | None = None
+
+
+class NetworkChange(Message):
+    """Payload of the signal ``network``: another mode, and host rules to be added or removed, each as it stands.
+
+    What is left out stays as it is. The update that the API sends has the same.
+    """
+
+    mode: NetworkMode | None = None
+    allow: list[str] = []
+    remove: list[str] = []
 
 
 class TurnEnded(Message):
@@ -83,26 +94,6 @@ class MachineFigures(Message):
     load_avg: tuple[Amount, Amount, Amount]
 
 
-class LiveProgress(AgentProgress):
-    """Details of the follower's heartbeat: the progress, and the last figures of the guest. They are kept nowhere."""
-
-    machine: MachineFigures | None = None
-
-    def without_figures(self) -> AgentProgress:
-        """The progress alone."""
-        return AgentProgress.model_validate(self.model_dump())
-
-
-class TokenUsage(Message):
-    """Tokens that the model gateway counted for the run."""
-
-    requests: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cache_creation_input_tokens: int = 0
-    cache_read_input_tokens: int = 0
-
-
 class HostUse(Message):
     """What a guest asked of one host and port: connections let through and refused, and bytes of the former.
 
@@ -128,6 +119,34 @@ class NetworkUse(Message):
     hosts: list[HostUse] = []
 
 
+class LiveProgress(AgentProgress):
+    """Details of the follower's heartbeat: the progress, the last figures of the guest, and its use of the network."""
+
+    machine: MachineFigures | None = None
+    network: NetworkUse | None = None
+
+    def without_figures(self) -> AgentProgress:
+        """The progress alone."""
+        return AgentProgress.model_validate(self.model_dump())
+
+
+class TokenUsage(Message):
+    """Tokens that the model gateway counted for the run."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+
+
+class NetworkStanding(Message):
+    """Answer to a change of the network. Not ``in_force`` is what waits for the machine, which starts with it."""
+
+    policy: NetworkPolicy
+    in_force: bool
+
+
 class Transition(Message):
     """One change of state."""
 
@@ -141,8 +160,9 @@ class TaskStatus(Message):
     ``error`` is a sentence and ``cause`` its class; both are null while nothing went wrong. ``ssh_command`` is set
     when the machine was preserved, which ends at ``preserved_until``. ``notes`` are sentences about what the run lacks
     although nothing failed: files left out, patterns without a match, messages not delivered. The agent takes further
-    messages while ``takes_messages``; ``waiting_messages`` of them are still to be delivered. Texts are cut to the
-    limits of workflows/messages.py, also when they are assigned.
+    messages while ``takes_messages``; ``waiting_messages`` of them are still to be delivered. The machine may reach
+    what ``network_policy`` says once that is ``network_in_force``; ``network`` is what it asked for. Texts are cut to
+    the limits of workflows/messages.py, also when they are assigned.
     """
 
     model_config = ConfigDict(validate_assignment=True)
@@ -166,6 +186,9 @@ class TaskStatus(Message):
     base_commit: Name | None = None
     result: Result | None = None
     usage: TokenUsage | None = None
+    network_policy: NetworkPolicy | None = None
+    network_in_force: bool = False
+    network: NetworkUse | None = None
     progress: AgentProgress = Field(default_factory=AgentProgress)
     transitions: list[Transition] = []
     takes_messages: bool = True

@@ -24,6 +24,7 @@ _CAUSE_OF_STEP = {
     steps.STAGE.name: Cause.REPOSITORY,
     steps.PROVISION.name: Cause.PROVISION,
     steps.SECRETS.name: Cause.SECRET,
+    steps.NETWORK.name: Cause.PROVISION,
     steps.RUN_AGENT.name: Cause.AGENT_START,
     steps.COLLECT.name: Cause.COLLECT,
 }

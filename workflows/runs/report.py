@@ -76,6 +76,7 @@ class RunReport:
         self.status.exit_code = agent.exit_code
         self.status.result = agent.result
         self.status.usage = agent.usage
+        self.status.network = agent.network
         self.status.progress = agent.progress
         if agent.cause is not None:
             self.take_end(RunEnded(agent.cause, agent.error or STATE_MESSAGES[TaskState.FAILED]))

@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 from pydantic import ConfigDict, Field
 
 from workflows.messages import Message, Name, Result, Sentence
-from workflows.runs.messages import AgentProgress, TaskStatus, TokenUsage
+from workflows.runs.messages import AgentProgress, NetworkUse, TaskStatus, TokenUsage
 from workflows.runs.states import Cause
-from workflows.specs.wire import Claude, Repository, SecretReference, VmSpec
+from workflows.specs.wire import Claude, NetworkPolicy, Repository, SecretReference, VmSpec
 
 
 class ReserveRequest(Message):
@@ -51,12 +51,16 @@ class StageResult(Message):
 
 
 class ProvisionRequest(Message):
-    """Make the reserved machine run, with the workspace attached."""
+    """Make the reserved machine run, with the workspace attached, and what it may reach known to its host before.
+
+    Runs of earlier versions do not say ``network``: theirs is that of ``vm``.
+    """
 
     task_id: str
     machine_id: str
     vm: VmSpec
     workspace_image: str
+    network: NetworkPolicy | None = None
 
 
 class ProvisionResult(Message):
@@ -113,6 +117,7 @@ class AgentResult(Message):
     num_turns: int | None = None
     total_cost_usd: float | None = None
     usage: TokenUsage | None = None
+    network: NetworkUse | None = None
     progress: AgentProgress = Field(default_factory=AgentProgress)
 
 
@@ -125,6 +130,19 @@ class StopAgentRequest(Message):
     machine_id: str
     force: bool = False
     machine: bool = False
+
+
+class SetNetworkRequest(Message):
+    """Bring a policy into force for a machine. ``revision`` counts a run's policies: an older one changes nothing.
+
+    ``changes`` says in words what differs from the policy before, for the run's log.
+    """
+
+    task_id: str
+    machine_id: str
+    policy: NetworkPolicy
+    revision: int
+    changes: Sentence = ""
 
 
 class DeliverRequest(Message):
@@ -168,11 +186,15 @@ class Artifact(Message):
 
 
 class CollectResult(Message):
-    """What was stored, whether the machine is torn down, and sentences about what the artifacts lack."""
+    """What was stored, whether the machine is torn down, and sentences about what the artifacts lack.
+
+    ``network`` is what the guest asked of the network until then; hosts of earlier versions do not say it.
+    """
 
     artifacts: list[Artifact] = []
     released: bool = False
     notes: list[str] = []
+    network: NetworkUse | None = None
 
 
 class ReleaseRequest(Message):

@@ -18,7 +18,16 @@ with workflow.unsafe.imports_passed_through():
     from workflows.runs.calls import RunCalls
     from workflows.runs.conversation import Conversation
     from workflows.runs.interruption import Interruption
-    from workflows.runs.messages import CancelRequest, TaskStatus, TaskSubmission, TurnEnded, UserMessage
+    from workflows.runs.messages import (
+        CancelRequest,
+        NetworkChange,
+        NetworkStanding,
+        TaskStatus,
+        TaskSubmission,
+        TurnEnded,
+        UserMessage,
+    )
+    from workflows.runs.network import Network
     from workflows.runs.outcome import RunEnded
     from workflows.runs.report import RunReport
     from workflows.runs.requests import (
@@ -58,6 +67,7 @@ class TaskWorkflow:
             self._machine_id,
             headless=submission.manifest.claude.headless,
         )
+        self._network = Network(self._calls, self._report, self._machine_id, submission.manifest.vm.network())
         self._staged: StageResult | None = None
 
     @workflow.signal(
@@ -81,6 +91,23 @@ class TaskWorkflow:
     def close(self) -> None:
         """Public API: ends a run with ``headless: false`` as a success."""
         self._conversation.want_close()
+
+    @workflow.signal(name=names.NETWORK, description="Change what the machine may reach: mode, rules to add and remove")
+    async def network(self, change: NetworkChange) -> None:
+        """Public API. What is refused of it is noted in the status."""
+        self._interruption.mind_history()
+        await self._network.take(change)
+
+    @workflow.update(name=names.CHANGE_NETWORK, description="The signal 'network', answered once it is in force")
+    async def change_network(self, change: NetworkChange) -> NetworkStanding:
+        """Not public: sent by the API. A refusal has the code of an error of Taskyard's as its type."""
+        self._interruption.mind_history()
+        return await self._network.change(change)
+
+    @change_network.validator
+    def check_network_change(self, change: NetworkChange) -> None:
+        """What is refused at once costs no history."""
+        self._network.check(change)
 
     @workflow.update(name=names.END_TURN, description="Sent by Taskyard's own follower when the agent has answered")
     def end_turn(self, _: TurnEnded) -> bool:
@@ -130,6 +157,7 @@ class TaskWorkflow:
         except RunEnded as end:
             report.take_end(end)
         self._conversation.end()
+        self._network.end()
         if self._calls.lease is not None and status.cause is not Cause.HOST_LOST and not self._leaves_machine():
             await self._complete(agent)
         if self._calls.away:
@@ -159,6 +187,8 @@ class TaskWorkflow:
         lifecycle = manifest.lifecycle
         self._calls.lease = await self._reserve()
         self._report.status.host = self._calls.lease.host
+        if not workflow.patched(names.EGRESS):
+            self._network.keep_as_it_is()
         self._report.enter(TaskState.STAGING)
         self._staged = await self._calls.interruptible(
             steps.STAGE,
@@ -181,10 +211,12 @@ class TaskWorkflow:
                 machine_id=self._machine_id,
                 vm=manifest.vm,
                 workspace_image=self._staged.workspace_image,
+                network=self._network.give(),
             ),
             f"Start a machine from profile {manifest.vm.profile}",
             limit=lifecycle.seconds("provision_timeout"),
         )
+        await self._network.machine_started()
         self._report.status.vm_name = machine.vm_name
         self._report.status.vm_ip = machine.vm_ip
         # Without secrets, the next state is entered in the same breath: nobody could see this one.
@@ -266,6 +298,7 @@ class TaskWorkflow:
             self._report.take_end(end)
             return False
         self._report.note(*collected.notes)
+        self._report.status.network = collected.network or self._report.status.network
         return collected.released
 
     async def _called_off_by_cancel(self, handle: workflow.ActivityHandle[Any]) -> bool:

@@ -22,6 +22,7 @@ from foundation.errors import InvalidManifest
 from foundation.faults import Fault
 from foundation.units import parse_duration, parse_size
 from workflows.specs import faults, injection, mcp, patterns, wire
+from workflows.specs.hosts import MAX_RULES, host_rule
 
 # The whole manifest as JSON: what is larger belongs into the repository, and Temporal takes no message of 2 MiB.
 MAX_BYTES = 2**20
@@ -89,6 +90,11 @@ def _no_boolean(value: Any) -> Any:
     return value
 
 
+def _host_rule(text: str) -> str:
+    host_rule(text)
+    return text
+
+
 def _label_key(text: str) -> str:
     if not _LABEL_KEY.fullmatch(text):
         raise ValueError(
@@ -113,6 +119,7 @@ Words = Annotated[str, AfterValidator(_not_blank)]
 Line = Annotated[Words, AfterValidator(_one_line)]
 Entry = Annotated[Line, _at_most(MAX_ENTRY)]
 Number = Annotated[int, Field(ge=1), BeforeValidator(_no_boolean)]
+HostText = Annotated[str, AfterValidator(_host_rule)]
 LabelKey = Annotated[str, AfterValidator(_label_key)]
 LabelValue = Annotated[str, AfterValidator(_one_line)]
 
@@ -216,7 +223,7 @@ class VmSpec(wire.VmSpec):
     cpus: Number = 4
     memory: Size = "8G"
     disk: Size = "40G"
-    allowed_hosts: list[Entry] = Field(default=[], max_length=MAX_ENTRIES)
+    allowed_hosts: list[HostText] = Field(default=[], max_length=MAX_RULES)
 
     @field_validator("memory")
     @classmethod

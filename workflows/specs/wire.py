@@ -80,7 +80,7 @@ class VmSpec(Part):
     memory: str = Field("8G", description="Memory, such as 512M or 8G")
     disk: str = Field("40G", description="Size of the root disk and of the workspace disk, both thin")
     network_mode: NetworkMode = Field(NetworkMode.ISOLATED, description="isolated, outbound or full")
-    allowed_hosts: list[str] = Field(default=[], description="Host names that outbound mode lets through")
+    allowed_hosts: list[str] = Field(default=[], description="Host rules that outbound mode lets through")
 
     def network(self) -> NetworkPolicy:
         """The policy with which the machine starts."""

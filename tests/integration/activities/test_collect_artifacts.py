@@ -16,6 +16,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.artifacts.steps import Artifacts
+from activities.machine.network import MachineNetworks
 from activities.repository.mirror import mirror_path
 from activities.repository.staging import Repositories
 from foundation.errors import MachineError
@@ -26,6 +27,7 @@ from storage import artifacts as stored
 from storage.bucket import Bucket
 from storage.layout import TASKS
 from storage.runlog import read_entries
+from tests.stand_ins.fake_egress import FakeEgress
 from workflows.runs.messages import TaskStatus, Transition
 from workflows.runs.requests import AgentResult, CollectRequest, CollectResult, StageRequest
 from workflows.runs.states import Cause, TaskState
@@ -106,7 +108,8 @@ class Run:
         )
         environment = ActivityEnvironment()
         environment.info = replace(environment.info, attempt=attempt)
-        return environment.run(Artifacts(self.settings, self.host, self.bucket).collect_artifacts, request)
+        artifacts = Artifacts(self.settings, self.host, self.bucket, MachineNetworks(FakeEgress()))
+        return environment.run(artifacts.collect_artifacts, request)
 
     def read(self, name: str) -> bytes:
         return b"".join(stored.open_stream(self.bucket, TASKS.place(self.task_id), name))

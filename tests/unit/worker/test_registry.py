@@ -22,7 +22,7 @@ def name_of(activity: Activity) -> str:
 
 async def carried_out(home: Path) -> dict[str, Activity]:
     settings = Settings(home=home)
-    return implementations(settings, Mock(), MachineHost(settings), Mock(), Mock(), WorkerMetrics())
+    return implementations(settings, Mock(), MachineHost(settings), Mock(), Mock(), Mock(), WorkerMetrics())
 
 
 async def test_each_step_has_one_implementation_that_takes_and_gives_what_the_table_says(tmp_path: Path) -> None:
