@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, IPvAnyNetwork, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from foundation.durable import write_once
@@ -107,6 +107,23 @@ class Settings(BaseSettings):
     log_limit: str = Field(
         "1G", description="Output of one run that its log takes; an agent that writes more is stopped"
     )
+    egress_allowed_hosts: list[str] = Field(
+        default_factory=lambda: ["registries"],
+        description="Hosts that every guest with network mode outbound may reach beside those of its task: names, "
+        "*.suffix, name:port; and the word registries for the package registries that this host's own npm, pip and "
+        "apt are set up with",
+    )
+    egress_denied_hosts: list[str] = Field(
+        [], description="Hosts that no guest reaches, whatever its task says; written as the allowed ones are"
+    )
+    egress_private_networks: list[IPvAnyNetwork] = Field(
+        [],
+        description="Networks (CIDR) that are not public and that guests may reach all the same at hosts which a rule "
+        "names, such as a company's own mirrors; not the names that network mode full lets through",
+    )
+    egress_byte_limit: str = Field(
+        "100G", description="What one machine may send and receive through the egress proxy, together"
+    )
     preserve_for: str = Field("24h", description="How long a preserved machine is kept before it is torn down")
 
     anthropic_api_key: SecretStr | None = Field(
@@ -129,7 +146,7 @@ class Settings(BaseSettings):
         parse_duration(value)
         return value
 
-    @field_validator("log_limit", "snapshot_limit", "mirror_limit", "memory_reserve")
+    @field_validator("log_limit", "snapshot_limit", "mirror_limit", "memory_reserve", "egress_byte_limit")
     @classmethod
     def _size(cls, value: str) -> str:
         parse_size(value)

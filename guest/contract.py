@@ -72,6 +72,9 @@ GUEST_ADDRESS = "10.0.2.15"
 MODEL_GATEWAY_ADDRESS = "10.0.2.100"
 MODEL_GATEWAY_PORT = 80
 MODEL_GATEWAY_URL = f"http://{MODEL_GATEWAY_ADDRESS}"
+#: The way out: an HTTP proxy, which decides by the task's network policy.
+EGRESS_ADDRESS = "10.0.2.101"
+EGRESS_PORT = 3128
 SSH_PORT = 22
 
 # --- Hardware ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,20 @@ def volatile_file(settings: Settings, machine_id: str) -> Path:
         return settings.machines / machine_id / "volatile"
     digest = hashlib.sha256(os.fsencode(settings.machines.resolve())).hexdigest()[:12]
     return memory / f"taskyard-{os.getuid()}-{digest}-{machine_id}"
+
+
+def machine_of(machines: Path, process_name: str) -> str:
+    """The machine whose process was started under that name: its own, or that of the pool's member that it was.
+
+    ``machines`` is the directory of all of them.
+    """
+    if (machines / process_name).is_dir():
+        return process_name
+    for path in machines.glob(f"*/{PROCESS_NAME}"):
+        with suppress(OSError):
+            if path.read_text() == process_name:
+                return path.parent.name
+    return process_name
 
 
 def socket_owner(name: str) -> str | None:

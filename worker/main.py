@@ -24,6 +24,7 @@ from machines.host import MachineHost
 from machines.ledger import Capacity
 from storage.bucket import Bucket
 from worker.disk_watch import watch_disks
+from worker.egress.egress import Egress
 from worker.gateway.model_gateway import Gateway
 from worker.metrics import WorkerMetrics
 from worker.pool import kept_pool
@@ -81,6 +82,9 @@ async def run(settings: Settings) -> None:
         gateway = Gateway(settings, metrics)
         await gateway.start()
         stack.push_async_callback(gateway.stop)
+        egress = Egress(settings, metrics)
+        await egress.start()
+        stack.push_async_callback(egress.stop)
         for poller in _pollers(settings, client, host, bucket, gateway, metrics):
             await stack.enter_async_context(poller)
         sweeper = asyncio.create_task(sweep_forever(host, client))

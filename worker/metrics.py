@@ -60,6 +60,16 @@ class WorkerMetrics:
             "Machines that stand still until the host's disk has room again",
             registry=self.registry,
         )
+        self._connections = Counter(
+            "taskyard_egress_connections", "What guests asked the egress proxy for", ["verdict"], registry=self.registry
+        )
+        self._traffic = Counter(
+            "taskyard_egress_bytes", "Bytes that passed the egress proxy", ["direction"], registry=self.registry
+        )
+        for verdict in ("allowed", "blocked", "failed"):
+            self._connections.labels(verdict)
+        self._sent = self._traffic.labels("sent")
+        self._received = self._traffic.labels("received")
         for status in ("2xx", "4xx", "5xx"):
             self._requests.labels(status)
         for kind in TOKEN_FIELDS:
@@ -71,6 +81,17 @@ class WorkerMetrics:
         """The model API has answered, or has not: 502 and 504 are the gateway's own."""
         self._requests.labels(f"{status // 100}xx").inc()
         self._request_seconds.observe(seconds)
+
+    def take_connection(self, verdict: str) -> None:
+        """The egress proxy has decided: allowed, blocked or failed."""
+        self._connections.labels(verdict).inc()
+
+    def take_traffic(self, *, sent: int, received: int) -> None:
+        """Bytes from a guest to a host, and back."""
+        if sent:
+            self._sent.inc(sent)
+        if received:
+            self._received.inc(received)
 
     def take_stopped(self, count: int) -> None:
         """So many machines stand still for want of disk."""

@@ -9,9 +9,12 @@ PERL = "perl"
 _SOURCE = Path(__file__).with_name("handover.pl")
 
 
-def handover_command(machine_id: str) -> str:
-    """A command line for QEMU, which parts it as a shell does. The program is in it: QEMU may read no file of ours."""
-    return f"{PERL} -e '{_program()}' {machine_id}"
+def handover_command(machine_id: str, service: str) -> str:
+    """A command line for QEMU, which parts it as a shell does. The program is in it: QEMU may read no file of ours.
+
+    ``service`` is the socket that takes the connections, by its name in the socket directory.
+    """
+    return f"{PERL} -e '{_program()}' {machine_id} {service}"
 
 
 @cache

@@ -8,16 +8,16 @@ import os
 import re
 import socket
 import struct
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import structlog
 
 from foundation.machine_ids import MACHINE_ID
 from machines.hypervisor.unprivileged import is_machine_user
-from worker.gateway.guest_connection import ConnectionTable, GuestConnection
-from worker.gateway.unix_server import UnixServer, bind_beside
+from machines.paths import machine_of
+from worker.gateway.unix_server import bind_beside
 
 _NAME_BYTES = 64
 _TAKEN_AT_ONCE = 64
@@ -30,15 +30,19 @@ _log = structlog.get_logger(__name__)
 
 
 class HandedConnections:
-    """Takes connections at the socket ``path`` for ``server``: one message, the machine's name, with one descriptor.
+    """Takes connections at the socket ``path``: one message, the name of a machine's process, with one descriptor.
 
-    A message is one datagram: nothing of a guest's, and nobody who has sent half of one, is ever waited for.
+    A message is one datagram: nothing of a guest's, and nobody who has sent half of one, is ever waited for. ``take``
+    gets each connection with its machine's id; what it does not close is closed when it fails with an OSError.
+    ``machines`` is the directory of all of them.
     """
 
-    def __init__(self, server: UnixServer, table: ConnectionTable, path: Path) -> None:
-        self._server = server
-        self._table = table
+    def __init__(
+        self, path: Path, machines: Path, take: Callable[[socket.socket, str], Coroutine[None, None, None]]
+    ) -> None:
         self._path = path
+        self._machines = machines
+        self._take = take
         self._socket: socket.socket | None = None
         self._inode = 0
         self._taking: set[asyncio.Task[None]] = set()
@@ -80,17 +84,13 @@ class HandedConnections:
                 if connection is not None:
                     connection.close()
                 continue
-            task = asyncio.create_task(self._serve(connection, name.decode()))
+            task = asyncio.create_task(self._serve(connection, machine_of(self._machines, name.decode())))
             self._taking.add(task)
             task.add_done_callback(self._taking.discard)
 
     async def _serve(self, connection: socket.socket, machine: str) -> None:
-        config, state = self._server.config, self._server.state
-        protocol = partial(
-            GuestConnection, config=config, server_state=state, app_state={}, table=self._table, machine=machine
-        )
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)
+            await self._take(connection, machine)
         except OSError as error:
             connection.close()
             _log.warning("a guest's connection was lost", machine=machine, error=str(error))

@@ -32,9 +32,10 @@ from foundation.machine_ids import MACHINE_ID
 from foundation.proxies import proxy_for
 from foundation.settings import Settings
 from foundation.urls import without_credentials
+from machines.network import GATEWAY_SOCKET
 from worker.gateway.guest_connection import ConnectionLimits
 from worker.gateway.handed_connections import HandedConnections
-from worker.gateway.unix_server import UnixServer
+from worker.gateway.unix_server import HANDED_BY, UnixServer
 from worker.gateway.usage import UsageLedger, UsageReader
 from worker.metrics import WorkerMetrics
 from worker.scripted_model.scenario import load_scenarios
@@ -113,8 +114,7 @@ class Gateway:
             server = UnixServer(self._serve, settings.sockets / "gateway.sock", self._limits.connections)
             await server.start()
             self._servers.append(server)
-            assert server.connections is not None  # noqa: S101 -- it was made with limits
-            handed = HandedConnections(server, server.connections, settings.sockets / "guests.sock")
+            handed = HandedConnections(settings.sockets / GATEWAY_SOCKET, settings.machines, server.take)
             handed.start()
             self._servers.append(handed)
         except BaseException:
@@ -230,11 +230,17 @@ class Gateway:
             _lower(self._body_bytes, machine_id, held)
 
     def _machine_of(self, request: Request) -> str | None:
-        """The machine whose valid token the request shows; tokens end with the machine's record."""
+        """The machine whose valid token the request shows; tokens end with the machine's record.
+
+        One that comes from another machine than its own is none.
+        """
         bearer = request.headers.get("authorization", "")
         token = bearer[7:].strip() if bearer[:7].lower() == "bearer " else request.headers.get("x-api-key", "")
         match = _TOKEN.match(token)
         if not match or not hmac.compare_digest(token, self.token(match["machine"])):
+            return None
+        # Machines of earlier versions do not say which one they are.
+        if request.scope.get("state", {}).get(HANDED_BY, match["machine"]) != match["machine"]:
             return None
         return match["machine"] if self._exists(match["machine"]) else None
 

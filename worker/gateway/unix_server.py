@@ -13,9 +13,11 @@ from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.server import ServerState
 
 from worker.gateway.guest_connection import ConnectionLimits, ConnectionTable, GuestConnection
+
+#: In the state of a request's scope: the machine whose the connection is, where it is known.
+HANDED_BY = "machine"
 
 _GRACE_SECONDS = 5
 # Longer than an agent's usual pause between two requests, so that it seldom meets a connection just being closed.
@@ -66,14 +68,18 @@ class UnixServer:
         self._task: asyncio.Task[None] | None = None
         self._inode = 0
 
-    @property
-    def state(self) -> ServerState:
-        """What the server knows of its connections: those that come by another way are entered here too."""
-        return self._server.server_state
-
-    @property
-    def config(self) -> uvicorn.Config:
-        return self._config
+    async def take(self, connection: socket.socket, machine: str) -> None:
+        """Serve a connection that has come by another way, as one of the machine. Raises OSError when it is lost."""
+        assert self.connections is not None  # noqa: S101 -- the server was made with limits
+        protocol = partial(
+            GuestConnection,
+            config=self._config,
+            server_state=self._server.server_state,
+            app_state={HANDED_BY: machine},
+            table=self.connections,
+            machine=machine,
+        )
+        await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)
 
     async def start(self) -> None:
         """Returns when connections are taken. A socket file left by a killed process is replaced."""

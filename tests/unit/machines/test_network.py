@@ -1,19 +1,21 @@
-"""The network of a machine: a guest reaches the model gateway and nothing else, and its host enters from loopback."""
+"""The network of a machine: its guest reaches two services and nothing else, and its host enters from loopback."""
 
 from __future__ import annotations
 
-from guest.contract import GUEST_ADDRESS, MODEL_GATEWAY_ADDRESS
+from guest.contract import EGRESS_ADDRESS, GUEST_ADDRESS, MODEL_GATEWAY_ADDRESS
 from machines.network import backend, ssh_port
 
 ID = "vm-0123456789abcdef"
 
 
-def test_an_isolated_guest_has_two_ways_and_no_other() -> None:
-    closed, no_ipv6, inwards, gateway = backend(ID)
+def test_a_guest_has_two_services_and_its_host_a_way_in_and_there_is_no_other_way() -> None:
+    closed, no_ipv6, inwards, gateway, egress = backend(ID)
     assert (closed, no_ipv6) == ("restrict=on", "ipv6=off")
     assert inwards == "hostfwd=tcp:127.0.0.1:0-:22"
     assert gateway.startswith(f"guestfwd=tcp:{MODEL_GATEWAY_ADDRESS}:80-cmd:perl -e '")
-    assert gateway.endswith(f"' {ID}")
+    assert gateway.endswith(f"' {ID} guests.sock")
+    assert egress.startswith(f"guestfwd=tcp:{EGRESS_ADDRESS}:3128-cmd:perl -e '")
+    assert egress.endswith(f"' {ID} egress.sock")
 
 
 def test_the_port_of_ssh_is_found_in_qemus_words() -> None:

@@ -61,7 +61,7 @@ class Guest:
         mine, theirs = socket.socketpair()
         with theirs:
             if by_program:
-                command = ["perl", str(HANDOVER), self._machine]
+                command = ["perl", str(HANDOVER), self._machine, "guests.sock"]
                 await asyncio.to_thread(subprocess.run, command, stdin=theirs, cwd=self._run, check=True)
             else:
                 await asyncio.to_thread(hand_over, self._run, self._machine.encode(), [theirs.fileno()])
@@ -122,6 +122,20 @@ async def test_half_open_connections_cost_nobody_an_answer(home, half, way):
             assert await ask(*await guest.connect(), gateway.token(machine)) == 200
         for _, writer in opened:
             writer.close()
+
+
+async def test_token_is_worth_nothing_on_a_connection_of_another_machine(home):
+    pooled = "vm-00000000000000cc"
+    (home / "machines" / QUIET / "process").write_text(pooled)
+    async with serving(home) as gateway:
+        for shown, at, status in (
+            (QUIET, QUIET, 200),
+            (QUIET, HOSTILE, 401),
+            (HOSTILE, QUIET, 401),
+            (QUIET, pooled, 200),
+            (HOSTILE, pooled, 401),
+        ):
+            assert await ask(*await Guest(home, at).connect(), gateway.token(shown)) == status, (shown, at)
 
 
 async def test_connections_at_work_are_not_taken_for_new_ones(home):

@@ -1,0 +1,197 @@
+"""The egress proxy at its real socket: what guests ask of it on handed connections, and local origins behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from foundation.errors import MachineNotFound
+from foundation.settings import Settings
+from tests.waiting import until
+from worker.egress.connection import ConnectionLimits
+from worker.egress.egress import Egress
+from workflows.specs.wire import NetworkMode, NetworkPolicy
+
+MACHINE, OTHER = "vm-00000000000000aa", "vm-00000000000000bb"
+ORIGIN = "127.0.4.1"
+NAMES = {"allowed.example.org": [ORIGIN], "private.example.org": ["10.1.2.3"], "other.example.org": [ORIGIN]}
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ty-") as directory:
+        for machine in (MACHINE, OTHER):
+            (Path(directory) / "machines" / machine).mkdir(parents=True)
+        yield Path(directory)
+
+
+def look_up(name: str) -> Sequence[str]:
+    if name not in NAMES:
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+    return NAMES[name]
+
+
+@asynccontextmanager
+async def serving(home: Path, limits: ConnectionLimits | None = None, **settings) -> AsyncIterator[Egress]:
+    settings = {"egress_allowed_hosts": [], "egress_private_networks": ["127.0.4.0/24"], **settings}
+    egress = Egress(Settings(home=home, **settings), limits=limits, resolver=look_up)
+    await egress.start()
+    try:
+        yield egress
+    finally:
+        await egress.stop()
+
+
+def outbound(*hosts: str) -> NetworkPolicy:
+    return NetworkPolicy(mode=NetworkMode.OUTBOUND, hosts=list(hosts))
+
+
+async def connect(home: Path, machine: str = MACHINE) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    mine, theirs = socket.socketpair()
+    with theirs:
+        await asyncio.to_thread(hand_over, home / "run", machine, theirs)
+    return await asyncio.open_unix_connection(sock=mine)
+
+
+def hand_over(run: Path, machine: str, connection: socket.socket) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
+        door.connect(os.fspath(run / "egress.sock"))
+        socket.send_fds(door, [machine.encode()], [connection.fileno()])
+
+
+async def ask(home: Path, sent: bytes, machine: str = MACHINE) -> bytes:
+    """The whole answer to what is sent on a new connection."""
+    reader, writer = await connect(home, machine)
+    writer.write(sent)
+    writer.write_eof()
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+@asynccontextmanager
+async def echo() -> AsyncIterator[int]:
+    """The port of an origin that sends back what it gets, and ends when its client has."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.write(b"end")
+        writer.close()
+
+    server = await asyncio.start_server(serve, ORIGIN, 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def connecting(host: str, port: int) -> bytes:
+    return f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
+
+
+async def test_tunnel_leads_to_an_allowed_host_and_carries_half_closes(home):
+    async with serving(home) as egress, echo() as port:
+        egress.set_policy(MACHINE, outbound("allowed.example.org"))
+        answer = await ask(home, connecting("allowed.example.org", port) + b"\x00hello")
+        assert answer == b"HTTP/1.1 200 Connection established\r\n\r\n\x00helloend"
+        use = egress.use(MACHINE)
+        assert (use.allowed, use.blocked, use.sent_bytes, use.received_bytes) == (1, 0, 6, 9)
+        assert [(each.host, each.port, each.allowed) for each in use.hosts] == [("allowed.example.org", port, 1)]
+        assert [(each.verdict, each.count) for each in egress.drain(MACHINE)] == [("allowed", 1)]
+        assert egress.drain(MACHINE) == []
+
+
+async def test_refusal_says_what_blocked_it_in_the_reason_phrase_and_in_the_body(home):
+    async with serving(home) as egress:
+        egress.set_policy(MACHINE, outbound("allowed.example.org"))
+        head, _, body = (await ask(home, connecting("other.example.org", 443))).partition(b"\r\n\r\n")
+        sentence = b"blocked by the task's network policy: other.example.org"
+        assert head.splitlines()[0] == b"HTTP/1.1 403 " + sentence
+        assert b"Taskyard-Verdict: blocked" in head
+        assert body == sentence + b"\n"
+        (told,) = egress.drain(MACHINE)
+        assert (told.host, told.port, told.verdict, told.reason) == (
+            "other.example.org",
+            443,
+            "blocked",
+            sentence.decode(),
+        )
+
+
+@pytest.mark.parametrize("policy", [None, NetworkPolicy(), NetworkPolicy(hosts=["allowed.example.org"])])
+@pytest.mark.parametrize("machine", [MACHINE, "vm-00000000000000ff"])
+async def test_machine_that_is_isolated_or_unknown_reaches_nothing(home, policy, machine):
+    async with serving(home) as egress:
+        if policy and machine == MACHINE:
+            egress.set_policy(machine, policy)
+        assert b" 403 " in await ask(home, connecting("allowed.example.org", 443), machine)
+        with pytest.raises(MachineNotFound):
+            egress.set_policy("vm-00000000000000ff", NetworkPolicy())
+
+
+async def test_policy_outlives_the_worker_and_so_do_the_counts(home):
+    async with echo() as port:
+        async with serving(home) as egress:
+            egress.set_policy(MACHINE, outbound("allowed.example.org"))
+            await ask(home, connecting("allowed.example.org", port) + b"\x00")
+        async with serving(home) as egress:
+            assert egress.policy(MACHINE) == outbound("allowed.example.org")
+            assert egress.use(MACHINE).allowed == 1
+            assert (await ask(home, connecting("allowed.example.org", port))).startswith(b"HTTP/1.1 200 ")
+            assert egress.use(MACHINE).allowed == 2
+
+
+async def test_change_of_policy_cuts_what_it_no_longer_allows(home):
+    async with serving(home) as egress, echo() as port:
+        egress.set_policy(MACHINE, outbound("allowed.example.org", "other.example.org"))
+        opened = []
+        for name in ("allowed.example.org", "other.example.org"):
+            reader, writer = await connect(home)
+            writer.write(connecting(name, port) + b"\x00")
+            assert b"200" in await reader.readuntil(b"\x00")
+            opened.append((reader, writer))
+        await asyncio.to_thread(egress.set_policy, MACHINE, outbound("other.example.org"))
+        assert await opened[0][0].read() == b""
+        opened[1][1].write(b"still")
+        assert await opened[1][0].readexactly(5) == b"still"
+        assert "blocked" in {each.verdict for each in egress.drain(MACHINE)}
+        for _, writer in opened:
+            writer.close()
+
+
+async def test_name_that_leads_to_a_private_address_is_blocked_and_an_unknown_one_fails(home):
+    async with serving(home) as egress:
+        egress.set_policy(MACHINE, outbound("*.example.org"))
+        private = await ask(home, connecting("private.example.org", 443))
+        assert b" 403 " in private
+        assert b"10.1.2.3" in private
+        unknown = await ask(home, connecting("unknown.example.org", 443))
+        assert unknown.startswith(b"HTTP/1.1 502 unknown.example.org does not exist")
+        assert b"Taskyard-Verdict: failed" in unknown
+
+
+async def test_report_of_the_guest_is_logged_and_never_connected(home):
+    async with serving(home) as egress:
+        egress.set_policy(MACHINE, NetworkPolicy(mode=NetworkMode.FULL))
+        sent = connecting("192.0.2.1", 53).replace(b"\r\n\r\n", b"\r\nTaskyard-Protocol: udp\r\n\r\n")
+        assert b" 403 " in await ask(home, sent)
+        (told,) = egress.drain(MACHINE)
+        assert "udp 192.0.2.1:53, says the guest" in told.reason
+
+
+async def test_connections_end_with_their_machine_and_with_the_proxy(home):
+    async with echo() as port:
+        async with serving(home) as egress:
+            egress.set_policy(MACHINE, outbound("allowed.example.org"))
+            reader, writer = await connect(home)
+            writer.write(connecting("allowed.example.org", port))
+            await until(lambda: egress.use(MACHINE).allowed == 1, "the tunnel to be open")
+        assert (await reader.read()).endswith(b"\r\n\r\n")
+        writer.close()

@@ -1,0 +1,120 @@
+"""Bytes between two connections, both ways until both sides have ended: half-closes, a bounded buffer, a share each."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+#: What one connection moves before others have their turn.
+_TURN_BYTES = 256 * 1024
+
+
+class _Way:
+    """One direction: what has been read from one side and not yet been taken by the other."""
+
+    def __init__(self, source: socket.socket, sink: socket.socket, count: Callable[[int], None]) -> None:
+        self.source = source
+        self.sink = sink
+        self.count = count
+        self.unsent = memoryview(b"")
+        self.ended = False
+
+
+class Relay:
+    """Moves bytes between a guest and what it is connected to. The sockets stay the caller's to close.
+
+    A side that does not read costs what one turn has read for it, and stops the other side from being read.
+    ``sent`` and ``received`` count the bytes that the guest has sent, and that have been passed on to it.
+    """
+
+    def __init__(
+        self,
+        guest: socket.socket,
+        remote: socket.socket,
+        sent: Callable[[int], None],
+        received: Callable[[int], None],
+        idle_seconds: float,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ways = (_Way(guest, remote, sent), _Way(remote, guest, received))
+        self._idle_seconds = idle_seconds
+        self._moved = self._loop.time()
+        self._done: asyncio.Future[None] = self._loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def run(self, first: bytes = b"") -> None:
+        """Move bytes until both sides have ended or broken off, beginning with ``first`` from the guest.
+
+        Raises TimeoutError when nothing has moved for the idle time.
+        """
+        sending, _ = self._ways
+        sending.unsent = memoryview(first)
+        self._look()
+        try:
+            for way in self._ways:
+                if way.unsent:
+                    self._loop.add_writer(way.sink, self._send_rest, way)
+                else:
+                    self._loop.add_reader(way.source, self._read, way)
+            await self._done
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            for way in self._ways:
+                self._loop.remove_reader(way.source)
+                self._loop.remove_writer(way.sink)
+
+    def _read(self, way: _Way) -> None:
+        try:
+            data = way.source.recv(_TURN_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        self._moved = self._loop.time()
+        if not data:
+            with suppress(OSError):
+                way.sink.shutdown(socket.SHUT_WR)
+            self._end(way)
+            return
+        way.unsent = memoryview(data)
+        self._send(way)
+        if way.unsent:
+            self._loop.remove_reader(way.source)
+            self._loop.add_writer(way.sink, self._send_rest, way)
+
+    def _send_rest(self, way: _Way) -> None:
+        self._send(way)
+        if not way.unsent and not way.ended:
+            self._loop.remove_writer(way.sink)
+            self._loop.add_reader(way.source, self._read, way)
+
+    def _send(self, way: _Way) -> None:
+        try:
+            taken = way.sink.send(way.unsent)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            # Nobody takes it any more; what comes the other way may still be of use.
+            self._end(way)
+            return
+        self._moved = self._loop.time()
+        way.count(taken)
+        way.unsent = way.unsent[taken:]
+
+    def _end(self, way: _Way) -> None:
+        way.ended = True
+        way.unsent = memoryview(b"")
+        self._loop.remove_reader(way.source)
+        self._loop.remove_writer(way.sink)
+        if all(each.ended for each in self._ways) and not self._done.done():
+            self._done.set_result(None)
+
+    def _look(self) -> None:
+        idle = self._loop.time() - self._moved
+        if idle < self._idle_seconds:
+            self._timer = self._loop.call_later(self._idle_seconds - idle, self._look)
+        elif not self._done.done():
+            self._done.set_exception(TimeoutError("nothing has moved"))
