@@ -28,6 +28,7 @@
     │   ├── RepositoryNotAllowed                  repository_not_allowed
     │   └── RefNotFound                           ref_not_found
     ├── SecretUnavailable                422  1   secret_unavailable
+    │   └── SecretSourceAway                      secret_source_away
     ├── MachineError                     500  1   machine_error
     │   ├── MachineLost                           machine_lost
     │   ├── GuestUnreachable                      guest_unreachable
@@ -276,6 +277,13 @@ class SecretUnavailable(TaskyardError):
 
     code = "secret_unavailable"
     http_status = 422
+
+
+class SecretSourceAway(SecretUnavailable):
+    """What holds the secret cannot be reached, or gives out nothing now; it may yet."""
+
+    code = "secret_source_away"
+    retryable = True
 
 
 class MachineError(TaskyardError):

@@ -12,6 +12,7 @@ import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, IPvAnyNetwork, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -102,7 +103,42 @@ class Settings(BaseSettings):
     secret_env_names: list[str] = Field(
         default_factory=lambda: ["*"],
         description="Glob patterns of environment variables that secrets of source 'env' may name; "
-        "TASKYARD_* and ANTHROPIC_* never may",
+        "TASKYARD_*, ANTHROPIC_* and VAULT_* never may",
+    )
+    vault_address: str | None = Field(
+        None,
+        validation_alias=AliasChoices("TASKYARD_VAULT_ADDRESS", "VAULT_ADDR"),
+        description="URL of the Vault or OpenBao that secrets of source 'vault' are read from; default: there is none",
+    )
+    vault_namespace: str | None = Field(
+        None,
+        validation_alias=AliasChoices("TASKYARD_VAULT_NAMESPACE", "VAULT_NAMESPACE"),
+        description="Namespace in Vault",
+    )
+    vault_ca_file: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("TASKYARD_VAULT_CA_FILE", "VAULT_CACERT"),
+        description="PEM file of the authorities that Vault's certificate is checked with; default: this host's own",
+    )
+    vault_token: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("TASKYARD_VAULT_TOKEN", "VAULT_TOKEN"),
+        description="Token for Vault, which has to be renewed elsewhere. Not set: login by AppRole",
+    )
+    vault_role_id: str | None = Field(None, description="Role id of the AppRole login at Vault")
+    vault_secret_id: SecretStr | None = Field(None, description="Secret id of the AppRole login at Vault")
+    vault_approle_mount: str = Field("approle", description="Where in Vault the AppRole login is mounted")
+    vault_mount: str = Field(
+        "secret",
+        validation_alias=AliasChoices("TASKYARD_VAULT_MOUNT", "VAULT_MOUNT"),
+        description="Where in Vault the key-value store is mounted",
+    )
+    vault_kv_version: Literal["auto", "1", "2"] = Field(
+        "auto", description="Version of the key-value store; auto asks the mount"
+    )
+    vault_paths: list[str] = Field(
+        default_factory=lambda: ["*"],
+        description="Glob patterns of paths below the mount that secrets of source 'vault' may name",
     )
     log_limit: str = Field(
         "1G", description="Output of one run that its log takes; an agent that writes more is stopped"
@@ -150,6 +186,18 @@ class Settings(BaseSettings):
     @classmethod
     def _size(cls, value: str) -> str:
         parse_size(value)
+        return value
+
+    @field_validator("vault_address")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+            raise ValueError("must be a URL that begins with http:// or https://")
+        if parts.query or parts.fragment or "@" in parts.netloc:
+            raise ValueError("must be a URL without user, query and fragment")
         return value
 
     @field_validator("home", "image_dir")

@@ -16,11 +16,12 @@ from typing import Any
 from temporalio import activity
 
 from activities.machine.injection import InjectedSecret, check_value, new_placeholder
+from activities.machine.vault import Vault, VaultRefused
 from activities.step.announcements import announce
 from activities.step.boundary import boundary
 from activities.step.heartbeat import beating
 from foundation.durable import write_once
-from foundation.errors import HostNotReady, SecretUnavailable
+from foundation.errors import HostNotReady, SecretSourceAway, SecretUnavailable
 from foundation.settings import Settings
 from guest.contract import ENVIRONMENT, VOLATILE_DIR
 from machines.host import MachineHost
@@ -33,7 +34,8 @@ from workflows.specs.wire import Injection, SecretReference
 
 MAX_BYTES = 64 * 1024
 # Settings and credentials of Taskyard and of the model provider are never a task's.
-_NEVER = ("TASKYARD_", "ANTHROPIC_")
+_NEVER = ("TASKYARD_", "ANTHROPIC_", "VAULT_")
+_KINDS = {"env": "the environment variable", "file": "the file", "vault": "the Vault path"}
 
 
 class Secrets:
@@ -148,7 +150,8 @@ def _values(held: Mapping[str, Any]) -> dict[str, str]:
 
 def resolve_all(settings: Settings, references: Iterable[SecretReference]) -> dict[str, str]:
     """Values of the references by name. Raises SecretUnavailable, whose sentence never holds a value."""
-    return {reference.name: _resolve(settings, reference) for reference in references}
+    with Vault(settings) as vault:
+        return {reference.name: _resolve(settings, vault, reference) for reference in references}
 
 
 def environment_block(values: Mapping[str, str]) -> bytes:
@@ -156,10 +159,16 @@ def environment_block(values: Mapping[str, str]) -> bytes:
     return b"".join(f"{name}={value}".encode() + b"\0" for name, value in values.items())
 
 
-def _resolve(settings: Settings, reference: SecretReference) -> str:
-    if reference.source not in {"env", "file"}:
-        raise _unavailable(reference, f"has the source '{reference.source}', which this worker does not know")
-    value = _from_file(settings, reference) if reference.source == "file" else _from_environment(settings, reference)
+def _resolve(settings: Settings, vault: Vault, reference: SecretReference) -> str:
+    match reference.source:
+        case "env":
+            value = _from_environment(settings, reference)
+        case "file":
+            value = _from_file(settings, reference)
+        case "vault":
+            value = _from_vault(vault, reference)
+        case _:
+            raise _unavailable(reference, f"has the source '{reference.source}', which this worker does not know")
     if not value:
         raise _unavailable(reference, "is empty; give it a value")
     if "\0" in value:
@@ -170,7 +179,9 @@ def _resolve(settings: Settings, reference: SecretReference) -> str:
 def _from_environment(settings: Settings, reference: SecretReference) -> str:
     key = reference.key
     if key.upper().startswith(_NEVER):
-        raise _unavailable(reference, "is not for tasks: TASKYARD_* and ANTHROPIC_* never are; name another variable")
+        raise _unavailable(
+            reference, "is not for tasks: TASKYARD_*, ANTHROPIC_* and VAULT_* never are; name another variable"
+        )
     if not any(fnmatchcase(key, pattern) for pattern in settings.secret_env_names):
         raise _unavailable(reference, "is not allowed; TASKYARD_SECRET_ENV_NAMES names the variables that are")
     value = os.environ.get(key)
@@ -215,10 +226,26 @@ def _from_file(settings: Settings, reference: SecretReference) -> str:
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\r\n") else text.removesuffix("\n")
 
 
-def _unavailable(reference: SecretReference, reason: str) -> SecretUnavailable:
-    kind = "the file" if reference.source == "file" else "the environment variable"
-    return SecretUnavailable(
-        f"Secret {reference.name}: {kind} {reference.key} {reason}.",
+def _from_vault(vault: Vault, reference: SecretReference) -> str:
+    try:
+        value = vault.read(reference.key)
+    except VaultRefused as refused:
+        kind = SecretSourceAway if refused.later else SecretUnavailable
+        raise _unavailable(reference, refused.reason, kind) from None
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise _unavailable(reference, "is not UTF-8 text") from None
+    if size > MAX_BYTES:
+        raise _unavailable(reference, f"is larger than {MAX_BYTES // 1024} KiB")
+    return value
+
+
+def _unavailable(
+    reference: SecretReference, reason: str, kind: type[SecretUnavailable] = SecretUnavailable
+) -> SecretUnavailable:
+    return kind(
+        f"Secret {reference.name}: {_KINDS.get(reference.source, 'the reference')} {reference.key} {reason}.",
         name=reference.name,
         source=reference.source,
         key=reference.key,

@@ -36,7 +36,7 @@ _SAYS_NOTHING = (
 _PROGRESS = re.compile(r"^(?:remote: )?[A-Z][A-Za-z ]+: +\d+% ?\(")
 # Of git's own variables only those by which a host configures credentials, certificates and proxies for itself.
 _KEPT = re.compile(r"^GIT_(?:ASKPASS|SSL_.*|PROXY_.*|CONFIG_(?:GLOBAL|SYSTEM|NOSYSTEM|COUNT|KEY_\d+|VALUE_\d+))$")
-_DROPPED = re.compile(r"^(?:GIT_.*|TASKYARD_.*|ANTHROPIC_.*|SSH_ASKPASS.*|DISPLAY|LC_.*|LANG|LANGUAGE)$")
+_DROPPED = re.compile(r"^(?:GIT_.*|TASKYARD_.*|ANTHROPIC_.*|VAULT_.*|SSH_ASKPASS.*|DISPLAY|LC_.*|LANG|LANGUAGE)$")
 
 
 class GitFailed(Exception):

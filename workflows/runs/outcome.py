@@ -13,6 +13,7 @@ from workflows.specs.wire import Lifecycle
 _CAUSE_OF_CODE = {
     "insufficient_resources": Cause.RESOURCES,
     "secret_unavailable": Cause.SECRET,
+    "secret_source_away": Cause.SECRET,
     "machine_lost": Cause.MACHINE_LOST,
     "agent_start_failed": Cause.AGENT_START,
     "internal_error": Cause.INTERNAL,

@@ -113,6 +113,17 @@ def _has_host(url: str) -> bool:
         return False
 
 
+def _is_vault_key(key: str) -> bool:
+    """Whether the key is a path of names, with or without a field: nothing that could lead elsewhere."""
+    path, colon, field = key.rpartition(":")
+    names = (path if colon else key).split("/")
+    return (
+        not re.search(r"[?#\\]", key)
+        and all(name == name.strip() and name.strip(".") for name in names)
+        and (not colon or bool(field.strip()))
+    )
+
+
 Size = Annotated[str, AfterValidator(_size)]
 Duration = Annotated[str, AfterValidator(_duration)]
 Words = Annotated[str, AfterValidator(_not_blank)]
@@ -245,7 +256,7 @@ class SecretReference(wire.SecretReference):
 
     model_config = _STRICT
 
-    source: Literal["env", "file"]
+    source: Literal["env", "file", "vault"]
     key: Entry
     inject: injection.Injection | None = None
 
@@ -264,6 +275,11 @@ class SecretReference(wire.SecretReference):
             raise ValueError("key must be an absolute path when source is file")
         if self.source == "env" and re.search(r"[\s=]", self.key):
             raise ValueError("key must be the name of an environment variable when source is env")
+        if self.source == "vault" and not _is_vault_key(self.key):
+            raise ValueError(
+                "key must be path or path:field when source is vault: names divided by '/', without '..', '?' and '#', "
+                "below the mount"
+            )
         return self
 
 

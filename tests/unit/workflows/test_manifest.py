@@ -76,7 +76,7 @@ def test_every_fault_is_told_at_once_with_its_field() -> None:
             "metadata": {"nam": "x"},
             "repository": {"url": "ftp://a/b", "branch": "-x"},
             "vm": {"cpu": 2, "memory": "big"},
-            "secrets": [{"name": "1x", "source": "vault", "key": ""}],
+            "secrets": [{"name": "1x", "source": "safe", "key": ""}],
             "lifecycle": {"timeout": "8d", "artifact_patterns": ["../x"]},
         }
     )
@@ -137,6 +137,19 @@ def test_a_secret_is_given_once_and_a_file_by_its_absolute_path() -> None:
     twice = {"name": "TOKEN", "source": "env", "key": "TOKEN"}
     assert "given twice" in faults(with_fields(secrets=[twice, twice]))["secrets"]
     assert "absolute" in faults(with_fields(secrets=[{**twice, "source": "file"}]))["secrets[0]"]
+
+
+@pytest.mark.parametrize("key", ["app", "team/deploy:token", "a b/ü%41:x-y", "a:b:c", "v1.2/x..y"])
+def test_keys_in_vault(key: str) -> None:
+    assert parse(with_fields(secrets=[{"name": "A", "source": "vault", "key": key}])).secrets[0].key == key
+
+
+@pytest.mark.parametrize(
+    "key", ["/a", "a/", "a//b", "a/../b", "..", "./a", "a/ b", "a?version=1", "a#b", "a\\b", "a:", ":b", ": "]
+)
+def test_keys_that_could_lead_elsewhere_in_vault(key: str) -> None:
+    told = faults(with_fields(secrets=[{"name": "A", "source": "vault", "key": key}]))
+    assert "path or path:field" in told["secrets[0]"]
 
 
 @pytest.mark.parametrize("url", ["https://h/a.git", "http://h/a", "ssh://git@h/a", "git@host.example:org/a.git"])
