@@ -172,6 +172,10 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("TASKYARD_ANTHROPIC_BASE_URL", "ANTHROPIC_BASE_URL"),
         description="Base URL of the model API behind the gateway",
     )
+    price_table: Path | None = Field(
+        None,
+        description="YAML file with the prices of the models' tokens, by which budgets are kept; default: built in",
+    )
     scenario: Path | None = Field(
         None, description="Scenario file (or directory of them) of the scripted model; default: the built-in ones"
     )

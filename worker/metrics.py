@@ -46,6 +46,19 @@ class WorkerMetrics:
         self._tokens = Counter(
             "taskyard_gateway_tokens", "Tokens that passed the gateway", ["kind"], registry=self.registry
         )
+        self._gateway_cost = Counter(
+            "taskyard_gateway_cost_usd",
+            "Cost of what passed the gateway by its price table, in US dollars",
+            registry=self.registry,
+        )
+        self._unpriced = Counter(
+            "taskyard_gateway_unpriced_tokens", "Tokens of models that have no price", registry=self.registry
+        )
+        self._refusals = Counter(
+            "taskyard_gateway_budget_refusals",
+            "Requests of runs that have used up their budget",
+            registry=self.registry,
+        )
         self._cost = Counter(
             "taskyard_agent_cost_usd", "Cost that the agents reported, in US dollars", registry=self.registry
         )
@@ -97,10 +110,16 @@ class WorkerMetrics:
         """So many machines stand still for want of disk."""
         self._stopped.set(count)
 
-    def take_usage(self, usage: Mapping[str, int]) -> None:
-        """Tokens of one answer, by the model API's names of them."""
+    def take_usage(self, usage: Mapping[str, float]) -> None:
+        """Tokens of one answer, by the model API's names of them, and their cost."""
         for field in TOKEN_FIELDS:
-            self._tokens.labels(field.removesuffix("_tokens")).inc(usage.get(field, 0))
+            self._tokens.labels(field.removesuffix("_tokens")).inc(max(0, usage.get(field, 0)))
+        self._gateway_cost.inc(max(0.0, usage.get("cost_usd", 0.0)))
+        self._unpriced.inc(max(0, usage.get("unpriced_tokens", 0)))
+
+    def take_refusal(self) -> None:
+        """A request was refused because the run has used up its budget."""
+        self._refusals.inc()
 
     def take_result(self, result: AgentResult) -> None:
         """An agent has ended."""

@@ -50,8 +50,8 @@ class RunGateway(Protocol):
     def token(self, machine_id: str) -> str:
         """The run's token, worth nothing elsewhere."""
 
-    def usage(self, machine_id: str) -> dict[str, int]:
-        """Tokens counted so far."""
+    def usage(self, machine_id: str) -> TokenUsage:
+        """Tokens and costs counted so far, and the limits."""
 
 
 class Agent:
@@ -106,7 +106,7 @@ class Agent:
         if shell is not None:
             with GuestFigures(shell) as ticker.figures:
                 ended = follower.follow(AgentSession(shell), offsets)
-        usage = TokenUsage.model_validate(self._gateway.usage(machine_id))
+        usage = self._gateway.usage(machine_id)
         result = output.outcome(ended.exit_code if ended else None, usage)
         result.network = network.use()
         if ended is None:

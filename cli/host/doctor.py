@@ -253,7 +253,7 @@ def _model_proxy(settings: Settings) -> str | None:
     import asyncio
 
     from foundation.proxies import proxy_for
-    from worker.gateway.model_gateway import model_client
+    from worker.gateway.upstream import model_client
 
     asyncio.run(model_client(settings).aclose())
     return proxy_for(settings.anthropic_base_url)

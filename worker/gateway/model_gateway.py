@@ -27,23 +27,26 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from foundation.durable import write_once
-from foundation.errors import HostNotReady
 from foundation.machine_ids import MACHINE_ID
-from foundation.proxies import proxy_for
 from foundation.settings import Settings
-from foundation.urls import without_credentials
 from machines.network import GATEWAY_SOCKET
+from worker.gateway.bodies import MAX_BODY_BYTES, SOON, BodyTooLarge, TooManyBodies, error, read_body, refusal
+from worker.gateway.budgets import BudgetBook
 from worker.gateway.guest_connection import ConnectionLimits
 from worker.gateway.handed_connections import HandedConnections
+from worker.gateway.prices import load_prices
 from worker.gateway.unix_server import HANDED_BY, UnixServer
-from worker.gateway.usage import UsageLedger, UsageReader
+from worker.gateway.upstream import LIMITS, TIMEOUT, model_client
+from worker.gateway.usage import Bill, UsageLedger, UsageReader
 from worker.metrics import WorkerMetrics
 from worker.scripted_model.scenario import load_scenarios
 from worker.scripted_model.server import create_model_app
+from workflows.runs.budget import Budget
+from workflows.runs.messages import TokenUsage
 
-MAX_BODY_BYTES = 32 * 2**20
 _MESSAGES, _COUNT_TOKENS = "/v1/messages", "/v1/messages/count_tokens"
 _TOKEN = re.compile(rf"^tyk\.(?P<machine>{MACHINE_ID.pattern})\.(?P<proof>[0-9a-f]{{64}})$")
+_MODEL_FIELD = re.compile(rb'"model"\s*:\s*"([\x21\x23-\x5b\x5d-\x7e]{1,200})"')
 _REQUEST_HEADERS = ("accept", "content-type", "user-agent", "x-app", "anthropic-", "x-stainless-", "x-claude-code-")
 _RESPONSE_HEADERS = (
     "content-type",
@@ -53,19 +56,18 @@ _RESPONSE_HEADERS = (
     "x-should-retry",
     "x-taskyard-",
 )
-# The provider may think for minutes before the first byte; the client itself gives up after ten.
-_TIMEOUT = httpx.Timeout(600, connect=15, write=60, pool=15)
-# Each run has a few connections of its own; the number of runs is limited by the host's room, not here.
-_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 _log = structlog.get_logger(__name__)
+
+# How long a request under way may take until its machine is paused, and to end once it is broken off.
+_SETTLE_SECONDS, _BREAK_SECONDS = 45.0, 15.0
+_LOOK_SECONDS = 0.1
+_NOT_AGAIN = {"x-should-retry": "false"}
+_LATER = {"retry-after": "10"}
 
 _BROKEN_OFF = (
     b"\n\nevent: error\n"
     b'data: {"type":"error","error":{"type":"api_error","message":"The connection to the model API broke off."}}\n\n'
 )
-_LENGTH_DIGITS = 20
-_SOON = {"retry-after": "1"}
-_CLIENT_GONE = 499  # nobody is left to read it
 
 T = TypeVar("T")
 
@@ -75,7 +77,8 @@ class GatewayLimits:
     """What one machine may ask for at once, and how long a request may take.
 
     ``bodies_bytes`` is for all bodies of a machine that are held at a time. An answer that is still coming after
-    ``answer_seconds`` is broken off.
+    ``answer_seconds`` is broken off. A refusal that may be tried again is held back for ``refusal_seconds``, so that
+    the few times that an agent tries are enough until its machine is paused.
     """
 
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
@@ -83,12 +86,14 @@ class GatewayLimits:
     bodies_bytes: int = 2 * MAX_BODY_BYTES
     body_seconds: float = 120.0
     answer_seconds: float = 3600.0
+    refusal_seconds: float = 45.0
 
 
 class Gateway:
     """The gateway of one host, on ``<sockets>/gateway.sock``; without a key it has the scripted model behind it.
 
-    ``token`` and ``usage`` work from any thread, whether the server runs or not.
+    What its public methods tell of a machine, and set, works from any thread, whether the server runs or not. Raises
+    InvalidParameter when the price table is not valid.
     """
 
     def __init__(
@@ -97,7 +102,12 @@ class Gateway:
         self._settings = settings
         self._metrics = metrics or WorkerMetrics()
         self._limits = limits or GatewayLimits()
+        self._prices = load_prices(settings.price_table)
         self._usage = UsageLedger(settings.machines)
+        self._budgets = BudgetBook(settings.machines, self._usage)
+        # Machines that are about to be paused, and those of them whose answers are broken off.
+        self._settling: set[str] = set()
+        self._breaking: set[str] = set()
         self._servers: list[UnixServer | HandedConnections] = []
         self._client: httpx.AsyncClient | None = None
         self._requests: Counter[str] = Counter()
@@ -135,9 +145,32 @@ class Gateway:
         proof = hmac.new(self._secret(), machine_id.encode(), hashlib.sha256).hexdigest()
         return f"tyk.{machine_id}.{proof}"
 
-    def usage(self, machine_id: str) -> dict[str, int]:
-        """Requests and tokens of a machine so far, by the field names of ``workflows.runs.messages.TokenUsage``."""
-        return self._usage.read(machine_id)
+    def usage(self, machine_id: str) -> TokenUsage:
+        """Requests, tokens and costs of a machine so far, and its limits."""
+        return self._budgets.usage(machine_id)
+
+    def set_budget(self, machine_id: str, budget: Budget) -> None:
+        """Hold the machine to a budget from now on, also after crashes. Raises OSError when it cannot be kept."""
+        self._budgets.set(machine_id, budget)
+        self._settling.discard(machine_id)
+        self._breaking.discard(machine_id)
+
+    def used_up(self, machine_id: str) -> str | None:
+        """Why requests of the machine are refused, once one was; None while it may ask, or has not asked for more."""
+        return self._budgets.used_up(machine_id)
+
+    def settle(self, machine_id: str) -> None:
+        """Wait until a machine that has used up its budget has no request under way, so that it can be paused.
+
+        A connection that is cut by the pause would leave its guest waiting for minutes. What it asks from now on is
+        refused without a pause. An answer that takes too long is broken off.
+        """
+        self._settling.add(machine_id)
+        end = time.monotonic() + _SETTLE_SECONDS
+        while self._requests[machine_id] and time.monotonic() < end + _BREAK_SECONDS:
+            if time.monotonic() > end:
+                self._breaking.add(machine_id)
+            time.sleep(_LOOK_SECONDS)
 
     def _secret(self) -> bytes:
         path = self._settings.gateway / "secret"
@@ -157,8 +190,8 @@ class Gateway:
         await model.start()
         self._servers.append(model)
         # The model is in this process: there is nobody to be verified, and no certificates to be read for it.
-        transport = httpx.AsyncHTTPTransport(uds=os.fspath(path), limits=_LIMITS, verify=False)
-        return httpx.AsyncClient(base_url="http://model", timeout=_TIMEOUT, transport=transport)
+        transport = httpx.AsyncHTTPTransport(uds=os.fspath(path), limits=LIMITS, verify=False)
+        return httpx.AsyncClient(base_url="http://model", timeout=TIMEOUT, transport=transport)
 
     # --- the application
 
@@ -172,17 +205,17 @@ class Gateway:
             await self._pass_on(request, target, send)
             return
         else:
-            response = _error(404, "not_found_error", f"The gateway does not offer {request.method} {target[:200]}.")
+            response = error(404, "not_found_error", f"The gateway does not offer {request.method} {target[:200]}.")
         await response(scope, receive, send)
 
     async def _pass_on(self, request: Request, path: str, send: Send) -> None:
         machine_id = self._machine_of(request)
         if machine_id is None:
-            response = _error(401, "authentication_error", "The run token is missing or not valid.")
+            response = error(401, "authentication_error", "The run token is missing or not valid.")
             await response(request.scope, request.receive, send)
             return
         if self._requests[machine_id] >= self._limits.requests:
-            response = _error(429, "rate_limit_error", "This machine has too many requests under way.", _SOON)
+            response = error(429, "rate_limit_error", "This machine has too many requests under way.", SOON)
             await response(request.scope, request.receive, send)
             return
         self._requests[machine_id] += 1
@@ -194,33 +227,51 @@ class Gateway:
 
     async def _answer(self, request: Request, path: str, machine_id: str) -> Response:
         started = time.monotonic()
+        counted = Bill(self._usage, self._prices, machine_id) if path == _MESSAGES else None
+        asked = 0
         try:
             with self._holding_bodies(machine_id) as hold:
                 async with asyncio.timeout(self._limits.body_seconds):
-                    body = await _read(request, hold)
+                    body = await read_body(request, hold)
+                if (refused := await asyncio.to_thread(self._budgets.refusal, machine_id)) is not None:
+                    return await _unless_disconnected(request, self._refuse(machine_id, *refused))
+                asked = len(body)
+                model = _model_of(body)
                 answer = await _unless_disconnected(request, self._ask(request, path, body))
-        except (ClientDisconnect, TimeoutError, _BodyTooLarge, _TooManyBodies) as fault:
-            return _refusal(fault)
-        except httpx.HTTPError as error:
-            return self._unreachable(machine_id, error, time.monotonic() - started)
+        except (ClientDisconnect, TimeoutError, BodyTooLarge, TooManyBodies) as fault:
+            if asked and counted is not None and self._exists(machine_id):
+                counted.enter_unanswered(asked)
+            return refusal(fault)
+        except httpx.HTTPError as fault:
+            return self._unreachable(machine_id, fault, time.monotonic() - started)
         milliseconds = round((time.monotonic() - started) * 1000)
         self._metrics.take_request(answer.status_code, time.monotonic() - started)
         _log.info("model request", machine=machine_id, path=path, status=answer.status_code, ms=milliseconds)
         if answer.status_code in {401, 403} and not self._settings.model_is_scripted:
             _log.warning("the model API refuses the key", status=answer.status_code)
         headers = {name: value for name, value in answer.headers.items() if name.startswith(_RESPONSE_HEADERS)}
-        counted = machine_id if path == _MESSAGES else None
-        return _Relay(self._relay(answer, counted), answer.status_code, headers=headers)
+        reader = UsageReader(answer.headers.get("content-type", ""), model)
+        return _Relay(self._relay(answer, machine_id, reader, counted), answer.status_code, headers=headers)
+
+    async def _refuse(self, machine_id: str, sentence: str, again: bool) -> Response:
+        """The refusal of a machine that has used up its budget; ``again``: it may be continued, and is to try again."""
+        self._metrics.take_refusal()
+        if not again:
+            return error(400, "invalid_request_error", sentence, _NOT_AGAIN)
+        end = time.monotonic() + self._limits.refusal_seconds
+        while time.monotonic() < end and machine_id not in self._settling:  # noqa: ASYNC110 -- threads set it
+            await asyncio.sleep(_LOOK_SECONDS)
+        return error(429, "rate_limit_error", sentence, _LATER)
 
     @contextmanager
     def _holding_bodies(self, machine_id: str) -> Iterator[Callable[[int], None]]:
-        """Gives what counts bytes of a body as held, until the block ends. It raises _TooManyBodies."""
+        """Gives what counts bytes of a body as held, until the block ends. It raises TooManyBodies."""
         held = 0
 
         def hold(count: int) -> None:
             nonlocal held
             if self._body_bytes[machine_id] + count > self._limits.bodies_bytes:
-                raise _TooManyBodies
+                raise TooManyBodies
             self._body_bytes[machine_id] += count
             held += count
 
@@ -259,28 +310,34 @@ class Gateway:
         sent = self._client.build_request("POST", path.removeprefix("/"), params=beta, headers=headers, content=body)
         return await self._client.send(sent, stream=True)
 
-    def _unreachable(self, machine_id: str, error: httpx.HTTPError, seconds: float) -> Response:
-        if isinstance(error, httpx.TimeoutException):
+    def _unreachable(self, machine_id: str, fault: httpx.HTTPError, seconds: float) -> Response:
+        if isinstance(fault, httpx.TimeoutException):
             status, kind, sentence = 504, "timeout_error", "The model API did not answer in time."
         else:
             status, kind = 502, "api_error"
-            sentence = f"The model API cannot be reached ({type(error).__name__})."
+            sentence = f"The model API cannot be reached ({type(fault).__name__})."
         self._metrics.take_request(status, seconds)
         _log.warning("model API unreachable", machine=machine_id, error=sentence)
-        return _error(status, kind, sentence)
+        return error(status, kind, sentence)
 
-    async def _relay(self, answer: httpx.Response, machine_id: str | None) -> AsyncGenerator[bytes, None]:
-        """The answer's bytes as they come, with its usage counted at the end, also of an answer that was cut short."""
-        reader = UsageReader(answer.headers.get("content-type", ""))
+    async def _relay(
+        self, answer: httpx.Response, machine_id: str, reader: UsageReader, bill: Bill | None
+    ) -> AsyncGenerator[bytes, None]:
+        """The answer's bytes as they come. Its usage is counted when it is known, also of one that was cut short."""
         end = time.monotonic() + self._limits.answer_seconds
+        entered = False
         try:
             async for chunk in answer.aiter_bytes():
                 reader.feed(chunk)
+                if reader.begun and not entered:
+                    # What it costs to ask is known from here on, also to a successor of a worker that is killed.
+                    self._enter(answer, machine_id, reader, bill)
+                    entered = True
                 yield chunk
-                if time.monotonic() > end:
+                if time.monotonic() > end or machine_id in self._breaking:
                     raise httpx.ReadTimeout("the answer has taken too long")
-        except httpx.HTTPError as error:
-            _log.warning("model API broke off", machine=machine_id, error=type(error).__name__)
+        except httpx.HTTPError as fault:
+            _log.warning("model API broke off", machine=machine_id, error=type(fault).__name__)
             # The status is sent already. A stream can still carry an error; any other answer is broken off.
             if not reader.streamed:
                 raise
@@ -288,41 +345,11 @@ class Gateway:
         finally:
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(answer.aclose())
-            if machine_id and answer.is_success and self._exists(machine_id):
-                usage = reader.usage()
-                self._usage.add(machine_id, usage)
-                self._metrics.take_usage(usage)
+            self._enter(answer, machine_id, reader, bill)
 
-
-def model_client(settings: Settings) -> httpx.AsyncClient:
-    """The client of the model provider's API. Raises HostNotReady when the settings or the environment prevent it."""
-    base = settings.anthropic_base_url
-    try:
-        url = httpx.URL(base)
-        if url.scheme not in {"http", "https"} or not url.host:
-            raise HostNotReady(f"ANTHROPIC_BASE_URL is '{without_credentials(base)}', which is no http or https URL")
-        # Read here and not by httpx, which fails at what it cannot parse also when it is not for this URL.
-        return httpx.AsyncClient(
-            base_url=url,
-            timeout=_TIMEOUT,
-            limits=_LIMITS,
-            proxy=proxy_for(base),
-            verify=httpx.create_ssl_context(),
-            trust_env=False,
-        )
-    except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
-        raise HostNotReady(
-            f"No client of the model API can be made: {error}. Check ANTHROPIC_BASE_URL, the proxy variables, "
-            "and SSL_CERT_FILE and SSL_CERT_DIR, which name the certificates to be trusted"
-        ) from error
-
-
-class _BodyTooLarge(Exception):
-    pass
-
-
-class _TooManyBodies(Exception):
-    pass
+    def _enter(self, answer: httpx.Response, machine_id: str, reader: UsageReader, bill: Bill | None) -> None:
+        if bill is not None and answer.is_success and self._exists(machine_id):
+            self._metrics.take_usage(bill.enter(reader))
 
 
 class _Relay(StreamingResponse):
@@ -339,39 +366,17 @@ class _Relay(StreamingResponse):
             await self._source.aclose()
 
 
+def _model_of(body: bytes) -> str:
+    """The model that a request names, for an answer that names none."""
+    found = _MODEL_FIELD.search(body)
+    return found[1].decode() if found else ""
+
+
 def _lower(counter: Counter[str], key: str, count: int) -> None:
     """Count down, and keep no key of what has come to nothing."""
     counter[key] -= count
     if counter[key] <= 0:
         del counter[key]
-
-
-def _refusal(fault: Exception) -> Response:
-    """The answer to a request that did not come whole."""
-    if isinstance(fault, ClientDisconnect):
-        return Response(status_code=_CLIENT_GONE)
-    if isinstance(fault, TimeoutError):
-        return _error(408, "timeout_error", "The body did not come in time.", {"connection": "close"})
-    if isinstance(fault, _BodyTooLarge):
-        return _error(413, "request_too_large", f"The body is larger than {MAX_BODY_BYTES} bytes.")
-    return _error(429, "rate_limit_error", "This machine sends too much at once; it may try again.", _SOON)
-
-
-def _error(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"type": "error", "error": {"type": kind, "message": message}}, status, headers)
-
-
-async def _read(request: Request, hold: Callable[[int], None]) -> bytes:
-    length = request.headers.get("content-length", "0")
-    if not (length.isascii() and length.isdecimal() and len(length) < _LENGTH_DIGITS and int(length) <= MAX_BODY_BYTES):
-        raise _BodyTooLarge
-    body = bytearray()
-    async for chunk in request.stream():
-        hold(len(chunk))
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise _BodyTooLarge
-    return bytes(body)
 
 
 async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:

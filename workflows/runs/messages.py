@@ -19,6 +19,10 @@ from workflows.specs.wire import Manifest, NetworkMode, NetworkPolicy
 MESSAGE_ID_CHARS = 200
 MESSAGE_BYTES = 256 * 1024
 
+# Guests and other systems say them: whatever they say must pass through JSON and back.
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
 
 # --- what goes into the workflow
 
@@ -59,6 +63,13 @@ class NetworkChange(Message):
     remove: list[str] = []
 
 
+class ContinueRequest(Message):
+    """Payload of the signal ``continue``: what is added to the budget of a run that has used it up and waits."""
+
+    budget_usd: Amount | None = None
+    tokens: Count | None = None
+
+
 class TurnEnded(Message):
     """Payload of the update ``end_turn``, sent by the follower: the agent has answered and waits for input."""
 
@@ -77,11 +88,6 @@ class AgentProgress(Message):
     last_activity_at: datetime | None = None
 
 
-# Guests say them of themselves: whatever they say must pass through JSON and back.
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-
-
 class MachineFigures(Message):
     """What the guest used at ``at``: percent of all its CPUs, bytes, and its load over 1, 5 and 15 minutes."""
 
@@ -92,6 +98,27 @@ class MachineFigures(Message):
     disk_used_bytes: Count
     disk_total_bytes: Count
     load_avg: tuple[Amount, Amount, Amount]
+
+
+class TokenUsage(Message):
+    """Tokens that the model gateway counted for the run, and what they cost by its price table, in US dollars.
+
+    ``cost_usd`` is null where nothing was priced. The tokens of models without a price are ``unpriced_tokens`` too, and
+    ``unpriced_usd`` is what they would cost of the dearest model of the table: that much counts against a budget.
+    ``budget_usd`` and ``budget_tokens`` are the limits as they stand, null without one.
+    """
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    cost_usd: Amount | None = None
+    unpriced_tokens: Count = 0
+    unpriced_usd: Amount = 0.0
+    unpriced_models: list[Name] = []
+    budget_usd: Amount | None = None
+    budget_tokens: Count | None = None
 
 
 class HostUse(Message):
@@ -128,16 +155,6 @@ class LiveProgress(AgentProgress):
     def without_figures(self) -> AgentProgress:
         """The progress alone."""
         return AgentProgress.model_validate(self.model_dump())
-
-
-class TokenUsage(Message):
-    """Tokens that the model gateway counted for the run."""
-
-    requests: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cache_creation_input_tokens: int = 0
-    cache_read_input_tokens: int = 0
 
 
 class NetworkStanding(Message):

@@ -128,9 +128,9 @@ async def test_hello_scenario_mends_the_example(url, gateway, settings, work):
     assert shell(made.test_command, work).returncode == 0
     assert shell("git status --porcelain", work).stdout.splitlines() == [f" M {made.faulty_file}", "?? REPORT.md"]
     usage = gateway.usage(MACHINE)
-    assert usage["requests"] == 6
-    assert usage["input_tokens"] == run.results[0]["usage"]["input_tokens"]
-    assert usage["output_tokens"] == run.results[0]["usage"]["output_tokens"]
+    assert usage.requests == 6
+    assert usage.input_tokens == run.results[0]["usage"]["input_tokens"]
+    assert usage.output_tokens == run.results[0]["usage"]["output_tokens"]
 
 
 async def test_refused_request_is_an_error_result_and_exit_code_1(url, gateway, work):
@@ -267,7 +267,7 @@ async def test_run_outlives_a_restart_of_gateway_and_model(url, gateway, setting
         finally:
             await successor.stop()
     assert [result["result"] for result in run.results] == ["Finished as the message asked."]
-    assert successor.usage(MACHINE)["requests"] >= 3
+    assert successor.usage(MACHINE).requests >= 3
 
 
 def test_program_is_the_version_that_the_guest_image_pins(tmp_path):

@@ -14,7 +14,7 @@ from client import AsyncTaskClient, TaskClient
 from foundation.errors import HostNotReady
 from foundation.proxies import proxy_for
 from foundation.settings import Settings
-from worker.gateway.model_gateway import model_client
+from worker.gateway.upstream import model_client
 
 NAMES = [name for lower in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for name in (lower, lower.upper())]
 AWAY = "https://api.example.org/v1"

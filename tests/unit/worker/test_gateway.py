@@ -23,7 +23,10 @@ from starlette.routing import Route
 
 from foundation.settings import Settings
 from machines.records import RecordStore
-from worker.gateway.model_gateway import MAX_BODY_BYTES, Gateway
+from worker.gateway.bodies import MAX_BODY_BYTES
+from worker.gateway.model_gateway import Gateway
+from worker.gateway.usage import TOKEN_FIELDS
+from workflows.runs.messages import TokenUsage
 
 MACHINE = "vm-00112233445566aa"
 OTHER = "vm-ffeeddccbbaa9988"
@@ -155,7 +158,7 @@ async def test_any_other_token_is_refused(scripted):
                 assert answer.status_code == 401, shown
                 assert answer.json()["type"] == "error"
                 assert answer.json()["error"]["type"] == "authentication_error"
-        assert gateway.usage(MACHINE)["requests"] == 0
+        assert gateway.usage(MACHINE).requests == 0
 
 
 async def test_token_ends_with_the_machine(scripted):
@@ -220,7 +223,7 @@ async def test_answers_stream_through_as_they_come(real, api):
         api.may_end.set()
         rest = b"".join([chunk async for chunk in chunks])
         assert rest.endswith(event("message_stop"))
-        assert gateway.usage(MACHINE)["output_tokens"] == 42
+        assert gateway.usage(MACHINE).output_tokens == 42
 
 
 async def test_client_that_leaves_ends_the_request_to_the_model(real, api):
@@ -228,7 +231,7 @@ async def test_client_that_leaves_ends_the_request_to_the_model(real, api):
         async with client.stream("POST", "/v1/messages", json=asked("stream", stream=True)) as answer:
             await anext(answer.aiter_raw())
         await asyncio.wait_for(api.left.wait(), 10)
-        assert gateway.usage(MACHINE) == counts(requests=1, input=100, output=1, created=20)
+        assert tokens(gateway.usage(MACHINE)) == counts(requests=1, input=100, output=1, created=20)
 
 
 async def test_client_that_leaves_before_the_answer_ends_the_request_too(real, api):
@@ -246,7 +249,7 @@ async def test_errors_of_the_model_api_pass_through(real):
         assert answer.headers["retry-after"] == "7"
         assert "set-cookie" not in answer.headers
         assert answer.json()["error"]["type"] == "overloaded_error"
-        assert gateway.usage(MACHINE)["requests"] == 0
+        assert gateway.usage(MACHINE).requests == 0
 
 
 async def test_stream_that_breaks_off_ends_with_an_error_event(real, api):
@@ -275,11 +278,11 @@ async def test_usage_adds_up_and_survives_a_restart(real, api):
         await client.post("/v1/messages", json=asked("stream", stream=True))
     async with serving(real) as (gateway, client):
         await client.post("/v1/messages", json=asked("whole"))
-        assert gateway.usage(MACHINE) == counts(requests=3, input=110, output=56, created=20, read=22)
-        assert gateway.usage(OTHER) == counts()
+        assert tokens(gateway.usage(MACHINE)) == counts(requests=3, input=110, output=56, created=20, read=22)
+        assert tokens(gateway.usage(OTHER)) == counts()
     # The counts are among the machine's files, and go with them.
     RecordStore(real).remove(MACHINE)
-    assert gateway.usage(MACHINE) == counts()
+    assert tokens(gateway.usage(MACHINE)) == counts()
 
 
 async def test_counts_of_an_earlier_version_are_taken_in_and_nothing_of_it_stays(scripted):
@@ -288,9 +291,13 @@ async def test_counts_of_an_earlier_version_are_taken_in_and_nothing_of_it_stays
     for machine in (MACHINE, OTHER):
         (earlier / f"{machine}.json").write_text(json.dumps({"requests": 3, "input_tokens": 5}))
     async with serving(scripted) as (gateway, _):
-        assert gateway.usage(MACHINE) == counts(requests=3, input=5)
-        assert gateway.usage(OTHER) == counts()
+        assert tokens(gateway.usage(MACHINE)) == counts(requests=3, input=5)
+        assert tokens(gateway.usage(OTHER)) == counts()
     assert not earlier.exists()
+
+
+def tokens(usage: TokenUsage) -> dict[str, int]:
+    return {name: getattr(usage, name) for name in ("requests", *TOKEN_FIELDS)}
 
 
 def counts(**given: int) -> dict[str, int]:

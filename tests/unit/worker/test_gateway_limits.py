@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from foundation.settings import Settings
 from tests.waiting import until
+from worker.gateway.bodies import MAX_BODY_BYTES
 from worker.gateway.guest_connection import ConnectionLimits
-from worker.gateway.model_gateway import MAX_BODY_BYTES, Gateway, GatewayLimits
+from worker.gateway.model_gateway import Gateway, GatewayLimits
 
 HOSTILE, QUIET = "vm-00000000000000bb", "vm-00000000000000aa"
 HANDOVER = Path(__file__).parents[3] / "machines" / "hypervisor" / "handover.pl"
