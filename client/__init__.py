@@ -18,7 +18,7 @@ from client.tasks.asynchronous import AsyncTaskClient
 from client.tasks.blocking import TaskClient
 from client.tasks.calls import DEFAULT_SERVER, PATIENCE_SECONDS
 from client.tasks.download import Fetched
-from client.tasks.replies import Artifact, LogLine, Progress, Task, TaskPage, Transition
+from client.tasks.replies import Artifact, LogLine, NetworkUse, Progress, RunNetwork, Task, TaskPage, Transition
 
 __all__ = [
     "DEFAULT_SERVER",
@@ -27,7 +27,9 @@ __all__ = [
     "AsyncTaskClient",
     "Fetched",
     "LogLine",
+    "NetworkUse",
     "Progress",
+    "RunNetwork",
     "Task",
     "TaskClient",
     "TaskPage",

@@ -21,6 +21,7 @@ from foundation.errors import (
     TaskyardError,
     TimedOut,
     Unauthorized,
+    error_of,
 )
 from foundation.urls import without_credentials
 
@@ -53,7 +54,7 @@ def refusal(server: str, status: int, headers: Mapping[str, str], body: bytes) -
             f"The server at {server} answered with status {status}, and not as Taskyard does: it is another server, or "
             f"one that stands before it. {_CURE}"
         )
-    known = _errors_by_code().get(code, _BY_STATUS.get(status, TaskyardError))
+    known = error_of(code) or _BY_STATUS.get(status, TaskyardError)
     # Details of another version may be named as the error's own parameters are.
     facts = {str(key): value for key, value in details.items()} if isinstance(details, dict) else {}
     for name in ("self", "message"):
@@ -93,13 +94,3 @@ def faults(error: TaskyardError) -> list[dict[str, str]]:
     """Every fault of a refused manifest, as ``{field, message, validation}``."""
     found: list[dict[str, str]] = error.details.get("errors", []) if isinstance(error, InvalidManifest) else []
     return found
-
-
-def _errors_by_code() -> dict[str, type[TaskyardError]]:
-    known: dict[str, type[TaskyardError]] = {}
-    pending: list[type[TaskyardError]] = [TaskyardError]
-    while pending:
-        error = pending.pop()
-        known[error.code] = error
-        pending += error.__subclasses__()
-    return known

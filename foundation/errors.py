@@ -74,6 +74,17 @@ class TaskyardError(Exception):
         super().__init__(self.message)
 
 
+def error_of(code: str) -> type[TaskyardError] | None:
+    """The error that has the code; None when this version knows none."""
+    pending: list[type[TaskyardError]] = [TaskyardError]
+    while pending:
+        error = pending.pop()
+        if error.code == code:
+            return error
+        pending += error.__subclasses__()
+    return None
+
+
 def _bare(fact: Any) -> Any:
     """A fact without credentials."""
     if isinstance(fact, dict):

@@ -13,6 +13,9 @@ from foundation.errors import InvalidBody, InvalidParameter, UnsupportedMediaTyp
 from foundation.faults import Fault
 from workflows.messages import SENTENCE_CHARS
 from workflows.specs.faults import of_rules
+from workflows.specs.hosts import MAX_RULES
+from workflows.specs.manifest import HostText
+from workflows.specs.wire import NetworkMode
 
 MAX_BODY_BYTES = 2 * 2**20
 
@@ -31,6 +34,16 @@ class SentMessage(BaseModel):
 
     text: str = Field(min_length=1, examples=["Please also update the changelog."])
     id: str | None = Field(None, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*\z")
+
+
+class SentNetwork(BaseModel):
+    """Another mode of a run's network, and host rules to be added and removed; what is left out stays as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: NetworkMode | None = Field(None, description="isolated, outbound or full", examples=["outbound"])
+    allow: list[HostText] = Field(default=[], max_length=MAX_RULES, examples=[["api.example.org", "*.example.net:443"]])
+    remove: list[HostText] = Field(default=[], max_length=MAX_RULES, description="Rules as they stand")
 
 
 class Cancellation(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.native.bodies import Cancellation, SentMessage
+from api.native.bodies import Cancellation, SentMessage, SentNetwork
 
 _BASE = "/api/v1/tasks"
 _DIGEST = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -72,6 +72,17 @@ MESSAGE_BODY = {
         "content": {"application/json": {"schema": SentMessage.model_json_schema()}},
     }
 }
+NETWORK_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": SentNetwork.model_json_schema(),
+                "example": {"allow": ["api.example.org"], "remove": ["old.example.org"]},
+            }
+        },
+    }
+}
 
 SUBMITTED = {
     "task_id": "task-001",
@@ -122,6 +133,8 @@ DETAIL = SUMMARY | {
     "ssh_command": None,
     "preserved_until": None,
     "usage": None,
+    "network_policy": {"mode": "outbound", "hosts": ["api.example.org"]},
+    "network": None,
     "transitions": [
         {"state": "pending", "at": "2026-01-29T10:00:00Z"},
         {"state": "staging", "at": "2026-01-29T10:00:02Z"},
@@ -145,6 +158,30 @@ CANCELLED = {
     "cancelled_at": "2026-01-29T10:30:00Z",
 }
 MESSAGE = {"accepted": True, "task_id": "task-001", "message_id": "m-1"}
+NETWORK = {
+    "task_id": "task-001",
+    "policy": {"mode": "outbound", "hosts": ["api.example.org"]},
+    "in_force": True,
+    "live": True,
+    "use": {
+        "allowed": 12,
+        "blocked": 2,
+        "sent_bytes": 4096,
+        "received_bytes": 1048576,
+        "hosts": [
+            {
+                "host": "api.example.org",
+                "port": 443,
+                "allowed": 12,
+                "blocked": 0,
+                "sent_bytes": 4096,
+                "received_bytes": 1048576,
+                "reason": None,
+            }
+        ],
+    },
+    "warnings": [],
+}
 ARTIFACTS = {
     "task_id": "task-001",
     "artifacts": [

@@ -12,10 +12,11 @@ from api.deps import CoreOf, ServicesOf, limited
 from api.http.downloads import ArtifactResponse, headers_of
 from api.http.ranges import parse_range
 from api.native import errors, examples, log_formats, views
-from api.native.bodies import Cancellation, SentMessage, read_form
+from api.native.bodies import Cancellation, SentMessage, SentNetwork, read_form
 from api.native.envelope import read_body
 from api.native.parameters import known_parameters, labels_of, parse_entry_id, parse_since, parse_states
 from api.runs import listing, log
+from api.runs.network import change_network, network
 from api.runs.preservation import as_kept_now
 from api.runs.retrying import retry
 from foundation.errors import (
@@ -32,10 +33,11 @@ from foundation.errors import (
     SessionClosed,
     TaskAlreadyTerminal,
     TaskNotFound,
+    TimedOut,
     UnsupportedMediaType,
 )
 from workflows.messages import SENTENCE_CHARS
-from workflows.runs.messages import CancelRequest, UserMessage
+from workflows.runs.messages import CancelRequest, NetworkChange, UserMessage
 
 router = APIRouter(prefix=views.BASE, tags=["tasks"], dependencies=[Depends(known_parameters)])
 
@@ -198,6 +200,46 @@ async def close_session(task_id: str, core: CoreOf) -> views.MessageReply:
     """End a session that was opened with ``headless: false`` after its last answer; the run then completes."""
     await core.close_session(task_id)
     return views.MessageReply(task_id=task_id)
+
+
+@router.get(
+    "/{task_id}/network",
+    summary="Look at a task's network",
+    responses=errors.responses(TaskNotFound, RateLimitExceeded)
+    | examples.answer(examples.NETWORK, description="What the machine may reach, and what it asked for"),
+    dependencies=[limited("get")],
+)
+async def get_network(task_id: str, core: CoreOf) -> views.NetworkReply:
+    """What the run's machine may reach beside the model gateway, and which connections it asked for so far."""
+    return views.network_reply(task_id, await network(core, task_id))
+
+
+@router.patch(
+    "/{task_id}/network",
+    summary="Change a task's network",
+    openapi_extra=examples.NETWORK_BODY,
+    responses=errors.responses(
+        TaskNotFound,
+        TaskAlreadyTerminal,
+        Conflict,
+        InvalidParameter,
+        InvalidBody,
+        PayloadTooLarge,
+        UnsupportedMediaType,
+        RateLimitExceeded,
+        TimedOut,
+    )
+    | examples.answer(examples.NETWORK, description="The policy that is in force now, or kept for the machine to come"),
+)
+async def patch_network(task_id: str, request: Request, core: CoreOf) -> views.NetworkReply:
+    """Change what the run's machine may reach; open connections to what is no longer allowed are cut.
+
+    The answer comes once the change is in force. Sending it again changes nothing, but for a rule that is gone.
+    """
+    sent = await read_form(request, SentNetwork)
+    change = NetworkChange(mode=sent.mode, allow=sent.allow, remove=sent.remove)
+    changed, in_vain = await change_network(core, task_id, change)
+    return views.network_reply(task_id, changed, in_vain)
 
 
 @router.get(

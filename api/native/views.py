@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
@@ -11,10 +12,13 @@ from pydantic import BaseModel, Field
 
 from api.runs.core import TaskView
 from api.runs.listing import Page
+from api.runs.network import RunNetwork
 from api.runs.shown import definition
-from workflows.runs.messages import AgentProgress, TaskStatus, TokenUsage, Transition
+from foundation.faults import Fault
+from workflows.runs.messages import AgentProgress, NetworkUse, TaskStatus, TokenUsage, Transition
 from workflows.runs.requests import Artifact
 from workflows.runs.states import Cause, TaskState
+from workflows.specs.wire import NetworkPolicy
 
 BASE = "/api/v1/tasks"
 
@@ -85,6 +89,10 @@ class TaskDetail(TaskSummary):
     ssh_command: str | None = Field(description="How to enter a preserved machine, on its host; null once it is gone")
     preserved_until: datetime | None = Field(description="When a preserved machine will be torn down")
     usage: TokenUsage | None
+    network_policy: NetworkPolicy | None = Field(
+        description="What the machine may reach; null for runs that do not say"
+    )
+    network: NetworkUse | None = Field(description="What the guest asked of the network")
     transitions: list[Transition]
     undelivered_messages: list[str]
     notes: list[str] = Field(description="Sentences about what the run lacks although nothing failed")
@@ -118,6 +126,17 @@ class MessageReply(BaseModel):
     accepted: bool = True
     task_id: str
     message_id: str | None = None
+
+
+class NetworkReply(BaseModel):
+    """What a run's machine may reach, and what it asked for."""
+
+    task_id: str
+    policy: NetworkPolicy
+    in_force: bool = Field(description="False while the machine is not there yet; it starts with the policy")
+    live: bool = Field(description="False when no worker answered and the last recorded status is shown")
+    use: NetworkUse | None = Field(description="Connections and bytes so far; null before anything is known of them")
+    warnings: list[Unheeded] = Field(default=[], description="What the change says in vain")
 
 
 class ArtifactView(BaseModel):
@@ -174,6 +193,18 @@ def detail(view: TaskView) -> TaskDetail:
         "definition": definition(manifest) if manifest is not None else None,
     }
     return TaskDetail.model_validate(facts)
+
+
+def network_reply(task_id: str, network: RunNetwork, in_vain: Sequence[Fault] = ()) -> NetworkReply:
+    """A run's network."""
+    return NetworkReply(
+        task_id=task_id,
+        policy=network.policy,
+        in_force=network.in_force,
+        live=network.live,
+        use=network.use,
+        warnings=[Unheeded(field=fault.field, message=fault.message) for fault in in_vain],
+    )
 
 
 def artifact_list(task_id: str, artifacts: list[Artifact]) -> ArtifactList:

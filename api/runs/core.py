@@ -39,6 +39,8 @@ from workflows.runs.messages import (
     MESSAGE_BYTES,
     CancelRequest,
     MachineFigures,
+    NetworkChange,
+    NetworkStanding,
     TaskStatus,
     TaskSubmission,
     UserMessage,
@@ -135,8 +137,7 @@ class Core:
             created_at = described.typed_search_attributes.get(names.CREATED_KEY, status.created_at)
             status = status.model_copy(update={"created_at": created_at})
         if status.state is TaskState.RUNNING:
-            live_progress = await recorded.live_progress(described)
-            status.progress = live_progress.without_figures() if live_progress else status.progress
+            status = await recorded.with_live_progress(status, described)
         return TaskView(status, live)
 
     async def look(self, task_id: str, before: TaskStatus | None) -> tuple[TaskStatus, MachineFigures | None, bool]:
@@ -218,6 +219,14 @@ class Core:
         if not await self._executions.signal(task_id, names.CLOSE):
             raise _already_terminal((await self.status(task_id)).status)
         return status
+
+    async def change_network(self, task_id: str, change: NetworkChange) -> NetworkStanding:
+        """Change what the run's machine may reach, and give the policy that came of it (``api.runs.network``)."""
+        await self._active(task_id)
+        standing = await self._executions.update(task_id, names.CHANGE_NETWORK, change, NetworkStanding)
+        if standing is None:
+            raise _already_terminal((await self.status(task_id)).status)
+        return standing
 
     async def artifacts(self, task_id: str) -> list[Artifact]:
         """What the run has left so far. Raises TaskNotFound."""

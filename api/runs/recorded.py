@@ -121,6 +121,14 @@ async def live_progress(description: WorkflowExecutionDescription) -> LiveProgre
     return None
 
 
+async def with_live_progress(status: TaskStatus, description: WorkflowExecutionDescription) -> TaskStatus:
+    """The status of a running run with what the follower of its agent last reported."""
+    live = await live_progress(description)
+    if live is None:
+        return status
+    return status.model_copy(update={"progress": live.without_figures(), "network": live.network or status.network})
+
+
 def listed_status(row: Row) -> TaskStatus:
     """As much of a run's status as its row holds."""
     return TaskStatus.model_validate_json(row.packed)

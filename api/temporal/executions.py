@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import timedelta
 from typing import TypeVar
 
 from pydantic import BaseModel
-from temporalio.client import WorkflowExecutionDescription, WorkflowHandle, WorkflowQueryFailedError
+from temporalio.client import (
+    WorkflowExecutionDescription,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
 from temporalio.common import TypedSearchAttributes, WorkflowIDReusePolicy
-from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from api.temporal.client import RPC_LIMIT, Engine, is_unknown
-from foundation.errors import EngineUnavailable, PayloadTooLarge
+from foundation.errors import EngineUnavailable, PayloadTooLarge, ServiceUnavailable, TaskyardError, TimedOut, error_of
 from workflows.names import STATUS_MEMO, WorkflowKind
 
 # A live worker answers a query in some 30 ms; beyond this the memo answers instead.
 _QUERY_LIMIT = timedelta(seconds=1)
+# A step on a host whose worker is there takes a fraction of a second.
+_UPDATE_SECONDS = 20.0
 # Who asks for the state of many runs while no worker is there waits for the first of them only.
 _UNANSWERED_SECONDS = 2.0
 
@@ -114,6 +123,31 @@ class Executions:
             raise
         return True
 
+    async def update(self, resource_id: str, name: str, payload: BaseModel, answer_type: type[Model]) -> Model | None:
+        """What a workflow answers once it has done what it is told; None when it has ended meanwhile.
+
+        Raises what the workflow refuses it with, and TimedOut when it has not done it in time: it may do it yet.
+        """
+        handle = await self._handle(resource_id)
+        try:
+            with self._engine.failures():
+                async with asyncio.timeout(_UPDATE_SECONDS):
+                    answer: Model = await handle.execute_update(name, payload, result_type=answer_type)
+                    return answer
+        except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
+            raise TimedOut(
+                f"'{resource_id}' has not done this within {_UPDATE_SECONDS:.0f} s, and may do it yet: its host or its "
+                "worker does not answer. Look at it before you send it again."
+            ) from None
+        except WorkflowUpdateFailedError as error:
+            raise _refusal(error.cause) from None
+        except RPCError as error:
+            if is_unknown(error):
+                return None
+            if error.status is RPCStatusCode.INVALID_ARGUMENT:
+                raise PayloadTooLarge(f"Temporal refused what was sent: {error.message}.") from error
+            raise
+
     async def cancel(self, resource_id: str) -> bool:
         """Cancel a workflow in Temporal itself; false when it has ended meanwhile."""
         handle = await self._handle(resource_id)
@@ -144,3 +178,12 @@ class Executions:
     async def _handle(self, resource_id: str) -> WorkflowHandle[object, object]:
         client = await self._engine.client()
         return client.get_workflow_handle(self._kind.workflow_id(resource_id))
+
+
+def _refusal(cause: BaseException) -> TaskyardError:
+    """The error of ours that a workflow refuses something with; a worker of an earlier version knows nothing of it."""
+    refused = error_of(cause.type or "") if isinstance(cause, ApplicationError) else None
+    if refused is None or not isinstance(cause, ApplicationError):
+        return ServiceUnavailable("The worker that has the run is of another version, and cannot do this; update it.")
+    facts = cause.details[0] if cause.details and isinstance(cause.details[0], dict) else {}
+    return refused(cause.message, **facts)

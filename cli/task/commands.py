@@ -21,6 +21,7 @@ from cli.options import (
 )
 from cli.task import reading, submission
 from cli.task.batch import each_run
+from cli.task.network import network
 from cli.task.reading import Timeout, detachable, exit_by_outcome
 from foundation.errors import UsageError
 
@@ -228,6 +229,7 @@ def close(ctx: typer.Context, task_ids: TaskIds) -> None:
     each_run(ctx, task_ids, end, lambda _reply: None)
 
 
+app.command()(network)
 app.command()(reading.logs)
 app.command()(reading.artifacts)
 app.command()(reading.download)

@@ -128,6 +128,8 @@ class LogRenderer:
                 self._print(Text.assemble((state, STATE_COLOURS.get(state, "blue")), "  ", (text, "dim")), mark="◆")
             case "user_message":
                 self._print(Text(_shortened(text, _TEXT_LINES), "bold"), mark="»", mark_style="bold")
+            case "network" if event.get("verdict") in {"blocked", "failed"}:
+                self._print(Text(text, "yellow"), mark="!", mark_style="yellow")
             case kind:
                 self._print(Text(text or clean(str(kind)), "dim"), mark="·")
 

@@ -23,7 +23,8 @@ from cli.terminal import output, print_rows, print_table, spinner_name, talk
 from foundation.units import format_seconds, format_size
 
 if TYPE_CHECKING:
-    from client import Artifact, LogLine, Task
+    from client import Artifact, LogLine, NetworkUse, RunNetwork, Task
+    from client.tasks.replies import NetworkPolicy
 
 _GAP = 2
 # Below this a paragraph is not folded: it would be a column of single words.
@@ -112,6 +113,7 @@ def print_task(task: Task) -> None:
             ("Error", task.error),
             ("Result", task.result),
             ("Tokens", _tokens(task)),
+            ("Network", network_line(task.network_policy, task.network)),
             *(("Note", note) for note in task.notes),
             *(("Undelivered", message) for message in task.undelivered_messages),
             ("Kept until", _until(task.preserved_until)),
@@ -120,6 +122,53 @@ def print_task(task: Task) -> None:
     )
     if not task.live:
         talk().print("No worker answers: this is the last recorded state.", style="yellow")
+
+
+def print_network(network: RunNetwork, written: OutputFormat) -> None:
+    """What a machine may reach, and a table of what it asked for; or the names of its rules."""
+    use = network.use
+    hosts = use.hosts if use else []
+    if written is OutputFormat.NAME:
+        print_rows([rule] for rule in network.policy.hosts)
+        return
+    print_fields(
+        [
+            ("Network", network_line(network.policy, use)),
+            *(("Allowed", rule) for rule in network.policy.hosts),
+            ("In force", "yes" if network.in_force else "no: there is no machine yet, or its host has not taken it"),
+        ]
+    )
+    if hosts:
+        rows = [
+            (
+                one_line(each.host),
+                str(each.port),
+                str(each.allowed),
+                str(each.blocked),
+                format_size(each.sent_bytes),
+                format_size(each.received_bytes),
+                one_line(each.reason or ""),
+            )
+            for each in hosts
+        ]
+        heads = ("HOST", "PORT", "LET THROUGH", "REFUSED", "SENT", "RECEIVED", "WHY")
+        output().print()
+        print_table(heads, rows, droppable=("WHY", "SENT", "RECEIVED"), wide=written is OutputFormat.WIDE)
+    for warning in network.warnings:
+        talk().print(Text(clean(f"{warning.get('field')} {warning.get('message')}.")))
+
+
+def network_line(policy: NetworkPolicy | None, use: NetworkUse | None) -> str | None:
+    """What a machine may reach and has asked for, in one line; none where nobody says."""
+    if policy is None:
+        return None
+    words = one_line(policy.mode)
+    if policy.mode == "outbound":
+        words += f", {len(policy.hosts)} host{'' if len(policy.hosts) == 1 else 's'}"
+    if use is not None and (use.allowed or use.blocked):
+        plural = "" if use.allowed == 1 else "s"
+        words += f"; {use.allowed} connection{plural} let through, {use.blocked} refused"
+    return words
 
 
 def print_fields(rows: Sequence[tuple[str, str | Text | None]], to_copy: Sequence[tuple[str, str | None]] = ()) -> None:

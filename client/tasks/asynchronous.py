@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from client.tasks.calls import (
 )
 from client.tasks.download import CHUNK_BYTES, Batch, Download, Fetched, Progress, unwatched
 from client.tasks.reading import Answer, LogReading
-from client.tasks.replies import Artifact, ArtifactPage, LogLine, Task, TaskPage
+from client.tasks.replies import Artifact, ArtifactPage, LogLine, RunNetwork, Task, TaskPage
 from foundation.errors import ServiceUnavailable, TaskyardError
 from foundation.urls import without_credentials
 
@@ -117,6 +117,29 @@ class AsyncTaskClient:
     async def close_session(self, task_id: str) -> Any:
         """Let a ``headless: false`` session end after its last answer; the server's reply."""
         return await self._send(calls.close_session(task_id))
+
+    async def network(self, task_id: str) -> RunNetwork:
+        """What a run's machine may reach, and what it asked for."""
+        return RunNetwork.model_validate(await self.network_raw(task_id))
+
+    async def network_raw(self, task_id: str) -> Any:
+        """The same as the server's own JSON."""
+        return await self._send(calls.network(task_id))
+
+    async def change_network(
+        self, task_id: str, *, allow: Sequence[str] = (), remove: Sequence[str] = (), mode: str | None = None
+    ) -> RunNetwork:
+        """Change what a run's machine may reach: host rules to add and remove, another mode; what came of it.
+
+        Raises Conflict for a rule to be removed that is none, TimedOut when the run's host does not answer at once.
+        """
+        return RunNetwork.model_validate(await self.change_network_raw(task_id, allow=allow, remove=remove, mode=mode))
+
+    async def change_network_raw(
+        self, task_id: str, *, allow: Sequence[str] = (), remove: Sequence[str] = (), mode: str | None = None
+    ) -> Any:
+        """The same as the server's own JSON."""
+        return await self._send(calls.change_network(task_id, allow, remove, mode))
 
     async def artifacts(self, task_id: str) -> list[Artifact]:
         """What a run has left so far."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ from client.tasks.calls import (
 )
 from client.tasks.download import CHUNK_BYTES, Batch, Download, Fetched, Progress, unwatched
 from client.tasks.reading import Answer, LogReading
-from client.tasks.replies import Artifact, ArtifactPage, LogLine, Task, TaskPage
+from client.tasks.replies import Artifact, ArtifactPage, LogLine, RunNetwork, Task, TaskPage
 from foundation.errors import ServiceUnavailable, TaskyardError
 from foundation.urls import without_credentials
 
@@ -126,6 +126,29 @@ class TaskClient:
     def close_session(self, task_id: str) -> Any:
         """Let a ``headless: false`` session end after its last answer; the server's reply."""
         return self._send(calls.close_session(task_id))
+
+    def network(self, task_id: str) -> RunNetwork:
+        """What a run's machine may reach, and what it asked for."""
+        return RunNetwork.model_validate(self.network_raw(task_id))
+
+    def network_raw(self, task_id: str) -> Any:
+        """The same as the server's own JSON."""
+        return self._send(calls.network(task_id))
+
+    def change_network(
+        self, task_id: str, *, allow: Sequence[str] = (), remove: Sequence[str] = (), mode: str | None = None
+    ) -> RunNetwork:
+        """Change what a run's machine may reach: host rules to add and remove, another mode; what came of it.
+
+        Raises Conflict for a rule to be removed that is none, TimedOut when the run's host does not answer at once.
+        """
+        return RunNetwork.model_validate(self.change_network_raw(task_id, allow=allow, remove=remove, mode=mode))
+
+    def change_network_raw(
+        self, task_id: str, *, allow: Sequence[str] = (), remove: Sequence[str] = (), mode: str | None = None
+    ) -> Any:
+        """The same as the server's own JSON."""
+        return self._send(calls.change_network(task_id, allow, remove, mode))
 
     def artifacts(self, task_id: str) -> list[Artifact]:
         """What a run has left so far."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel
 
-from client.tasks.replies import Accepted, ArtifactPage, Checked, Facts, Submitted, Task, TaskPage
+from client.tasks.replies import Accepted, ArtifactPage, Checked, Facts, RunNetwork, Submitted, Task, TaskPage
 from foundation.errors import HostNotReady
 
 DEFAULT_SERVER = "http://localhost:8122"
@@ -112,6 +112,17 @@ def message(task_id: str, text: str, message_id: str | None) -> Call:
 def close_session(task_id: str) -> Call:
     """Let a ``headless: false`` session end."""
     return Call("POST", f"{task_url(task_id)}/close", reply=Accepted)
+
+
+def network(task_id: str) -> Call:
+    """What a run's machine may reach, and what it asked for."""
+    return Call("GET", f"{task_url(task_id)}/network", reply=RunNetwork)
+
+
+def change_network(task_id: str, allow: Sequence[str], remove: Sequence[str], mode: str | None) -> Call:
+    """Change what a run's machine may reach."""
+    body: dict[str, Any] = {"allow": list(allow), "remove": list(remove)} | ({"mode": mode} if mode else {})
+    return Call("PATCH", f"{task_url(task_id)}/network", {"json": body}, RunNetwork)
 
 
 def download(task_id: str, name: str) -> Call:

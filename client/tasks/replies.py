@@ -23,6 +23,46 @@ class Progress(_Reply):
     last_activity_at: datetime | None = None
 
 
+class NetworkPolicy(_Reply):
+    """What a machine may reach beside the model gateway: ``hosts`` are the run's rules, read in mode ``outbound``."""
+
+    mode: str
+    hosts: list[str] = []
+
+
+class HostUse(_Reply):
+    """Connections to one host and port that were let through and refused; ``reason`` is that of the last refusal."""
+
+    host: str
+    port: int
+    allowed: int = 0
+    blocked: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    reason: str | None = None
+
+
+class NetworkUse(_Reply):
+    """What a guest asked of the network so far, in all, and by host for those asked most."""
+
+    allowed: int = 0
+    blocked: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    hosts: list[HostUse] = []
+
+
+class RunNetwork(_Reply):
+    """The network of a run. A policy that is not ``in_force`` is the one that the machine will start with."""
+
+    task_id: str
+    policy: NetworkPolicy
+    in_force: bool = False
+    live: bool = True
+    use: NetworkUse | None = None
+    warnings: list[dict[str, str]] = []
+
+
 class Transition(_Reply):
     """One change of state."""
 
@@ -54,6 +94,8 @@ class Task(_Reply):
     ssh_command: str | None = None
     preserved_until: datetime | None = None
     usage: dict[str, int] | None = None
+    network_policy: NetworkPolicy | None = None
+    network: NetworkUse | None = None
     transitions: list[Transition] = []
     undelivered_messages: list[str] = []
     notes: list[str] = []

@@ -29,7 +29,7 @@ BODIES = [
     b'{"text": "a", "text": "b"}', b'{"reason": "a", "reason": "b"}', b'{"text": "\\ud800"}', b'{"reason": "\\ud800"}',
     b'{"text": "a", "other": 1}', b'{"text": 1}', b'{"reason": {"a": 1}}', b'{"force": "much"}',
     b'{"n": ' + b"9" * 5000 + b"}", b"{" + b",".join(b'"k%d":1' % n for n in range(30_000)) + b"}",
-    b'{"reason": "' + b"r" * 3000 + b'"}',
+    b'{"reason": "' + b"r" * 3000 + b'"}', b'{"allow": "a"}', b'{"allow": ["\\ud800"]}', b'{"mode": {"a": []}}',
 ]  # fmt: skip
 AT_ONCE = 16
 # Values tried in each place: there are some hundred places.
@@ -77,7 +77,7 @@ def attempts(description: dict[str, Any], task_id: bytes) -> Iterator[Attempt]:
                 *(lambda value, header=header: Attempt(method, here, {header: value}) for header in HEADERS),  # noqa: B023
             ]
             yield from (place(value) for place in places for value in chance.sample(VALUES, EACH))
-            for body in BODIES if method in {b"POST", b"DELETE"} else []:
+            for body in BODIES if method in {b"POST", b"PATCH", b"DELETE"} else []:
                 yield Attempt(method, here, {b"Content-Type": b"application/json"}, body)
                 yield Attempt(method, here, {b"Content-Type": b"application/yaml"}, body)
 
