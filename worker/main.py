@@ -16,7 +16,6 @@ from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.machine.lease import agent_queue, host_queue
-from activities.machine.network import Decision
 from foundation.engine import connect_engine
 from foundation.errors import BucketUnavailable
 from foundation.settings import Settings
@@ -31,8 +30,6 @@ from worker.pool import kept_pool
 from worker.registry import WORKFLOWS, implementations, placed
 from worker.room import published_room
 from worker.sweeper import sweep_forever
-from workflows.runs.messages import NetworkUse
-from workflows.specs.wire import NetworkPolicy
 
 # Steps that are no machine's own: looks for room, and the ends of runs.
 SHARED_STEPS = 32
@@ -49,21 +46,6 @@ _RETRY_SECONDS = 1.0
 _RETRY_SECONDS_MOST = 10.0
 
 log = structlog.get_logger("worker")
-
-
-class _NoWayOut:
-    """The network of machines that reach nothing, whatever their policy says."""
-
-    def set_policy(self, machine_id: str, policy: NetworkPolicy) -> None:
-        """Nothing is let through."""
-
-    def use(self, machine_id: str) -> NetworkUse:  # noqa: ARG002 -- the same for all
-        """Nothing is asked for."""
-        return NetworkUse()
-
-    def drain(self, machine_id: str, *, last: bool = False) -> list[Decision]:  # noqa: ARG002
-        """Nothing is decided."""
-        return []
 
 
 async def run(settings: Settings) -> None:
@@ -85,7 +67,7 @@ async def run(settings: Settings) -> None:
         egress = Egress(settings, metrics)
         await egress.start()
         stack.push_async_callback(egress.stop)
-        for poller in _pollers(settings, client, host, bucket, gateway, metrics):
+        for poller in _pollers(settings, client, host, bucket, gateway, egress, metrics):
             await stack.enter_async_context(poller)
         sweeper = asyncio.create_task(sweep_forever(host, client))
         stack.callback(sweeper.cancel)
@@ -102,10 +84,16 @@ async def run(settings: Settings) -> None:
 
 
 def _pollers(
-    settings: Settings, client: Client, host: MachineHost, bucket: Bucket, gateway: Gateway, metrics: WorkerMetrics
+    settings: Settings,
+    client: Client,
+    host: MachineHost,
+    bucket: Bucket,
+    gateway: Gateway,
+    egress: Egress,
+    metrics: WorkerMetrics,
 ) -> list[AbstractAsyncContextManager[None]]:
     """One for each queue: what any host can do, what only the host of the lease can, and the agents that it follows."""
-    work = placed(implementations(settings, client, host, bucket, gateway, _NoWayOut(), metrics))
+    work = placed(implementations(settings, client, host, bucket, gateway, egress, metrics))
     most = most_machines(host.room()[0])
     return [
         polling(client, settings.task_queue, SHARED_STEPS, work.shared, list(WORKFLOWS.values())),

@@ -45,7 +45,7 @@ _HOSTS_MOST = 20
 
 
 class Decision(Protocol):
-    """What the proxy has decided about ``count`` requests for one host and port; ``message`` is its sentence.
+    """What the proxy has decided about ``count`` requests for one host and port; ``reason`` is its sentence.
 
     ``verdict`` is ``allowed``, ``blocked`` or ``failed``.
     """
@@ -59,7 +59,7 @@ class Decision(Protocol):
     @property
     def verdict(self) -> str: ...
     @property
-    def message(self) -> str: ...
+    def reason(self) -> str: ...
     @property
     def count(self) -> int: ...
 
@@ -167,9 +167,11 @@ class WatchedNetwork:
             machine.held.clear()
 
     def _event(self, decision: Decision) -> dict[str, object]:
-        message = self._shown(decision.message, _MESSAGE_CHARS)
+        message = self._shown(decision.reason, _MESSAGE_CHARS)
+        if decision.port and not message.endswith(f":{decision.port}"):
+            message += f", port {decision.port}"
         if decision.host and decision.count > 1:
-            message += f" ({decision.count} times)"
+            message += f", {decision.count} times"
         return {
             "type": DECISION,
             "message": f"network: {message}",

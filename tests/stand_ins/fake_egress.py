@@ -16,7 +16,7 @@ class Decided:
     host: str
     port: int = 443
     verdict: str = "blocked"
-    message: str = "blocked by the task's network policy"
+    reason: str = "blocked by the task's network policy"
     count: int = 1
     time: datetime = datetime(2026, 1, 29, tzinfo=UTC)
 

@@ -44,7 +44,7 @@ async def test_a_network_is_shown_and_changed(site: ApiSite, sandbox: Sandbox) -
         assert (await sandbox("task", "network", task_id, "-o", "name")).out.split() == ["*.example.net:443"]
         for arguments, code, words in (
             (("--remove", "a.example.net"), 3, "what allows it is '*.example.net:443'"),
-            (("--allow", "https://example.org"), 1, "allow[0] is a URL"),
+            (("--allow", "https://example.org"), 1, "allow[0]: is a URL"),
             (("--mode", "open"), 1, "mode"),
             (("--allow",), 2, "requires an argument"),
         ):
