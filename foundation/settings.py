@@ -95,6 +95,9 @@ class Settings(BaseSettings):
         0, ge=0, description="Machines of each shape in use that a worker keeps restored and ready to be handed over"
     )
     image_mirror: str | None = Field(None, description="Debian mirror for image builds; default: the host's own")
+    guest_certificates: Path | None = Field(
+        None, description="PEM file of authorities that guests trust beside those of their image"
+    )
     allow_file_repositories: bool = Field(False, description="Allow file:// repositories of this host")
     secret_file_roots: list[Path] = Field(
         default_factory=lambda: [Path("/run/secrets")],

@@ -28,6 +28,7 @@ from guest.contract import (
     AGENT_UNIT,
     AGENT_USER,
     EXIT_RECORD,
+    GUEST_ENVIRONMENT,
     KILLED,
     MCP_CONFIG,
     SESSION_CLOSED,
@@ -119,6 +120,8 @@ class AgentSession:
             "--service-type=exec",
             f"--property=TimeoutStopSec={GRACE_SECONDS}",
             "--property=OOMPolicy=continue",
+            # What holds for every program of the guest. What the run itself sets comes later, and so wins.
+            f"--property=EnvironmentFile=-{GUEST_ENVIRONMENT}",
             f"--property=ExecStopPost={_BIN}/record-exit {SESSION_DIR} {VOLATILE_DIR}",
             f"{_BIN}/run-agent",
             SESSION_DIR,

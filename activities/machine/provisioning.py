@@ -11,6 +11,7 @@ from pathlib import Path
 from temporalio import activity
 
 from activities.machine.network import MachineNetworks, announce_policy
+from activities.machine.trust import host_authorities, trust
 from activities.step.announcements import announce, announce_state
 from activities.step.boundary import boundary
 from activities.step.heartbeat import beating
@@ -40,7 +41,7 @@ class Machines:
     def provision_machine(self, request: ProvisionRequest) -> ProvisionResult:
         """Start the machine unless it runs, and mount the workspace unless it is mounted.
 
-        What it may reach is known to its host before it runs.
+        What it may reach is known to its host before it runs, and whom to trust to its guest.
         """
         task_id = request.task_id
         policy = request.network or request.vm.network()
@@ -50,6 +51,8 @@ class Machines:
             self._networks.set_policy(request.machine_id, policy)
             record = self._host.ensure_running(request.machine_id, image, self._announcer(task_id))
             self._host.attach_workspace(request.machine_id, Path(request.workspace_image))
+            if authorities := host_authorities(self._settings.guest_certificates):
+                trust(self._host.connect(request.machine_id), authorities)
             announce_policy(self._bucket, task_id, policy)
             announce_state(
                 self._bucket,
