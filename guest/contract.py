@@ -23,6 +23,9 @@ WORKSPACE = "/workspace"
 SESSION_DIR = "/var/lib/taskyard/agent"
 #: In memory: what must not reach a disk, and what a full disk must not keep from being written.
 VOLATILE_DIR = "/run/taskyard"
+#: NAME=value lines that hold for every program: the way to the proxy, and whom to trust. The agent's unit and every
+#: login read it; what a run's secrets name wins.
+GUEST_ENVIRONMENT = "/etc/environment"
 #: NUL-separated NAME=value pairs: a run's secrets, and what the session itself sets.
 ENVIRONMENT = f"{VOLATILE_DIR}/environment"
 SESSION_ENVIRONMENT = f"{VOLATILE_DIR}/session-environment"
@@ -65,6 +68,7 @@ FIGURES_END = "."
 
 # --- The network: that of QEMU's user mode ----------------------------------------------------------------------------
 
+NETWORK_ADDRESS = "10.0.2.0"
 NETWORK_BITS = 24
 #: The way out, for who has one: how a guest names its host.
 ROUTER_ADDRESS = "10.0.2.2"
@@ -75,6 +79,10 @@ MODEL_GATEWAY_URL = f"http://{MODEL_GATEWAY_ADDRESS}"
 #: The way out: an HTTP proxy, which decides by the task's network policy.
 EGRESS_ADDRESS = "10.0.2.101"
 EGRESS_PORT = 3128
+#: Where the guest's own redirect takes connections of programs that know no proxy, and out of which range it gives an
+#: address to each name that they ask for.
+REDIRECT_PORT = 1021
+NAMES_NETWORK = "198.18.0.0"
 SSH_PORT = 22
 
 # --- Hardware ---------------------------------------------------------------------------------------------------------
@@ -110,6 +118,10 @@ IN_GUEST_FILES = (
     *(f"$dir/{name}" for name in (*SESSION_FILES, *SESSION_MARKS)),
     *(f"'%s %s %s\\n' {KILLED} ", f"exit {SESSION_CLOSED}\n", f"printf '{CLOSE_LINE}\\n'", f"= {CLOSE_LINE} ]"),
     *(f"echo {UNIT_GONE}\n", f"sleep {FIGURES_SECONDS};", f"echo {FIGURES_END} "),
+    *(f"http://{EGRESS_ADDRESS}:{EGRESS_PORT}\n", f"::1,{MODEL_GATEWAY_ADDRESS}\n", f'"{GUEST_ENVIRONMENT}"'),
+    *(f"sockaddr_in {EGRESS_PORT}, inet_aton '{EGRESS_ADDRESS}'", f"{EGRESS_ADDRESS} tcp dport {EGRESS_PORT} "),
+    *(f"{MODEL_GATEWAY_ADDRESS} tcp dport {MODEL_GATEWAY_PORT} ", f" tcp sport {SSH_PORT} ", f"'{NAMES_NETWORK}'"),
+    *(f"redirect to :{REDIRECT_PORT}\n", f"sockaddr_in {REDIRECT_PORT}, ", f" {NETWORK_ADDRESS}/{NETWORK_BITS} "),
     *(f"'{ROUTER_ADDRESS}'", f" {ROUTER_ADDRESS}\n", f" {GUEST_ADDRESS}/{NETWORK_BITS} ", f"dev {INTERFACE}\n"),
     *(f"'{IDENTITY_PORT}'", f"/^{WORKSPACE_SERIAL}$/", f"/block/{ROOT_DISK}/"),
     *(f'"{READY}\\n"', f"'{ERROR} '", "split /\\t/", 'index $buffer, "\\0"'),

@@ -30,7 +30,8 @@ def host_authorities(path: Path | None) -> bytes | None:
             pem = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise HostNotReady(
-            f"The certificates of TASKYARD_GUEST_CERTIFICATES cannot be read ({path}: {error.strerror}); mend or unset it"
+            f"The certificates of TASKYARD_GUEST_CERTIFICATES cannot be read ({path}: {error.strerror}); "
+            "name another file, or unset it"
         ) from error
     if len(pem) > _MAX_BYTES or _BEGIN not in pem:
         raise HostNotReady(

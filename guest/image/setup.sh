@@ -16,14 +16,15 @@ rm -f /etc/ssh/ssh_host_* /etc/resolv.conf /var/lib/systemd/random-seed /var/lib
 ln -sf /run/hostname /etc/hostname
 ln -sf /run/hosts /etc/hosts
 : >/etc/machine-id
-: >/etc/resolv.conf
+# The redirect, which gives every name an address.
+echo 'nameserver 127.0.0.1' >/etc/resolv.conf
 # sshd looks at these at every login: at who may not enter by address, and at other mechanisms than keys.
 rm -rf /etc/hosts.allow /etc/hosts.deny /etc/gss
 # The kernel's command line mounts the root; there is nothing else.
 : >/etc/fstab
 
-# The build's own apt settings (proxies, mirrors) are the build machine's, not the guest's, which reaches no mirror.
-rm -f /etc/apt/apt.conf.d/99build /etc/apt/apt.conf.d/99mmdebstrap /etc/apt/sources.list
+# How the build machine reaches its mirrors (proxies, certificates) is not how the guest does.
+rm -f /etc/apt/apt.conf.d/99build /etc/apt/apt.conf.d/99mmdebstrap
 
 # Generators look for disks, consoles and old start scripts at every boot; all of that is known here.
 mkdir -p /etc/systemd/system-generators
@@ -49,7 +50,8 @@ systemctl --quiet mask \
     sys-fs-fuse-connections.mount systemd-udevd.service systemd-udevd-control.socket systemd-udevd-kernel.socket \
     systemd-udev-trigger.service systemd-udev-settle.service
 systemctl --quiet set-default multi-user.target
-systemctl --quiet add-wants multi-user.target ssh.service taskyard-identity.service taskyard-network.service
+systemctl --quiet add-wants multi-user.target \
+    ssh.service taskyard-identity.service taskyard-network.service taskyard-redirect.service
 
 # Fixed names for the build machine to take out.
 mktirfs -o /boot/initrd "$(basename /lib/modules/*)"

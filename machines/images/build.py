@@ -19,7 +19,7 @@ from foundation.errors import HostNotReady, ImageBuildFailed
 from foundation.settings import Settings
 from foundation.units import format_size
 from guest.programs import IMAGE_DIR
-from machines.images.mirror import apt_options, mirror_lines
+from machines.images.mirror import apt_options, guest_lines, mirror_lines
 from machines.images.profile import NpmBinary, Profile
 from machines.images.running import LoggedProcess, Report, follow_packages, search_path
 
@@ -140,8 +140,9 @@ class ImageBuilder:
         """The root file system, with kernel, initial file system and package list taken out of it."""
         profile = self._profile
         self._report(f"packages: {len(profile.all_packages)} named by profile '{profile.name}', with what they need")
+        mirror = mirror_lines(self._settings, profile.release)
         own_files = self._work / "guest.tar"
-        write_guest_files(own_files, profile, claude)
+        write_guest_files(own_files, profile, claude, guest_lines(mirror))
         # In a file of the owner's alone: neither the process list nor the log shows a proxy's password.
         options = self._work / "apt.conf"
         options.touch(0o600)
@@ -156,7 +157,7 @@ class ImageBuilder:
         for name in ("kernel", "initrd", "packages"):
             command += [f"--customize-hook=download /boot/{name} {shlex.quote(str(self.output / name))}"]
         command += ['--customize-hook=rm -rf "$1"/boot/*', profile.release, str(self._tree)]
-        command += mirror_lines(self._settings, profile.release)
+        command += mirror
         environment = child_environment(NETWORK, PATH=search_path(), LC_ALL="C.UTF-8")
         # Without root, mmdebstrap works under mapped user ids, which reach no home directory.
         environment["TMPDIR"] = str(self._work) if _ROOT else "/var/tmp"  # noqa: S108 -- mmdebstrap makes its own below
@@ -197,8 +198,11 @@ class ImageBuilder:
         return LoggedProcess(label, command, advice, log=self._log, report=self._report, cwd=cwd, env=env)
 
 
-def write_guest_files(archive: Path, profile: Profile, claude: Path) -> None:
-    """Everything that apt does not bring, as a tar archive of files that belong to root, from the guest's / on."""
+def write_guest_files(archive: Path, profile: Profile, claude: Path, apt_sources: Sequence[str]) -> None:
+    """Everything that apt does not bring, as a tar archive of files that belong to root, from the guest's / on.
+
+    ``apt_sources`` are the guest's own, in place of those that it was made from.
+    """
 
     def of_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
         member.uid = member.gid = 0
@@ -232,6 +236,7 @@ def write_guest_files(archive: Path, profile: Profile, claude: Path) -> None:
             add_tree(node / "lib/node_modules/npm", "usr/local/lib/node_modules/npm/", without=("docs", "man"))
             for name in ("npm", "npx"):
                 add_link(f"usr/local/bin/{name}", f"../lib/node_modules/npm/bin/{name}-cli.js")
+        add_text("etc/apt/sources.list", "".join(f"{line}\n" for line in apt_sources))
         setup = (IMAGE_DIR / "setup.sh").read_text()
         add_text("setup", f"RELEASE={profile.release}\n{setup}\n{profile.setup}\n")
 

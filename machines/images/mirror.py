@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from foundation.child_environment import child_environment
 from foundation.errors import ImageBuildFailed
@@ -32,6 +34,12 @@ def mirror_lines(settings: Settings, release: str) -> list[str]:
             f"The apt sources of this host name no mirror of Debian {release}; set TASKYARD_IMAGE_MIRROR to one."
         )
     return lines
+
+
+def guest_lines(lines: Sequence[str]) -> list[str]:
+    """Those of the sources that a guest may have as well: of a server, and without anybody's credentials."""
+    urls = {line: urlsplit(line.split()[1]) for line in lines}
+    return [line for line, url in urls.items() if url.scheme in {"http", "https"} and "@" not in url.netloc]
 
 
 def host_lines(targets: str, release: str) -> list[str]:

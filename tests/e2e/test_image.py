@@ -18,6 +18,8 @@ from foundation.errors import ImageBuildFailed, ImageNotFound
 from foundation.settings import Settings
 from guest.contract import IDENTITY_PORT
 from machines.identity import CLIENT_KEY, KNOWN_HOSTS, identity_message, make_keys
+from machines.images.mirror import guest_lines, mirror_lines
+from machines.images.profile import load_profile
 from machines.images.store import Image, build_image, find_image, list_images
 
 GIB = 2**30
@@ -67,9 +69,12 @@ def test_image_holds_nothing_that_identifies_a_machine(image: Image) -> None:
         assert "authorized_keys" not in in_image(image, f"ls -p {keys}")
 
 
-def test_image_holds_nothing_of_the_build_machines_apt_settings(image: Image) -> None:
+def test_image_holds_the_mirrors_that_it_is_made_from_and_nothing_else_of_the_build_machines_apt(image: Image) -> None:
     assert not {"99build", "99mmdebstrap"} & set(in_image(image, "ls -p /etc/apt/apt.conf.d").split("/"))
-    assert "File not found" in in_image(image, "stat /etc/apt/sources.list")
+    sources = in_image(image, "cat /etc/apt/sources.list").splitlines()
+    assert sources == guest_lines(mirror_lines(Settings(), load_profile(image.profile).release))
+    # Fetched when they are asked for; until then they would only be old.
+    assert "Packages" not in in_image(image, "ls -p /var/lib/apt/lists")
 
 
 # What a guest of it can do.

@@ -283,13 +283,17 @@ def test_the_guest_reaches_the_gateway_and_nothing_else(machine: Running) -> Non
         limit = 4 + 2 * (time.monotonic() - begun)
         closed = [("10.0.2.2", port), ("10.0.2.2", 22), ("10.0.2.2", machine.record.ssh_port), ("10.0.2.100", 443)]
         closed += [("10.0.2.3", 53), ("10.0.2.100", port), ("1.1.1.1", 443), ("192.168.0.1", 80)]
+        # Root in the guest can do without what the guest itself refuses, or sends to the proxy.
+        machine.said("systemctl stop taskyard-redirect; nft flush ruleset")
         with ThreadPoolExecutor(len(closed)) as pool:
             answers = list(pool.map(lambda target: reach(*target, limit), closed))
         assert answers == [""] * len(closed)
         resolver = "nameserver 10.0.2.3\\noptions timeout:1 attempts:1\\n"
-        looked_up = f"printf '{resolver}' >/etc/resolv.conf; getent hosts example.org; : >/etc/resolv.conf"
-        assert machine.said(looked_up) == ""
+        own = "cp /etc/resolv.conf /run/resolv.conf"
+        looked_up = f"{own}; printf '{resolver}' >/etc/resolv.conf; getent hosts example.org"
+        assert machine.said(f"{looked_up}; cp /run/resolv.conf /etc/resolv.conf") == ""
     finally:
+        machine.said("systemctl start taskyard-redirect")
         loopback.shutdown()
         loopback.server_close()
         handed.shutdown(socket.SHUT_RDWR)

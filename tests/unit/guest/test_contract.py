@@ -56,9 +56,12 @@ def test_every_word_of_the_contract_is_said_to_guest_files_or_used_by_the_host()
 
 
 def test_addresses_that_guest_files_have_are_the_contracts() -> None:
-    addresses = {contract.ROUTER_ADDRESS, contract.GUEST_ADDRESS, contract.MODEL_GATEWAY_ADDRESS}
+    addresses = {
+        *(contract.ROUTER_ADDRESS, contract.GUEST_ADDRESS, contract.MODEL_GATEWAY_ADDRESS, contract.EGRESS_ADDRESS),
+        *(contract.NETWORK_ADDRESS, contract.NAMES_NETWORK),
+    }
     found = written(r"\b(\d+\.\d+\.\d+\.\d+)\b")
-    assert found - {"127.0.0.1", "0.0.0.0"} <= addresses
+    assert found - {"127.0.0.1", "127.0.0.0", "0.0.0.0"} <= addresses
     assert written(r"\d/(\d+) dev ") == {str(contract.NETWORK_BITS)}
 
 
@@ -82,7 +85,7 @@ def test_ids_names_and_codes_that_guest_files_have_are_the_contracts() -> None:
     assert written(r"--re[ug]id=(\w+)") == {contract.AGENT_USER}
     assert written(r"'(org\.taskyard\.[\w.]+)'") == {contract.IDENTITY_PORT}
     assert written(r"\b(taskyard-[a-z]+)\.service") == {
-        contract.AGENT_UNIT, "taskyard-identity", "taskyard-network",
+        contract.AGENT_UNIT, "taskyard-identity", "taskyard-network", "taskyard-redirect",
     }  # fmt: skip
     assert {code for code in written(r"\bexit (\d+)") if int(code) > 1} == {str(contract.SESSION_CLOSED)}
     assert written(r"%s' (\d+) |%s\\n' (\d+) ") == {("", str(contract.KILLED))}

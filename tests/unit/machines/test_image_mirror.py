@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from foundation.settings import Settings
-from machines.images.mirror import host_lines, mirror_lines
+from machines.images.mirror import guest_lines, host_lines, mirror_lines
 
 TARGETS = """\
 Debian|bookworm|main|http://mirror.invalid/debian/
@@ -50,3 +50,14 @@ def test_set_mirror_of_another_layout_is_taken_alone(tmp_path: Path) -> None:
         "deb http://other.invalid/snapshot bookworm main",
         "deb http://other.invalid/snapshot bookworm-updates main",
     ]
+
+
+def test_a_guest_has_the_sources_of_servers_and_nobodys_credentials() -> None:
+    lines = [
+        "deb http://mirror.invalid/debian bookworm main",
+        "deb https://mirror.invalid:8443/debian bookworm main",
+        "deb file:/srv/debian bookworm main",
+        "deb https://user:word@mirror.invalid/debian bookworm main",
+        "deb cdrom:[Debian]/ bookworm main",
+    ]
+    assert guest_lines(lines) == lines[:2]
