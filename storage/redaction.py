@@ -40,14 +40,25 @@ class Redactor:
         self.unredacted = tuple(
             name for name, value in secrets.items() if 0 < len(_encode(value.strip())) < MIN_VALUE_BYTES
         )
-        self._placeholders: dict[bytes, bytes] = {}
+        placeholders: dict[bytes, bytes] = {}
         for name, value in secrets.items():
             placeholder = f"[redacted:{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}]".encode()
             for form in _forms(value):
-                self._placeholders.setdefault(form, placeholder)
-        longest_first = sorted(self._placeholders, key=lambda form: (-len(form), form))
+                placeholders.setdefault(form, placeholder)
+        self._look_for(placeholders)
+
+    @classmethod
+    def replacing(cls, replacements: Mapping[bytes, bytes]) -> Redactor:
+        """Replaces each of these byte strings, none of them empty, by its own."""
+        redactor = cls({})
+        redactor._look_for(replacements)
+        return redactor
+
+    def _look_for(self, placeholders: Mapping[bytes, bytes]) -> None:
+        self._placeholders = placeholders
+        longest_first = sorted(placeholders, key=lambda form: (-len(form), form))
         self._search = re.compile(b"|".join(map(re.escape, longest_first))) if longest_first else None
-        self._forms = sorted(self._placeholders)
+        self._forms = sorted(placeholders)
         self._longest = len(longest_first[0]) if longest_first else 0
         beginnings = b"".join(re.escape(form[:1]) for form in self._forms)
         self._beginning = re.compile(b"[" + beginnings + b"]") if beginnings else None
@@ -122,6 +133,11 @@ class RedactionStream:
         self._redactor = redactor
         self._held = b""
 
+    @property
+    def held(self) -> int:
+        """Bytes that are held back."""
+        return len(self._held)
+
     def feed(self, data: bytes) -> list[Piece]:
         """Everything that is decided now."""
         return self._advance(self._held + data, final=False)
@@ -139,14 +155,15 @@ class RedactionStream:
 def _forms(value: str) -> Iterator[bytes]:
     """Every way in which a secret value is looked for."""
     whole = value.strip()
-    yield from _escaped(whole, MIN_VALUE_BYTES)
+    yield from text_forms(whole, MIN_VALUE_BYTES)
     lines = whole.splitlines()
     if len(lines) > 1:
         for line in lines:
-            yield from _escaped(line.strip(), _MIN_LINE_BYTES)
+            yield from text_forms(line.strip(), _MIN_LINE_BYTES)
 
 
-def _escaped(text: str, minimum: int) -> Iterator[bytes]:
+def text_forms(text: str, minimum: int = MIN_VALUE_BYTES) -> Iterator[bytes]:
+    """The text as it is and as JSON writes it, once and twice; nothing for one of fewer bytes than the minimum."""
     if len(_encode(text)) < minimum:
         return
     forms = {text}

@@ -99,14 +99,16 @@ class RunSecrets:
         held = self._held(machine_id) or {}
         return {name: kept if isinstance(kept, str) else kept["placeholder"] for name, kept in held.items()}
 
-    def injected(self, machine_id: str) -> list[InjectedSecret]:
-        """What the egress proxy puts in for the machine; nothing for one whose values are not held."""
-        held = self._held(machine_id) or {}
-        return [
+    def injected(self, machine_id: str) -> tuple[InjectedSecret, ...] | None:
+        """What the egress proxy puts in for the machine; None while no values are held for it."""
+        held = self._held(machine_id)
+        if held is None:
+            return None
+        return tuple(
             InjectedSecret.of(name, kept["value"], kept["placeholder"], Injection.model_validate(kept["inject"]))
             for name, kept in held.items()
             if not isinstance(kept, str)
-        ]
+        )
 
     def redactor(self, machine_id: str) -> Redactor:
         """Takes out the values that the run was given, as far as they are held."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import h11
 
 from worker.egress.addresses import NotPublic, Unreachable
+from worker.egress.injection.injected_host import HostConnection, InjectedHost
 from worker.egress.machine import Machine
 from worker.egress.policy import NotNamed, Target, Verdict, shown, target_of
 from worker.egress.refusals import Refusal, bad_request, blocked, unreachable
@@ -108,6 +109,9 @@ class Connection:
             raise blocked(target.host, target.port, f"{protocol} {target}, says the guest")
         verdict = self.permitted(target)
         remote = await self.connected(target, verdict)
+        if self.machine.injections.of(target.host, target.port):
+            await self._inject(target, remote, rest)
+            return
         with remote:
             count = self.machine.traffic.record(target.host, target.port, "allowed", f"allowed: {target}")
             await self._loop.sock_sendall(self._guest, _ESTABLISHED)
@@ -119,6 +123,45 @@ class Connection:
                 self._limits.idle_seconds,
             )
             await relay.run(rest)
+
+    async def _inject(self, target: Target, remote: socket.socket, rest: bytes) -> None:
+        """Serve a connection to a host for which there is a secret. ``remote`` is its first connection to the host."""
+        ready = [remote]
+
+        async def connect() -> socket.socket:
+            return ready.pop() if ready else await self.connected(target, self.permitted(target))
+
+        try:
+            count = self.machine.traffic.record(target.host, target.port, "allowed", f"allowed: {target}")
+            outside = HostConnection(
+                target,
+                connect,
+                self.machine.note,
+                lambda size: self.machine.count(count, sent=size),
+                lambda size: self.machine.count(count, received=size),
+                self._limits.head_seconds,
+                self._limits.idle_seconds,
+            )
+            host = InjectedHost(self.machine.injections, outside)
+            await self._loop.sock_sendall(self._guest, _ESTABLISHED)
+            if not rest:
+                await host.serve(self._guest.dup())
+                return
+            # What has come already is to be read first: as if the guest's connection were another one.
+            inner, outer = socket.socketpair()
+            with outer:
+                outer.setblocking(False)
+                relay = Relay(self._guest, outer, lambda _: None, lambda _: None, self._limits.idle_seconds)
+                relaying = asyncio.ensure_future(relay.run(rest))
+                try:
+                    await host.serve(inner)
+                    await asyncio.wait({relaying}, timeout=_LINGER_SECONDS)
+                finally:
+                    relaying.cancel()
+                    await asyncio.gather(relaying, return_exceptions=True)
+        finally:
+            for unused in ready:
+                unused.close()
 
     def permitted(self, target: Target) -> Verdict:
         """The verdict on the target, which is from now on what this connection is for. Raises Refusal."""

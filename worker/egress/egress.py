@@ -24,6 +24,7 @@ from machines.network import EGRESS_SOCKET
 from worker.egress.addresses import Dialer, Lookups, Resolver, resolve
 from worker.egress.connection import Connection, ConnectionLimits
 from worker.egress.decisions import Decision
+from worker.egress.injection.injections import Injections, host_trust
 from worker.egress.machine import Machine
 from worker.egress.policy import OperatorRules, PolicyInForce, rules_of
 from worker.egress.refusals import OVERLOADED, Refusal
@@ -56,6 +57,7 @@ class Egress:
         limits: ConnectionLimits | None = None,
         resolver: Resolver = resolve,
     ) -> None:
+        self._settings = settings
         self._directory = settings.machines
         self._socket = settings.sockets / EGRESS_SOCKET
         self._metrics = metrics or WorkerMetrics()
@@ -74,6 +76,8 @@ class Egress:
     async def start(self) -> None:
         """Take connections, on this event loop."""
         self._loop = asyncio.get_running_loop()
+        # Read once, which takes a while.
+        await asyncio.to_thread(host_trust)
         self._handed = HandedConnections(self._socket, self._directory, self._take)
         self._handed.start()
         self._saver = asyncio.create_task(self._keep_saving())
@@ -179,7 +183,14 @@ class Egress:
             machine = self._machines.get(machine_id)
             if machine is None:
                 in_force = PolicyInForce(self.policy(machine_id), self._operator)
-                machine = Machine(machine_id, self._dialer, self._byte_limit, in_force, self._metrics)
+                machine = Machine(
+                    machine_id,
+                    self._dialer,
+                    self._byte_limit,
+                    in_force,
+                    self._metrics,
+                    Injections(self._settings, machine_id),
+                )
                 machine.traffic.restore(self._stored_use(machine_id))
                 self._machines[machine_id] = machine
         return machine

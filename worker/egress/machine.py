@@ -9,6 +9,7 @@ from typing import Protocol
 from foundation.units import format_size
 from worker.egress.addresses import Dialer
 from worker.egress.decisions import HostCount, MachineTraffic
+from worker.egress.injection.injections import Injections
 from worker.egress.policy import PolicyInForce, Target, Verdict
 from worker.egress.refusals import Refusal, blocked
 from worker.metrics import WorkerMetrics
@@ -29,6 +30,7 @@ class Machine:
     byte_limit: int
     in_force: PolicyInForce
     metrics: WorkerMetrics
+    injections: Injections
     traffic: MachineTraffic = field(default_factory=MachineTraffic)
     connections: dict[Open, asyncio.Task[None]] = field(default_factory=dict)
 

@@ -51,7 +51,7 @@ def test_the_guest_gets_the_same_placeholder_each_time_and_the_host_keeps_the_va
     assert RunSecrets(settings).resolve(MACHINE, REFERENCES) == {"TOKEN": VALUE, "PLAIN": "plain-value"}
     later = RunSecrets(settings)
     later.resolve(MACHINE, REFERENCES)
-    given, (injected,) = later.given(MACHINE), later.injected(MACHINE)
+    given, (injected,) = later.given(MACHINE), later.injected(MACHINE) or ()
     assert given == {"TOKEN": injected.placeholder, "PLAIN": "plain-value"}
     assert given == RunSecrets(settings).given(MACHINE)
     assert given["TOKEN"].startswith(PLACEHOLDER_PREFIX)
@@ -64,7 +64,7 @@ def test_the_guest_gets_the_same_placeholder_each_time_and_the_host_keeps_the_va
 
 def test_a_machine_without_secrets_has_nothing_put_in(settings: Settings) -> None:
     assert RunSecrets(settings).resolve(MACHINE, []) == {}
-    assert (RunSecrets(settings).given(MACHINE), RunSecrets(settings).injected(MACHINE)) == ({}, [])
+    assert (RunSecrets(settings).given(MACHINE), RunSecrets(settings).injected(MACHINE)) == ({}, None)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_value_that_no_header_can_hold_is_refused_without_being_told(settings,
     with pytest.raises(SecretUnavailable, match=r"^Secret TOKEN: its value .* leave 'inject' out\.$") as refused:
         RunSecrets(settings).resolve(MACHINE, REFERENCES)
     assert value not in refused.value.message
-    assert RunSecrets(settings).injected(MACHINE) == []
+    assert RunSecrets(settings).injected(MACHINE) is None
 
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=300))

@@ -1,0 +1,60 @@
+"""What the proxy puts into the requests of one machine: its injected secrets, and the authority that ends its TLS."""
+
+from __future__ import annotations
+
+import ssl
+from functools import cache
+
+import structlog
+
+from activities.machine.authority import kept_authority
+from activities.machine.injection import InjectedSecret
+from activities.machine.secrets import RunSecrets
+from foundation.settings import Settings
+from machines.paths import machine_paths
+from worker.egress.injection.certificates import Certificates
+from worker.egress.injection.placeholders import Echoes, PlaceholderSearch
+
+_log = structlog.get_logger(__name__)
+
+
+class Injections:
+    """The injected secrets of a machine, read once they are there: they are the same for as long as it lives."""
+
+    def __init__(self, settings: Settings, machine_id: str) -> None:
+        self._settings = settings
+        self._machine_id = machine_id
+        self._secrets: tuple[InjectedSecret, ...] | None = None
+        self._certificates: Certificates | None = None
+        #: Finds the placeholders of all, and takes their values out of answers.
+        self.search = PlaceholderSearch(())
+        self.echoes = Echoes(())
+
+    def all(self) -> tuple[InjectedSecret, ...]:
+        """Every injected secret; none of them before the guest has its placeholders."""
+        if self._secrets is None:
+            try:
+                self._secrets = RunSecrets(self._settings).injected(self._machine_id)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                # Of another version, or cut off: the guest has placeholders, which are worth nothing.
+                _log.warning("injected secrets cannot be read", machine=self._machine_id, error=type(error).__name__)
+            if self._secrets:
+                self.search, self.echoes = PlaceholderSearch(self._secrets), Echoes(self._secrets)
+        return self._secrets or ()
+
+    def of(self, host: str, port: int) -> tuple[InjectedSecret, ...]:
+        """The secrets that are put into requests to the host."""
+        return tuple(secret for secret in self.all() if secret.is_for(host, port))
+
+    def certificates(self) -> Certificates | None:
+        """The guest's end of TLS; None for a machine without an authority."""
+        if self._certificates is None:
+            authority = kept_authority(machine_paths(self._settings, self._machine_id).directory)
+            self._certificates = Certificates(authority) if authority else None
+        return self._certificates
+
+
+@cache
+def host_trust() -> ssl.SSLContext:
+    """What this host trusts: its own store, or what SSL_CERT_FILE and SSL_CERT_DIR name. Read once."""
+    return ssl.create_default_context()
