@@ -15,7 +15,9 @@ from typing import Any
 
 from temporalio import activity
 
+from activities.machine.authority import ensure_authority
 from activities.machine.injection import InjectedSecret, check_value, new_placeholder
+from activities.machine.trust import trust
 from activities.machine.vault import Vault, VaultRefused
 from activities.step.announcements import announce
 from activities.step.boundary import boundary
@@ -25,7 +27,8 @@ from foundation.errors import HostNotReady, SecretSourceAway, SecretUnavailable
 from foundation.settings import Settings
 from guest.contract import ENVIRONMENT, VOLATILE_DIR
 from machines.host import MachineHost
-from machines.paths import volatile_file
+from machines.paths import machine_paths, volatile_file
+from machines.ssh import GuestShell
 from storage.bucket import Bucket
 from storage.redaction import MIN_VALUE_BYTES, Redactor
 from workflows import steps
@@ -42,6 +45,7 @@ class Secrets:
     """The step that hands a run its secrets."""
 
     def __init__(self, settings: Settings, host: MachineHost, bucket: Bucket) -> None:
+        self._settings = settings
         self._host = host
         self._bucket = bucket
         self._secrets = RunSecrets(settings)
@@ -56,6 +60,7 @@ class Secrets:
             shell.run(f"mkdir -p {VOLATILE_DIR}")
             # Readable by root, who starts the agent with them.
             shell.write(ENVIRONMENT, environment_block(self._secrets.given(request.machine_id)), mode=0o600)
+            self._have_trusted(request.machine_id, shell)
             notes = [
                 f"The value of secret {name} is shorter than {MIN_VALUE_BYTES} bytes, so it is not redacted in the log "
                 "and the artifacts; give it a longer one."
@@ -64,6 +69,19 @@ class Secrets:
             for note in notes:
                 announce(self._bucket, request.task_id, "warning", note)
         return SecretsResult(names=list(values), notes=notes)
+
+    def _have_trusted(self, machine_id: str, shell: GuestShell) -> None:
+        """Make the guest trust the egress proxy with its hosts, if any secret is injected."""
+        domains = {rule.host for secret in self._secrets.injected(machine_id) or () for rule in secret.hosts}
+        if not domains:
+            return
+        try:
+            authority = ensure_authority(machine_paths(self._settings, machine_id).directory, domains)
+        except OSError as error:
+            raise HostNotReady(
+                f"The authority of {machine_id} for injected secrets cannot be kept ({error.strerror}); free some disk."
+            ) from error
+        trust(shell, authority.pem.encode())
 
 
 class RunSecrets:

@@ -7,19 +7,25 @@ import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
+from unittest.mock import Mock
 
 import pytest
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 from hypothesis import given
 from hypothesis import strategies as st
+from temporalio.testing import ActivityEnvironment
 
 from activities.machine.authority import AUTHORITY, LEAF_TIME, ensure_authority, kept_authority
 from activities.machine.injection import PLACEHOLDER_PREFIX, InjectedSecret, new_placeholder
-from activities.machine.secrets import RunSecrets
+from activities.machine.secrets import RunSecrets, Secrets, environment_block
 from foundation.errors import SecretUnavailable
 from foundation.settings import Settings
 from machines.host import MachineHost
+from storage.bucket import Bucket
+from tests.stand_ins.memory_bucket import TASK, MemoryBucket
+from workflows.runs.requests import SecretsRequest
 from workflows.specs.hosts import host_rule
 from workflows.specs.wire import Injection, SecretReference
 
@@ -153,3 +159,21 @@ def test_an_authority_that_cannot_be_read_is_none_and_is_made_anew(tmp_path: Pat
     (tmp_path / AUTHORITY).write_bytes(b"")
     assert kept_authority(tmp_path) is None
     assert ensure_authority(tmp_path, ["example.org"]).pem == kept_authority(tmp_path).pem
+
+
+def test_the_step_gives_the_guest_placeholders_and_has_it_trust_the_machines_authority(settings: Settings) -> None:
+    (settings.machines / MACHINE).mkdir(parents=True)
+    host = Mock()
+    shell = host.connect.return_value
+    step = Secrets(settings, host, cast("Bucket", MemoryBucket())).inject_secrets
+    request = SecretsRequest(machine_id=MACHINE, task_id=TASK.id, secrets=REFERENCES)
+    for _ in range(2):
+        assert ActivityEnvironment().run(step, request).names == ["TOKEN", "PLAIN"]
+    given = environment_block(RunSecrets(settings).given(MACHINE))
+    assert [call.args[1] for call in shell.write.call_args_list] == [given, given]
+    assert VALUE.encode() not in given
+    authority = kept_authority(settings.machines / MACHINE)
+    assert authority is not None
+    trusted = [call.kwargs["input"] for call in shell.run.call_args_list if "input" in call.kwargs]
+    assert trusted == [authority.pem.encode()] * 2
+    assert b"PRIVATE" not in trusted[0]
