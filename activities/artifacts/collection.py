@@ -126,7 +126,7 @@ class Collection:
         scratch = directory / "git"
         scratch.mkdir()
         try:
-            mirror = stack.enter_context(reading(self.settings, self.request.repository.url))
+            mirror = stack.enter_context(reading(self.settings, self.request.repository.url, self.request.mirror))
             git = ConfinedGit(mirror, scratch, time.monotonic() + _WORK_SECONDS)
             git.init(self.request.base_commit)
             base = base_entries(git, self.request.base_commit)

@@ -22,6 +22,11 @@ from foundation.urls import without_credentials
 Report = Callable[[str], None]
 
 _CONNECT_SECONDS = 10
+# How ssh is to connect, whoever it is.
+CONNECTION = (
+    f"-o BatchMode=yes -o ConnectTimeout={_CONNECT_SECONDS} -o ServerAliveInterval=10 -o ServerAliveCountMax=3 "
+    "-o ControlPath=none"
+)
 _STALL_SECONDS = 30
 _STALL_BYTES_PER_SECOND = 1000
 _POLL_SECONDS = 0.5
@@ -61,6 +66,11 @@ class GitStopped(Exception):
     """Git did not end within its time and was stopped."""
 
 
+def host_configuration() -> dict[str, str]:
+    """The variables by which this host configures git for itself."""
+    return {name: value for name, value in os.environ.items() if _KEPT.match(name) or name == "XDG_CONFIG_HOME"}
+
+
 def remote_environment(settings: Settings) -> dict[str, str]:
     """Environment for talking to servers: the host's git configuration counts, since it names the credentials.
 
@@ -71,8 +81,7 @@ def remote_environment(settings: Settings) -> dict[str, str]:
     return environment | {
         "GIT_ALLOW_PROTOCOL": ":".join(allowed_protocols(settings)),
         "GIT_TERMINAL_PROMPT": "0",
-        "GIT_SSH_COMMAND": f"{ssh} -o BatchMode=yes -o ConnectTimeout={_CONNECT_SECONDS} "
-        "-o ServerAliveInterval=10 -o ServerAliveCountMax=3 -o ControlPath=none",
+        "GIT_SSH_COMMAND": f"{ssh} {CONNECTION}",
         "SSH_ASKPASS_REQUIRE": "never",
         "GCM_INTERACTIVE": "never",
         "GIT_OPTIONAL_LOCKS": "0",

@@ -1,5 +1,7 @@
-"""Bare mirrors of repositories on the host: one for each URL, refreshed under a lock, re-made when damaged.
+"""Bare mirrors of repositories on the host: one for each URL and realm, refreshed under a lock, re-made when damaged.
 
+A realm is what may read a server alike: runs with one reference to credentials, or those with none. No run is served
+from what another one could fetch and it could not.
 Together they stay below a limit: the longest unused go first, and none that a run of this host still needs.
 """
 
@@ -9,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from activities.artifacts.confined_git import object_format
-from activities.repository.git import GitFailed, Report, local_environment, remote_environment, run_git
+from activities.repository.access import Access
+from activities.repository.git import GitFailed, Report, local_environment, run_git
 from activities.repository.remote import RemoteBranch, refusal
 from foundation import locks
 from foundation.errors import RefNotFound, RepositoryNotFound, RepositoryUnreachable
@@ -33,17 +37,22 @@ _FULL_COMMIT_LENGTHS = (40, 64)
 STAGED = "staged.json"
 
 _NEEDED = "mirror"
+_NAME = re.compile(r"[0-9a-f]{64}")
 
 
-def mirror_path(settings: Settings, url: str) -> Path:
+def mirror_path(settings: Settings, url: str, realm: str = "") -> Path:
     """Where the mirror of a URL lies. A directory of this name is complete."""
-    return settings.mirrors / hashlib.sha256(url.encode()).hexdigest()
+    # No URL holds a NUL byte.
+    return settings.mirrors / hashlib.sha256(f"{url}\0{realm}".encode() if realm else url.encode()).hexdigest()
 
 
 @contextmanager
-def reading(settings: Settings, url: str, report: Report = lambda _: None) -> Iterator[Path]:
-    """The mirror of a URL, which nobody re-makes while the block runs. Raises RepositoryNotFound when there is none."""
-    path = mirror_path(settings, url)
+def reading(settings: Settings, url: str, name: str = "", report: Report = lambda _: None) -> Iterator[Path]:
+    """The mirror of a URL, which nobody re-makes while the block runs. Raises RepositoryNotFound when there is none.
+
+    ``name`` is that of the mirror's directory, for one that was filled with credentials.
+    """
+    path = settings.mirrors / name if _NAME.fullmatch(name) else mirror_path(settings, url)
     with _locked(path, "use", report, shared=True):
         os.utime(path.with_suffix(".use"))
         if not path.is_dir():
@@ -52,12 +61,12 @@ def reading(settings: Settings, url: str, report: Report = lambda _: None) -> It
 
 
 @contextmanager
-def needed(settings: Settings, url: str, staging: Path) -> Iterator[None]:
-    """Keep the mirror of a URL for a run that is being staged in the directory ``staging``.
+def needed(mirror: Path, staging: Path) -> Iterator[None]:
+    """Keep a mirror for a run that is being staged in the directory ``staging``.
 
     What is written there is read by ``evict``, as is the result that stays there when the run is staged.
     """
-    (staging / _NEEDED).write_text(mirror_path(settings, url).name)
+    (staging / _NEEDED).write_text(mirror.name)
     yield
     (staging / _NEEDED).unlink()
 
@@ -90,7 +99,12 @@ class Mirror:
 
     settings: Settings
     repository: Repository
+    access: Access
     report: Report
+
+    @property
+    def path(self) -> Path:
+        return mirror_path(self.settings, self.repository.url, self.access.realm_of(self.repository.url))
 
     @contextmanager
     def refreshed(self, branch: RemoteBranch, *, anew: bool = False) -> Iterator[Path]:
@@ -99,7 +113,7 @@ class Mirror:
         Raises the errors of ``activities.repository.remote``. Only one process at a time brings a mirror up to date; a
         fetch that was killed leaves the mirror as it was, a first one that was killed leaves none.
         """
-        path = mirror_path(self.settings, self.repository.url)
+        path = self.path
         with _locked(path, "fetch", self.report):
             for stale in path.parent.glob(f".{path.name}.*"):
                 shutil.rmtree(stale, ignore_errors=True)
@@ -107,7 +121,7 @@ class Mirror:
                 self._make(path, branch)
         for _ in evict(self.settings):
             self.report(f"Removed the longest unused mirror to stay below {self.settings.mirror_limit}")
-        with reading(self.settings, self.repository.url, self.report):
+        with reading(self.settings, self.repository.url, path.name, self.report):
             yield path
 
     def commit(self, path: Path, branch: RemoteBranch) -> str:
@@ -138,7 +152,7 @@ class Mirror:
             self._point_head(path, branch)
             self._tidy(path)
         except GitFailed as error:
-            error_of_project = refusal(self.repository, error)
+            error_of_project = refusal(self.access, self.repository, error)
             if isinstance(error_of_project, RepositoryUnreachable):
                 raise error_of_project from None
             self.report(f"The mirror is damaged and is made anew ({error.last_words})")
@@ -155,7 +169,7 @@ class Mirror:
             try:
                 self._fetch(draft, *_REFSPECS)
             except GitFailed as error:
-                raise refusal(self.repository, error) from None
+                raise refusal(self.access, self.repository, error) from None
             self._point_head(draft, branch)
             with _locked(path, "use", self.report):
                 shutil.rmtree(path, ignore_errors=True)
@@ -169,7 +183,7 @@ class Mirror:
             options.append("--prune")
         run_git(
             ["--git-dir", str(path), "fetch", *options, "--", self.repository.url, *refspecs],
-            remote_environment(self.settings),
+            self.access.environment(self.repository.url),
             report=self.report,
         )
 
@@ -204,8 +218,9 @@ def _kept(settings: Settings) -> set[str]:
             names.add(file.read_text())
     for file in settings.staging.glob(f"*/{STAGED}"):
         with suppress(FileNotFoundError, ValueError, LookupError):
-            url = json.loads(file.read_text().partition("\n")[0])["repository"]["url"]
-            names.add(mirror_path(settings, url).name)
+            key, _, result = file.read_text().partition("\n")
+            url = json.loads(key)["repository"]["url"]
+            names.add(json.loads(result).get("mirror") or mirror_path(settings, url).name)
     return names
 
 

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from activities.repository.git import GitFailed, GitStopped, allowed_protocols, remote_environment, run_git
+from activities.repository.access import Access
+from activities.repository.git import GitFailed, GitStopped, allowed_protocols, run_git
 from foundation.errors import (
     RefNotFound,
     RepositoryDenied,
@@ -27,6 +28,17 @@ _NAMES_MOST = 8
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)(?=:)")
 _SCP = re.compile(r"^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!//)")
 
+_UNKNOWN_HOST = (
+    "The SSH host key of repository {named} is not known on this host; add it to known_hosts of the worker's user"
+)
+# In place of the sentences below, when the run has credentials of its own.
+_WITH_SECRET: dict[type[RepositoryError], str] = {
+    RepositoryDenied: "The server of repository {named} refuses the credentials of secret {secret}; see that they are "
+    "valid and may read this repository",
+    RepositoryNotFound: "Repository {named} does not exist on its server, or the credentials of secret {secret} may "
+    "not read it",
+}
+
 # What git, curl and ssh say (LC_ALL=C, compared in lower case) and what it means; the first row with a match counts.
 _REFUSALS: list[tuple[tuple[str, ...], type[RepositoryError], str]] = [
     (
@@ -37,7 +49,7 @@ _REFUSALS: list[tuple[tuple[str, ...], type[RepositoryError], str]] = [
     (
         ("host key verification failed",),
         RepositoryDenied,
-        "The SSH host key of repository {named} is not known on this host; add it to known_hosts of the worker's user",
+        _UNKNOWN_HOST,
     ),
     (
         ("ssl certificate", "certificate verif", "server certificate", "certificate has expired"),
@@ -133,33 +145,45 @@ def check_allowed(settings: Settings, url: str) -> None:
         )
 
 
-def look_up(settings: Settings, repository: Repository) -> RemoteBranch:
+def look_up(access: Access, repository: Repository) -> RemoteBranch:
     """The manifest's branch on the server, without fetching anything.
 
     Raises RepositoryNotFound, RepositoryDenied, RepositoryUnreachable, RepositoryNotAllowed, or RefNotFound naming
     the branches that are nearest.
     """
-    check_allowed(settings, repository.url)
+    check_allowed(access.settings, repository.url)
     wanted = f"refs/heads/{repository.branch}"
-    refs = _list(settings, repository, "--symref", "--", repository.url, "HEAD", wanted)
+    refs = _list(access, repository, "--symref", "--", repository.url, "HEAD", wanted)
     head = next(
         (ref.removeprefix("ref: refs/heads/") for ref, name in refs if ref[:4] == "ref:" and name == "HEAD"), None
     )
     tip = next((ref for ref, name in refs if name == wanted), None)
     if tip is None:
-        raise _no_branch(repository, _list(settings, repository, "--heads", "--tags", "--", repository.url))
+        raise _no_branch(repository, _list(access, repository, "--heads", "--tags", "--", repository.url))
     return RemoteBranch(tip=tip, head=head)
 
 
-def refusal(repository: Repository, error: GitFailed) -> RepositoryError:
+def refusal(access: Access, repository: Repository, error: GitFailed) -> RepositoryError:
     """What git said about a server as an error whose sentence names URL and branch."""
     url = without_credentials(repository.url)
     words = error.words.lower()
     kind, sentence = next(
         (kind, sentence) for signs, kind, sentence in _REFUSALS if not signs or any(sign in words for sign in signs)
     )
-    message = sentence.format(named=f"{url} (branch {repository.branch})")
-    return kind(f"{message} (git: {error.last_words}).", url=url, branch=repository.branch)
+    if access.is_for(repository.url):
+        sentence = _pinned(access) if sentence == _UNKNOWN_HOST else _WITH_SECRET.get(kind, sentence)
+    message = sentence.format(named=f"{url} (branch {repository.branch})", secret=access.secret)
+    told = access.redactor.redact_text(error.last_words)
+    return kind(f"{message} (git: {told}).", url=url, branch=repository.branch)
+
+
+def _pinned(access: Access) -> str:
+    if not access.pinned:
+        return _UNKNOWN_HOST + ", or name it in repository.known_hosts"
+    return (
+        "The SSH host key of repository {named} is none of repository.known_hosts; ask who runs the server for its "
+        "key, and correct the field if it has a new one"
+    )
 
 
 def nearest(wanted: str, names: Iterable[str]) -> str:
@@ -171,12 +195,12 @@ def nearest(wanted: str, names: Iterable[str]) -> str:
     return f"it has {listed}{' and more' if len(known) > _NAMES_MOST else ''}." if known else "it has none."
 
 
-def _list(settings: Settings, repository: Repository, *arguments: str) -> list[tuple[str, str]]:
+def _list(access: Access, repository: Repository, *arguments: str) -> list[tuple[str, str]]:
     """Rows of git ls-remote."""
     try:
-        output = run_git(["ls-remote", *arguments], remote_environment(settings), seconds=LOOK_SECONDS)
+        output = run_git(["ls-remote", *arguments], access.environment(repository.url), seconds=LOOK_SECONDS)
     except GitFailed as error:
-        raise refusal(repository, error) from None
+        raise refusal(access, repository, error) from None
     except GitStopped:
         url = without_credentials(repository.url)
         raise RepositoryUnreachable(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from temporalio import activity
 
+from activities.repository.access import opened
 from activities.repository.git import GitFailed, Report, local_environment, run_git
 from activities.repository.mirror import STAGED, Mirror, needed
 from activities.repository.remote import check_allowed, look_up, nearest
@@ -73,11 +74,17 @@ def stage(settings: Settings, request: StageRequest, report: Report) -> StageRes
         return earlier
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
+    with opened(settings, request.repository, request.credentials) as access:
+        mirror = Mirror(settings, request.repository, access, lambda line: report(access.redactor.redact_text(line)))
+        return _stage(mirror, request, directory)
+
+
+def _stage(mirror: Mirror, request: StageRequest, directory: Path) -> StageResult:
     tree, image = directory / "tree", directory / "workspace.raw"
-    with needed(settings, request.repository.url, directory):
+    with needed(mirror.path, directory):
         try:
-            base, files = _check_out(settings, request.repository, tree, report)
-            report("Making the workspace disk")
+            base, files = _check_out(mirror, tree)
+            mirror.report("Making the workspace disk")
             build_workspace(tree, image, parse_size(request.disk))
         finally:
             shutil.rmtree(tree, ignore_errors=True)
@@ -86,6 +93,7 @@ def stage(settings: Settings, request: StageRequest, report: Report) -> StageRes
             workspace_image=str(image),
             files=files,
             size_bytes=image.stat().st_blocks * 512,
+            mirror=mirror.path.name,
         )
         # Written last: an image without it is not taken for finished.
         write_whole(directory / STAGED, _key(request) + "\n" + staged.model_dump_json(), ORDINARY)
@@ -103,14 +111,14 @@ def _earlier(directory: Path, request: StageRequest) -> StageResult | None:
 
 
 def _key(request: StageRequest) -> str:
-    return request.model_dump_json(include={"repository", "disk"})
+    return request.model_dump_json(include={"repository", "disk", "credentials"})
 
 
-def _check_out(settings: Settings, repository: Repository, tree: Path, report: Report) -> tuple[str, int]:
+def _check_out(mirror: Mirror, tree: Path) -> tuple[str, int]:
     """A clone of its own with the work tree checked out; the base commit and the count of files."""
+    repository, report = mirror.repository, mirror.report
     report(f"Looking for branch {repository.branch} of {without_credentials(repository.url)}")
-    branch = look_up(settings, repository)
-    mirror = Mirror(settings, repository, report)
+    branch = look_up(mirror.access, repository)
 
     def clone(*, anew: bool) -> tuple[str, int]:
         with mirror.refreshed(branch, anew=anew) as path:

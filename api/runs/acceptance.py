@@ -106,7 +106,7 @@ def _in_vain(data: Mapping[str, Any], manifest: Manifest) -> Iterator[Fault]:
         yield Fault("lifecycle.hang_timeout", "never passes: lifecycle.timeout is shorter", "unused")
     if config is not None:
         isolated = vm.network_mode is NetworkMode.ISOLATED
-        names = {secret.name for secret in manifest.secrets}
+        names = {secret.name for secret in manifest.guest_secrets()}
         yield from mcp.warnings(config, names, "claude.mcp_config", isolated=isolated)
 
 

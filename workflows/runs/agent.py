@@ -46,7 +46,7 @@ class Agent:
                 machine_id=self._machine_id,
                 claude=manifest.claude,
                 subpath=manifest.repository.subpath,
-                secrets=manifest.secrets,
+                secrets=manifest.guest_secrets(),
                 hang_timeout=lifecycle.seconds("hang_timeout"),
             ),
             f"Claude Code, {manifest.claude.model}",

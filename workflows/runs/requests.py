@@ -31,7 +31,7 @@ class ReserveRequest(Message):
 class StageRequest(Message):
     """Make the workspace image of a repository; ``disk`` is the manifest's size of it.
 
-    ``vm`` is the machine that the host may start meanwhile.
+    ``vm`` is the machine that the host may start meanwhile. ``credentials`` open the repository.
     """
 
     task_id: str
@@ -39,15 +39,17 @@ class StageRequest(Message):
     repository: Repository
     disk: str
     vm: VmSpec | None = None
+    credentials: SecretReference | None = None
 
 
 class StageResult(Message):
-    """``workspace_image`` is a path on the host. Sizes in bytes."""
+    """``workspace_image`` is a path on the host, ``mirror`` the name of the repository's mirror. Sizes in bytes."""
 
     base_commit: str
     workspace_image: str
     files: int = 0
     size_bytes: int = 0
+    mirror: str = ""
 
 
 class ProvisionRequest(Message):
@@ -165,6 +167,7 @@ class CollectRequest(Message):
     machine_id: str
     repository: Repository
     base_commit: str
+    mirror: str = ""
     patterns: list[str]
     secrets: list[SecretReference] = []
     agent: AgentResult | None = None

@@ -198,6 +198,7 @@ class TaskWorkflow:
                 repository=manifest.repository,
                 disk=manifest.vm.disk,
                 vm=manifest.vm,
+                credentials=manifest.credentials(),
             ),
             f"Clone {manifest.repository.url} ({manifest.repository.branch})",
             limit=lifecycle.seconds("stage_timeout"),
@@ -220,13 +221,14 @@ class TaskWorkflow:
         self._report.status.vm_name = machine.vm_name
         self._report.status.vm_ip = machine.vm_ip
         # Without secrets, the next state is entered in the same breath: nobody could see this one.
-        passing = workflow.patched(names.LEAN) and not manifest.secrets
+        secrets = manifest.guest_secrets()
+        passing = workflow.patched(names.LEAN) and not secrets
         self._report.enter(TaskState.READY, remember=True, shown=not passing)
-        if manifest.secrets:
+        if secrets:
             injected = await self._calls.interruptible(
                 steps.SECRETS,
-                SecretsRequest(task_id=self._task_id, machine_id=self._machine_id, secrets=manifest.secrets),
-                "Secrets: " + ", ".join(secret.name for secret in manifest.secrets),
+                SecretsRequest(task_id=self._task_id, machine_id=self._machine_id, secrets=secrets),
+                "Secrets: " + ", ".join(secret.name for secret in secrets),
             )
             self._report.note(*injected.notes)
         self._report.enter(TaskState.RUNNING, remember=passing)
@@ -275,8 +277,9 @@ class TaskWorkflow:
                 machine_id=self._machine_id,
                 repository=self._manifest.repository,
                 base_commit=staged.base_commit,
+                mirror=staged.mirror,
                 patterns=self._manifest.lifecycle.artifact_patterns,
-                secrets=self._manifest.secrets,
+                secrets=self._manifest.guest_secrets(),
                 agent=agent,
                 status=self._report.status,
                 vm=self._manifest.vm,

@@ -43,7 +43,8 @@ def of_credentials(data: dict[str, Any]) -> Iterator[Fault]:
             continue
         if field == "repository.url":
             instead = (
-                "give git on the VM host the credentials (a credential helper or an SSH key), and write the URL bare"
+                "write the URL bare, and name the secret that opens it in repository.credentials, or give git on the "
+                "VM host the credentials"
             )
         elif field.startswith("claude.mcp_config"):
             instead = "name a secret of 'secrets' in its place, as ${NAME}"

@@ -21,7 +21,7 @@ from foundation.documents import Document, Unreadable, read_json, read_yaml, tex
 from foundation.errors import InvalidManifest
 from foundation.faults import Fault
 from foundation.units import parse_duration, parse_size
-from workflows.specs import faults, injection, mcp, patterns, wire
+from workflows.specs import access, faults, injection, mcp, patterns, wire
 from workflows.specs.hosts import MAX_RULES, host_rule
 
 # The whole manifest as JSON: what is larger belongs into the repository, and Temporal takes no message of 2 MiB.
@@ -169,6 +169,8 @@ class Repository(wire.Repository):
     url: Annotated[Line, _at_most(MAX_URL)]
     branch: Annotated[Words, _at_most(MAX_REF)]
     subpath: Annotated[str, AfterValidator(_one_line), _at_most(MAX_PATH)] | None = None
+    credentials: Annotated[Words, _at_most(MAX_ENTRY)] | None = None
+    known_hosts: Annotated[str, AfterValidator(access.known_hosts)] | None = None
 
     @field_validator("url")
     @classmethod
@@ -181,7 +183,7 @@ class Repository(wire.Repository):
             raise ValueError("is no URL: it has no host, a port that is none, or white space")
         if "${" in value:
             raise ValueError(
-                "is taken as it stands: ${NAME} means nothing here; git on the VM host has the credentials"
+                "is taken as it stands: ${NAME} means nothing here; repository.credentials names the secret for it"
             )
         return value
 
@@ -364,11 +366,18 @@ def parse(data: Any, found: Sequence[Fault] = ()) -> Manifest:
     except ValidationError as error:
         wrong += faults.of_rules(error.errors(include_url=False, include_input=False), Manifest)
     else:
-        wrong += () if wrong else [*_too_large(manifest), *injection.faults(manifest.secrets, manifest.vm)]
+        wrong += [] if wrong else _together(manifest)
     wrong += faults.of_rules(mcp.errors(config), Manifest, ("claude", "mcp_config"))
     if wrong:
         raise InvalidManifest.of(wrong)
     return manifest
+
+
+def _together(manifest: Manifest) -> Iterator[Fault]:
+    """Faults of parts that are right by themselves."""
+    yield from _too_large(manifest)
+    yield from injection.faults(manifest.secrets, manifest.vm)
+    yield from access.faults(manifest.repository, manifest.secrets)
 
 
 def _too_large(manifest: Manifest) -> Iterator[Fault]:

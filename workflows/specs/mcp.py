@@ -97,7 +97,7 @@ def warnings(config: dict[str, Any], secrets: Collection[str], field: str, *, is
             yield Fault(below(where, "url"), message, "unreachable")
         unknown = sorted(_references(server) - set(secrets) - _ALWAYS_SET)
         if unknown:
-            message = f"refers to ${{{unknown[0]}}}, which no secret of this manifest is called; add it to 'secrets'"
+            message = f"refers to ${{{unknown[0]}}}, which no secret is called that the agent gets; add it to 'secrets'"
             yield Fault(where, message, "unknown_reference")
 
 

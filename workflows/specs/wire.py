@@ -45,6 +45,13 @@ class Repository(Part):
     branch: str = Field(description="Branch to check out")
     commit: str | None = Field(None, description="Commit to check out instead of the branch's tip")
     subpath: str | None = Field(None, description="Directory in the repository in which the agent starts")
+    credentials: str | None = Field(
+        None,
+        description="Secret of this manifest that opens the repository: a token, user:token, or an SSH private key",
+    )
+    known_hosts: str | None = Field(
+        None, description="Keys of the SSH server, as lines of known_hosts; default: those that the VM host knows"
+    )
 
 
 class Claude(Part):
@@ -132,3 +139,12 @@ class Manifest(Part):
     vm: VmSpec = Field(default_factory=VmSpec)
     secrets: list[SecretReference] = []
     lifecycle: Lifecycle = Field(default_factory=Lifecycle)
+
+    def credentials(self) -> SecretReference | None:
+        """The secret that opens the repository."""
+        return next((secret for secret in self.secrets if secret.name == self.repository.credentials), None)
+
+    def guest_secrets(self) -> list[SecretReference]:
+        """What the guest gets: all but the secret that is for git alone."""
+        opening = self.repository.credentials
+        return [secret for secret in self.secrets if secret.name != opening or secret.inject is not None]

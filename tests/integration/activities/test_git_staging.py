@@ -5,7 +5,6 @@ Above 400 lines: one server, with faults of its own to be switched on, serves th
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import os
 import shutil
@@ -17,11 +16,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -37,121 +33,20 @@ from foundation.errors import (
     RepositoryUnreachable,
 )
 from foundation.settings import Settings
+from tests.git_servers import GitServer, commit, git
 from tests.workspace_reading import extract_workspace
 from workflows.runs.requests import StageRequest, StageResult
 from workflows.specs.manifest import Repository
 from workflows.steps import STAGE
 
 MACHINE = "vm-0123456789abcdef"
-IDENTITY = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t"}
-
-
-def git(directory: Path, *arguments: str) -> str:
-    environment = {**os.environ, **IDENTITY, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
-    done = subprocess.run(
-        ["git", "-C", directory, *arguments], env=environment, capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
-
-
-def commit(directory: Path, name: str, text: str) -> str:
-    (directory / name).parent.mkdir(parents=True, exist_ok=True)
-    (directory / name).write_text(text)
-    git(directory, "add", "--all")
-    git(directory, "commit", "--quiet", "--message", f"change {name}")
-    return git(directory, "rev-parse", "HEAD")
-
-
-@dataclass
-class Server:
-    """git http-backend behind a small HTTP server; ``slow`` holds packs back until it is set."""
-
-    root: Path
-    port: int = 0
-    slow: threading.Event | None = None
-    asked: list[str] = field(default_factory=list)
-    fetches: int = 0
-
-    def url(self, name: str, user: str = "") -> str:
-        return f"http://{user}127.0.0.1:{self.port}/{name}"
-
-
-def handler(server: Server) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def serve(self) -> None:
-            url = urlsplit(self.path)
-            server.asked.append(f"{self.command} {self.path}")
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if (
-                "/private" in url.path
-                and self.headers.get("Authorization") != "Basic " + base64.b64encode(b"reader:letmein").decode()
-            ):
-                self.send_response(401)
-                self.send_header("WWW-Authenticate", 'Basic realm="git"')
-                self.end_headers()
-                return
-            if "/forbidden" in url.path or "/broken" in url.path:
-                self.send_error(403 if "/forbidden" in url.path else 503)
-                return
-            if b"command=fetch" in body:
-                server.fetches += 1
-                if server.slow:
-                    server.slow.wait(60)
-            done = subprocess.run(
-                ["git", "http-backend"],
-                input=body,
-                capture_output=True,
-                check=False,
-                env={
-                    "PATH": os.environ["PATH"],
-                    "GIT_PROJECT_ROOT": str(server.root),
-                    "GIT_HTTP_EXPORT_ALL": "1",
-                    "GIT_CONFIG_COUNT": "1",
-                    "GIT_CONFIG_KEY_0": "safe.directory",
-                    "GIT_CONFIG_VALUE_0": "*",
-                    "GIT_PROTOCOL": self.headers.get("Git-Protocol") or "",
-                    "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding") or "",
-                    "REQUEST_METHOD": self.command,
-                    "PATH_INFO": url.path,
-                    "QUERY_STRING": url.query,
-                    "CONTENT_TYPE": self.headers.get("Content-Type") or "",
-                    "CONTENT_LENGTH": str(len(body)),
-                    "REMOTE_ADDR": "127.0.0.1",
-                },
-            )
-            head, _, payload = done.stdout.partition(b"\r\n\r\n")
-            fields = [line.split(": ", 1) for line in head.decode().splitlines()]
-            status = next((int(value[:3]) for name, value in fields if name == "Status"), 200)
-            self.send_response(status)
-            for name, value in fields:
-                if name != "Status":
-                    self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(payload)
-
-        do_GET = do_POST = serve  # noqa: N815 -- names that http.server calls
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    return Handler
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    served = Server(tmp_path / "served")
-    served.root.mkdir()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), handler(served))
-    http.daemon_threads = True
-    served.port = http.server_address[1]
-    thread = threading.Thread(target=http.serve_forever, args=(0.02,))
-    thread.start()
-    yield served
-    if served.slow:
-        served.slow.set()
-    http.shutdown()
-    thread.join()
-    http.server_close()
+def server(tmp_path: Path) -> Iterator[GitServer]:
+    with GitServer(tmp_path / "served") as running:
+        running.private["private"] = {"reader:letmein"}
+        yield running
 
 
 @pytest.fixture
@@ -165,12 +60,12 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 @pytest.fixture
-def project_url(server: Server, project: Path) -> str:
+def project_url(server: GitServer, project: Path) -> str:
     return server.url(project.name)
 
 
 @pytest.fixture
-def project(server: Server) -> Path:
+def project(server: GitServer) -> Path:
     """A repository as a team has it: two branches, a tag, a directory, an executable, a link."""
     path = server.root / "project"
     path.mkdir()
@@ -208,7 +103,7 @@ def work_tree(result: StageResult, directory: Path) -> Iterator[Path]:
 
 
 def test_the_workspace_is_a_clone_on_its_branch(
-    settings: Settings, server: Server, project: Path, tmp_path: Path
+    settings: Settings, server: GitServer, project: Path, tmp_path: Path
 ) -> None:
     result = staged(settings, server.url("project"))
 
@@ -237,7 +132,7 @@ def test_the_workspace_is_a_clone_on_its_branch(
         assert not leaked
 
 
-def test_staging_leaves_the_image_only_and_gives_it_again(settings: Settings, server: Server, project: Path) -> None:
+def test_staging_leaves_the_image_only_and_gives_it_again(settings: Settings, server: GitServer, project: Path) -> None:
     first = staged(settings, server.url("project"))
     made = Path(first.workspace_image).stat().st_ino
     asked = len(server.asked)
@@ -253,7 +148,7 @@ def test_staging_leaves_the_image_only_and_gives_it_again(settings: Settings, se
 
 
 def test_a_commit_is_checked_out_by_its_short_id(
-    settings: Settings, server: Server, project: Path, tmp_path: Path
+    settings: Settings, server: GitServer, project: Path, tmp_path: Path
 ) -> None:
     wanted = git(project, "rev-parse", "v1")
 
@@ -266,7 +161,9 @@ def test_a_commit_is_checked_out_by_its_short_id(
         assert not (tree / "services").exists()
 
 
-def test_a_commit_that_no_branch_holds_is_fetched_by_its_id(settings: Settings, server: Server, project: Path) -> None:
+def test_a_commit_that_no_branch_holds_is_fetched_by_its_id(
+    settings: Settings, server: GitServer, project: Path
+) -> None:
     git(project, "config", "uploadpack.allowAnySHA1InWant", "true")
     git(project, "checkout", "--quiet", "--detach")
     lone = commit(project, "README.md", "lone\n")
@@ -278,7 +175,9 @@ def test_a_commit_that_no_branch_holds_is_fetched_by_its_id(settings: Settings, 
 @pytest.mark.parametrize(
     "branch", ["feature/a-b", "ünïcode", "semi;colon", "$(touch)", "a'b\"c", "#1", "v1", "deadbeef1", "a&b|c<d>"]
 )
-def test_unusual_branch_names(settings: Settings, server: Server, project: Path, tmp_path: Path, branch: str) -> None:
+def test_unusual_branch_names(
+    settings: Settings, server: GitServer, project: Path, tmp_path: Path, branch: str
+) -> None:
     git(project, "update-ref", f"refs/heads/{branch}", "HEAD")
     git(project, "symbolic-ref", "HEAD", f"refs/heads/{branch}")
     tip = commit(project, "README.md", "unusual\n")
@@ -329,7 +228,7 @@ def test_a_subpath_that_is_there_is_accepted(settings: Settings, project_url: st
         ("broken", RepositoryUnreachable),
     ],
 )
-def test_refusals_of_the_server(settings: Settings, server: Server, name: str, kind: type[RepositoryError]) -> None:
+def test_refusals_of_the_server(settings: Settings, server: GitServer, name: str, kind: type[RepositoryError]) -> None:
     with pytest.raises(kind) as caught:
         staged(settings, server.url(name), "some-branch")
 
@@ -338,7 +237,7 @@ def test_refusals_of_the_server(settings: Settings, server: Server, name: str, k
     assert not list(settings.mirrors.glob("*"))
 
 
-def test_an_empty_repository_has_no_branch(settings: Settings, server: Server) -> None:
+def test_an_empty_repository_has_no_branch(settings: Settings, server: GitServer) -> None:
     git(server.root, "init", "--quiet", "--bare", "void")
 
     with pytest.raises(RefNotFound, match="is empty"):
@@ -346,7 +245,7 @@ def test_an_empty_repository_has_no_branch(settings: Settings, server: Server) -
 
 
 def test_the_hosts_configured_credentials_open_a_repository_and_stay_there(
-    settings: Settings, server: Server, project: Path, tmp_path: Path
+    settings: Settings, server: GitServer, project: Path, tmp_path: Path
 ) -> None:
     project.rename(server.root / "private")
     config = Path(os.environ["GIT_CONFIG_GLOBAL"])
@@ -431,7 +330,7 @@ def test_hooks_of_the_host_do_not_run(settings: Settings, project_url: str, tmp_
 
 
 @pytest.mark.parametrize("damage", ["objects", "lock", "head"])
-def test_a_damaged_mirror_is_made_anew(settings: Settings, server: Server, project: Path, damage: str) -> None:
+def test_a_damaged_mirror_is_made_anew(settings: Settings, server: GitServer, project: Path, damage: str) -> None:
     first = staged(settings, server.url("project"))
     mirror = mirror_path(settings, server.url("project"))
     Path(first.workspace_image).unlink()
@@ -450,7 +349,7 @@ def test_a_damaged_mirror_is_made_anew(settings: Settings, server: Server, proje
 
 
 def test_a_killed_first_fetch_leaves_no_mirror_and_the_next_one_works(
-    settings: Settings, server: Server, project: Path
+    settings: Settings, server: GitServer, project: Path
 ) -> None:
     server.slow = threading.Event()
     program = (
@@ -494,7 +393,7 @@ def test_an_unreachable_server_is_given_up_within_a_minute() -> None:
 
 
 def test_collecting_does_not_wait_for_a_fetch_of_the_same_repository(
-    settings: Settings, server: Server, project: Path
+    settings: Settings, server: GitServer, project: Path
 ) -> None:
     first = staged(settings, server.url("project"))
     Path(first.workspace_image).unlink()
@@ -514,7 +413,7 @@ def test_collecting_does_not_wait_for_a_fetch_of_the_same_repository(
         fetching.join()
 
 
-def test_two_runs_of_one_repository_at_once(settings: Settings, server: Server, project: Path) -> None:
+def test_two_runs_of_one_repository_at_once(settings: Settings, server: GitServer, project: Path) -> None:
     results: list[StageResult] = []
 
     def run(number: int) -> None:
@@ -537,7 +436,7 @@ def test_two_runs_of_one_repository_at_once(settings: Settings, server: Server, 
 
 
 def test_a_branch_that_goes_on_while_it_is_staged_leaves_the_work_tree_at_the_base(
-    settings: Settings, server: Server, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, server: GitServer, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look = Mirror.commit
 
@@ -558,7 +457,7 @@ def test_a_branch_that_goes_on_while_it_is_staged_leaves_the_work_tree_at_the_ba
 
 
 @pytest.fixture
-def sha256_project(server: Server) -> Path:
+def sha256_project(server: GitServer) -> Path:
     path = server.root / "sha256"
     path.mkdir()
     git(path, "init", "--quiet", "--initial-branch=main", "--object-format=sha256")
@@ -567,7 +466,7 @@ def sha256_project(server: Server) -> Path:
 
 
 def test_a_repository_of_sha256_objects_is_staged_and_refreshed(
-    settings: Settings, server: Server, sha256_project: Path, tmp_path: Path
+    settings: Settings, server: GitServer, sha256_project: Path, tmp_path: Path
 ) -> None:
     first = git(sha256_project, "rev-parse", "main")
     assert staged(settings, server.url("sha256")).base_commit == first
@@ -585,7 +484,9 @@ def test_a_repository_of_sha256_objects_is_staged_and_refreshed(
     assert staged(settings, server.url("sha256"), commit=first[:12]).base_commit == first
 
 
-def test_a_server_that_changed_its_object_format_is_followed(settings: Settings, server: Server, project: Path) -> None:
+def test_a_server_that_changed_its_object_format_is_followed(
+    settings: Settings, server: GitServer, project: Path
+) -> None:
     staged(settings, server.url("project"))
     shutil.rmtree(settings.staging)
     shutil.rmtree(project)
@@ -596,7 +497,7 @@ def test_a_server_that_changed_its_object_format_is_followed(settings: Settings,
     assert staged(settings, server.url("project")).base_commit == tip
 
 
-def test_mirrors_stay_below_their_limit_and_none_in_use_goes(settings: Settings, server: Server) -> None:
+def test_mirrors_stay_below_their_limit_and_none_in_use_goes(settings: Settings, server: GitServer) -> None:
     for name in ("old", "run", "read", "young", "new"):
         (server.root / name).mkdir()
         git(server.root / name, "init", "--quiet", "--initial-branch=main")

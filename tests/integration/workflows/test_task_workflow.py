@@ -23,20 +23,20 @@ from workflows import steps
 from workflows.messages import Lease
 from workflows.names import STATE_KEY
 from workflows.runs.messages import CancelRequest, TaskStatus, TurnEnded, UserMessage
-from workflows.runs.requests import AgentResult, CollectResult
+from workflows.runs.requests import AgentResult, CollectResult, StageResult
 from workflows.runs.states import Cause, TaskState
 from workflows.runs.workflow import TaskWorkflow
 from workflows.specs.manifest import Manifest, parse
 
 
-def a_manifest(**parts: dict[str, Any]) -> Manifest:
+def a_manifest(**parts: Any) -> Manifest:
     data: dict[str, Any] = {
         "metadata": {"name": "a task"},
         "repository": {"url": "https://git.invalid/a.git", "branch": "main"},
         "claude": {"prompt": "do it"},
     }
     for part, fields in parts.items():
-        data[part] = {**data.get(part, {}), **fields}
+        data[part] = {**data.get(part, {}), **fields} if isinstance(fields, dict) else fields
     return parse(data)
 
 
@@ -88,6 +88,18 @@ async def test_takes_a_run_through_its_states_and_closes_a_headless_session(fake
     description = await run.describe()
     assert (await description.memo())["status"]["state"] == "completed"
     assert description.typed_search_attributes[STATE_KEY] == "completed"
+
+
+async def test_the_secret_that_opens_the_repository_is_for_git_alone(fake: FakeSteps, start: Any) -> None:
+    secrets = [{"name": name, "source": "env", "key": name} for name in ("GIT_TOKEN", "OTHER")]
+    fake.instead["stage"] = lambda _: StageResult(base_commit="0" * 40, workspace_image="/x", mirror="f" * 64)
+    fake.agent_over.set()
+    async with outcome(await start(a_manifest(secrets=secrets, repository={"credentials": "GIT_TOKEN"}))) as status:
+        assert status.state is TaskState.COMPLETED
+    assert fake.requests["stage"].credentials.key == "GIT_TOKEN"
+    for step in ("secrets", "run_agent", "collect"):
+        assert [secret.name for secret in fake.requests[step].secrets] == ["OTHER"]
+    assert fake.requests["collect"].mirror == "f" * 64
 
 
 async def test_a_machine_that_was_let_go_after_it_was_read_is_not_released_again(fake: FakeSteps, start: Any) -> None:

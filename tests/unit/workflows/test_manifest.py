@@ -139,6 +139,54 @@ def test_a_secret_is_given_once_and_a_file_by_its_absolute_path() -> None:
     assert "absolute" in faults(with_fields(secrets=[{**twice, "source": "file"}]))["secrets[0]"]
 
 
+PIN = "h ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIL0sNqQHYVQpJFWfNmwFWxzBTvoZ7ZTQwZxLkqYPc3Mb"
+TOKEN = {"name": "GIT_TOKEN", "source": "vault", "key": "ci/git:token"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"url": "https://h/a.git"},
+        {"url": "http://127.0.0.1:3000/a.git"},
+        {"url": "ssh://git@h/a.git", "known_hosts": PIN},
+        {"url": "git@h:a.git", "known_hosts": f"# a comment\n{PIN} note\n\n@cert-authority *.{PIN}\n[h]:22,{PIN}\n"},
+    ],
+)
+def test_a_secret_opens_the_repository_and_the_guest_gets_the_others(fields: dict[str, str]) -> None:
+    other = {"name": "OTHER", "source": "env", "key": "OTHER"}
+    manifest = parse(with_fields(repository={**fields, "credentials": "GIT_TOKEN"}, secrets=[TOKEN, other]))
+    opening = manifest.credentials()
+    assert opening is not None
+    assert opening.key == "ci/git:token"
+    assert [secret.name for secret in manifest.guest_secrets()] == ["OTHER"]
+    injected = {**TOKEN, "inject": {"hosts": ["git.example.org"]}}
+    vm = {"network_mode": "outbound", "allowed_hosts": ["git.example.org"]}
+    asked_for = parse(with_fields(repository={**fields, "credentials": "GIT_TOKEN"}, secrets=[injected], vm=vm))
+    assert [secret.name for secret in asked_for.guest_secrets()] == ["GIT_TOKEN"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({"credentials": "GIT_TOKN"}, "credentials", "no secret of this manifest"),
+        ({"credentials": ""}, "credentials", "empty"),
+        ({"credentials": "GIT_TOKEN", "url": "http://h/a"}, "credentials", "unencrypted"),
+        ({"credentials": "GIT_TOKEN", "url": "http://127.0.0.1.example.org/a"}, "credentials", "unencrypted"),
+        ({"credentials": "GIT_TOKEN", "url": "file:///a"}, "credentials", "opens nothing"),
+        ({"known_hosts": PIN, "url": "git@h:a"}, "known_hosts", "repository.credentials"),
+        ({"known_hosts": PIN, "credentials": "GIT_TOKEN"}, "known_hosts", "SSH URL"),
+        ({"known_hosts": "h ssh-ed25519", "credentials": "GIT_TOKEN"}, "known_hosts", "line 1"),
+        ({"known_hosts": f"{PIN}\nh ssh-rsa AAAA", "credentials": "GIT_TOKEN"}, "known_hosts", "line 2"),
+        ({"known_hosts": PIN.replace("ed25519", "rsa"), "credentials": "GIT_TOKEN"}, "known_hosts", "line 1"),
+        ({"known_hosts": "# nothing", "credentials": "GIT_TOKEN"}, "known_hosts", "no key"),
+        ({"known_hosts": f"{PIN}\n" * 300, "credentials": "GIT_TOKEN"}, "known_hosts", "too long"),
+    ],
+)
+def test_credentials_that_open_nothing(fields: dict[str, str], field: str, words: str) -> None:
+    told = faults(with_fields(repository=fields, secrets=[TOKEN]))
+    assert words in told[f"repository.{field}"]
+
+
 @pytest.mark.parametrize("key", ["app", "team/deploy:token", "a b/ü%41:x-y", "a:b:c", "v1.2/x..y"])
 def test_keys_in_vault(key: str) -> None:
     assert parse(with_fields(secrets=[{"name": "A", "source": "vault", "key": key}])).secrets[0].key == key
