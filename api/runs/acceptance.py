@@ -29,8 +29,6 @@ _WITHOUT_EFFECT = {
     "startup_profile": "is not read: Claude Code is started as 'claude' says, with the secrets that 'secrets' names",
 }
 
-OFFERED_NETWORK_MODES = (NetworkMode.ISOLATED,)
-
 
 @dataclass(frozen=True)
 class Submission:
@@ -57,8 +55,7 @@ def accept(document: Document) -> Submission:
     Raises InvalidManifest with every fault at once: of the text, of the manifest's own rules, of the installation.
     """
     data = document.data
-    unoffered = list(_unoffered(data))
-    manifest = parse(_with_effect(data), [*document.faults, *unoffered])
+    manifest = parse(_with_effect(data), [*document.faults, *_of_labels(data)])
     return Submission(manifest, as_details([*document.remarks, *_in_vain(data, manifest)]))
 
 
@@ -66,16 +63,8 @@ def _with_effect(data: Any) -> Any:
     return {key: data[key] for key in data if key not in _WITHOUT_EFFECT} if isinstance(data, dict) else data
 
 
-def _unoffered(data: Any) -> Iterator[Fault]:
-    """Faults of what is well-formed but not available here. Parts of another shape are left to the manifest's rules."""
-    mode = _part(data, "vm").get("network_mode")
-    if isinstance(mode, str) and mode in set(NetworkMode) - set(OFFERED_NETWORK_MODES):
-        offered = ", ".join(OFFERED_NETWORK_MODES)
-        message = (
-            f"'{mode}' is not available in this version; available: {offered}. "
-            "The guest then reaches the model gateway and nothing else"
-        )
-        yield Fault("vm.network_mode", message, "unavailable")
+def _of_labels(data: Any) -> Iterator[Fault]:
+    """Labels that Temporal's visibility store would not take. Other shapes are left to the manifest's rules."""
     labels = _part(_part(data, "metadata"), "labels")
     texts = {key: value for key, value in labels.items() if isinstance(key, str) and isinstance(value, str)}
     tokens = {key: label_token(key, value) for key, value in texts.items()}
@@ -105,9 +94,8 @@ def _in_vain(data: Mapping[str, Any], manifest: Manifest) -> Iterator[Fault]:
     if hang_timeout and parse_duration(lifecycle.hang_timeout) > parse_duration(lifecycle.timeout):
         yield Fault("lifecycle.hang_timeout", "never passes: lifecycle.timeout is shorter", "unused")
     if config is not None:
-        isolated = vm.network_mode is NetworkMode.ISOLATED
         names = {secret.name for secret in manifest.guest_secrets()}
-        yield from mcp.warnings(config, names, "claude.mcp_config", isolated=isolated)
+        yield from mcp.warnings(config, names, "claude.mcp_config", vm.network())
 
 
 def _part(data: Any, key: str) -> Mapping[Any, Any]:

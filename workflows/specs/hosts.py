@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 MAX_RULES = 200
@@ -62,6 +64,13 @@ def host_rule(text: str) -> HostRule:
     if below and "." not in name:
         raise ValueError(f"would allow all of '.{name}'; name a domain below it")
     return HostRule(name, port, below)
+
+
+def rules(texts: Iterable[str]) -> Iterator[HostRule]:
+    """The rules among the texts; what is none, of another version, allows nothing."""
+    for text in texts:
+        with suppress(ValueError):
+            yield host_rule(text)
 
 
 def host_name(text: str) -> str:

@@ -15,10 +15,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from foundation.faults import Fault, below
 from foundation.urls import is_telling
+from workflows.specs.hosts import host_name, rules
+from workflows.specs.wire import NetworkMode, NetworkPolicy
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(:-[^}]*)?\}")
 _ALWAYS_SET = frozenset({"HOME", "USER", "LOGNAME", "SHELL", "LANG", "PATH", "PWD"})
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_PORTS = {"http": 80, "ws": 80}
 
 
 def _named(text: str) -> str:
@@ -83,18 +86,18 @@ def errors(config: Any) -> list[Any]:
     return []
 
 
-def warnings(config: dict[str, Any], secrets: Collection[str], field: str, *, isolated: bool) -> Iterator[Fault]:
-    """What is read and will not do what it seems to; ``secrets`` are the names that a reference may have."""
+def warnings(config: dict[str, Any], secrets: Collection[str], field: str, network: NetworkPolicy) -> Iterator[Fault]:
+    """What is read and will not do what it seems to.
+
+    ``secrets`` are the names that a reference may have, ``network`` is what the machine may reach.
+    """
     for key in config.keys() - {"mcpServers"}:
         yield Fault(below(field, str(key)), "changes nothing: Claude Code reads 'mcpServers' only", "unused")
     for name, server in config["mcpServers"].items():
         where = below(below(field, "mcpServers"), name)
         yield from _kept_literals(server, where)
-        if isolated and isinstance(server.get("url"), str) and not _is_local(server["url"]):
-            message = (
-                "cannot be reached: the machine's network is isolated; start the server in the machine ('command')"
-            )
-            yield Fault(below(where, "url"), message, "unreachable")
+        if isinstance(server.get("url"), str) and (why := _out_of_reach(server["url"], network)):
+            yield Fault(below(where, "url"), why, "unreachable")
         unknown = sorted(_references(server) - set(secrets) - _ALWAYS_SET)
         if unknown:
             message = f"refers to ${{{unknown[0]}}}, which no secret is called that the agent gets; add it to 'secrets'"
@@ -128,11 +131,23 @@ def _variable(name: str) -> str:
     return re.sub(r"[^A-Z0-9_]", "_", name.lstrip("-").upper()) if name.isascii() else "NAME"
 
 
-def _is_local(url: str) -> bool:
+def _out_of_reach(url: str, network: NetworkPolicy) -> str | None:
+    """Why a machine with this network does not reach the URL; None when it may."""
+    if url.startswith("${") or network.mode is NetworkMode.FULL:
+        return None
     try:
-        return url.startswith("${") or urlsplit(url).hostname in _LOOPBACK
+        parts = urlsplit(url)
+        written, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 443)
+        if written in _LOOPBACK or "${" in parts.netloc:
+            return None
+        host = host_name(written)
     except ValueError:
-        return False
+        return "cannot be reached: its host is none that a rule can name"
+    if network.mode is NetworkMode.ISOLATED:
+        return "cannot be reached: the machine's network is isolated; start the server in the machine ('command')"
+    if any(rule.allows(host, port) for rule in rules(network.hosts)):
+        return None
+    return f"cannot be reached unless this installation always allows it: add '{host}' to vm.allowed_hosts"
 
 
 def _references(part: Any) -> set[str]:

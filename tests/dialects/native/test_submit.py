@@ -102,7 +102,7 @@ async def test_refuses_a_manifest_with_every_fault_at_once_and_starts_nothing(si
         metadata={"name": name},
         repository={"url": "ftp://git.invalid/a.git", "brunch": "main"},
         claude={"prompt": " "},
-        vm={"cpus": 0, "memory": "8 elephants", "network_mode": "outbound"},
+        vm={"cpus": 0, "memory": "8 elephants", "network_mode": "open", "allowed_hosts": ["https://a.invalid"]},
         lifecycle={"timeout": "2 days"},
     )
     del faulty["repository"]["branch"]
@@ -112,10 +112,11 @@ async def test_refuses_a_manifest_with_every_fault_at_once_and_starts_nothing(si
     faults = {fault["field"]: fault["message"] for fault in body["details"]["errors"]}
     assert set(faults) == {
         "repository.url", "repository.branch", "repository.brunch", "claude.prompt", "vm.cpus", "vm.memory",
-        "vm.network_mode", "lifecycle.timeout",
+        "vm.network_mode", "vm.allowed_hosts[0]", "lifecycle.timeout",
     }  # fmt: skip
     assert "did you mean 'branch'" in faults["repository.brunch"]
     assert "isolated" in faults["vm.network_mode"]
+    assert "is a URL" in faults["vm.allowed_hosts[0]"]
     assert body["details"]["field"] in faults
     listed = (await site.http.get(TASKS, params={"limit": 1000})).json()
     assert name not in {task["name"] for task in listed["tasks"]}

@@ -43,7 +43,7 @@ NOT_RUN = {
 }
 
 # Commands that need a run that is under way.
-_STEERS = re.compile(r"task (cancel|message|close)|DELETE|/messages|/close|workflow signal")
+_STEERS = re.compile(r"task (cancel|message|close|network)|DELETE|PATCH|/messages|/close|workflow signal")
 _PATIENCE = 60.0
 
 

@@ -113,7 +113,7 @@ def test_ids_made_here_are_valid_and_unlike() -> None:
     assert submission.manifest.metadata.id == one
 
 
-def test_what_is_not_offered_is_refused_together_with_all_other_faults() -> None:
+def test_what_this_installation_cannot_keep_is_refused_together_with_all_other_faults() -> None:
     with pytest.raises(InvalidManifest) as refused:
         accept(
             Document(
@@ -121,13 +121,13 @@ def test_what_is_not_offered_is_refused_together_with_all_other_faults() -> None
                     "metadata": {"name": "x", "labels": {"key": "v" * 300}},
                     "repository": {"url": "https://a.invalid/b"},
                     "claude": {"prompt": "p"},
-                    "vm": {"network_mode": "full"},
+                    "vm": {"network_mode": "full", "allowed_hosts": ["a.invalid", "*"]},
                 }
             )
         )
     assert {fault["field"] for fault in refused.value.details["errors"]} == {
         "repository.branch",
-        "vm.network_mode",
+        "vm.allowed_hosts[1]",
         "metadata.labels.key",
     }
 

@@ -27,6 +27,7 @@ from workflows.specs.manifest import (
     MAX_URL,
     parse,
 )
+from workflows.specs.wire import NetworkMode, NetworkPolicy
 
 MINIMAL = """
 version: "1"
@@ -290,7 +291,7 @@ def test_references_in_an_mcp_server_are_the_way_to_give_it_secrets(field: str) 
     secrets = [{"name": "TOKEN", "source": "env", "key": "TOKEN"}]
     manifest = parse(with_fields(secrets=secrets, **server(**fields[field])))
     assert manifest.claude.mcp_config is not None
-    assert list(mcp.warnings(manifest.claude.mcp_config, {"TOKEN"}, "m", isolated=False)) == []
+    assert list(mcp.warnings(manifest.claude.mcp_config, {"TOKEN"}, "m", NetworkPolicy(mode=NetworkMode.FULL))) == []
 
 
 @pytest.mark.parametrize(
@@ -310,7 +311,7 @@ def test_references_in_an_mcp_server_are_the_way_to_give_it_secrets(field: str) 
 def test_secrets_that_are_written_out_in_an_mcp_server_are_told(fields: dict[str, Any], where: list[str]) -> None:
     manifest = parse(with_fields(**server(command="x", **fields)))
     assert manifest.claude.mcp_config is not None
-    told = list(mcp.warnings(manifest.claude.mcp_config, {"T", "PASSWORD"}, "m", isolated=False))
+    told = list(mcp.warnings(manifest.claude.mcp_config, {"T", "PASSWORD"}, "m", NetworkPolicy(mode=NetworkMode.FULL)))
     assert [fault.field for fault in told] == [f"m.mcpServers.a.{field}" for field in where]
     assert "hush" not in str(told)
 
