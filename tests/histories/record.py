@@ -29,11 +29,12 @@ from tests.stand_ins.fake_steps import FakeSteps, Run
 from tests.waiting import has_event, until
 from workflows import steps
 from workflows.messages import Lease
-from workflows.runs.messages import CancelRequest, TurnEnded, UserMessage
+from workflows.runs.messages import CancelRequest, NetworkChange, TurnEnded, UserMessage
 from workflows.runs.requests import AgentResult, CollectResult, ReserveRequest
 from workflows.runs.states import Cause
 from workflows.runs.workflow import TaskWorkflow
 from workflows.specs.manifest import parse
+from workflows.specs.wire import NetworkMode
 
 HISTORIES = Path(__file__).parent / "runs"
 
@@ -102,6 +103,21 @@ async def cancelled_on_a_lost_host(_fake: FakeSteps, run: Run) -> None:
     await run.signal(TaskWorkflow.cancel, CancelRequest(reason="no longer needed"))
 
 
+async def network_changed(fake: FakeSteps, run: Run) -> None:
+    """Changes before the machine is there, while it is being started, and while the agent runs; one is refused."""
+    for step in ("stage", "provision"):
+        await until(lambda step=step: step in fake.calls, f"the step {step}")  # type: ignore[misc]
+        await run.execute_update(TaskWorkflow.change_network, NetworkChange(allow=[f"{step}.example.org"]))
+        fake.go_on[step].set()
+    await fake.agent_running.wait()
+    await run.execute_update(TaskWorkflow.change_network, NetworkChange(mode=NetworkMode.OUTBOUND))
+    await run.signal(TaskWorkflow.network, NetworkChange(remove=["stage.example.org"]))
+    await run.signal(TaskWorkflow.network, NetworkChange(remove=["stage.example.org"]))
+    await run.execute_update(TaskWorkflow.change_network, NetworkChange(allow=["agent.example.org"]))
+    await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=1))
+    fake.agent_over.set()
+
+
 async def by_itself(_fake: FakeSteps, _run: Run) -> None:
     """Nothing comes from outside."""
 
@@ -126,12 +142,16 @@ def on_a_lost_host(request: ReserveRequest) -> Lease:
 
 @dataclass(frozen=True)
 class Course:
-    """What comes to a run (``follow``), after that without a worker (``away``), and how its steps differ."""
+    """What comes to a run (``follow``), after that without a worker (``away``), and how its steps differ.
+
+    Those that it ``waits`` for go on when they are told to.
+    """
 
     follow: Callable[[FakeSteps, Run], Awaitable[None]]
     away: Callable[[Run], Awaitable[None]] | None = None
     instead: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     secrets: bool = True
+    waits: tuple[str, ...] = ()
 
 
 COURSES = {
@@ -143,6 +163,7 @@ COURSES = {
     "reserved_at_once": Course(closed, secrets=False),
     "reserved_later": Course(closed, instead={"reserve": full_at_first}),
     "stop_ignored": Course(stop_ignored),
+    "network_changed": Course(network_changed, waits=("stage", "provision")),
     "not_delivered": Course(not_delivered, instead={"deliver": refused}),
     "collection_called_off": Course(called_off, instead={"collect": hangs}),
     "left_to_the_host": Course(cancelled_on_a_lost_host, instead={"reserve": on_a_lost_host}),
@@ -154,6 +175,8 @@ async def record(client: Client, name: str, course: Course) -> None:
     """Take one course and write its history beside this file."""
     fake = FakeSteps(queue="recording")
     fake.instead.update(course.instead)
+    for step in course.waits:
+        fake.hold(step)
     manifest = parse(
         {
             "metadata": {"name": name},

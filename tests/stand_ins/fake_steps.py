@@ -51,6 +51,7 @@ class FakeSteps:
         self.instead: dict[str, Callable[[Any], Any]] = {}
         self.delivered: list[str] = []
         self.policies: list[NetworkPolicy] = []
+        self.go_on: dict[str, asyncio.Event] = {}
         self.agent_running = asyncio.Event()
         self.agent_over = asyncio.Event()
         self.agent_result = AgentResult(exit_code=0, result="done")
@@ -68,6 +69,16 @@ class FakeSteps:
             id=names.RUNS.workflow_id(task_id),
             task_queue=self.queue,
         )
+
+    def hold(self, step: str) -> None:
+        """Let a step wait until ``go_on[step]`` is set."""
+        go_on = self.go_on[step] = asyncio.Event()
+
+        async def wait(_: Any) -> None:
+            async with asyncio.timeout(60):
+                await go_on.wait()
+
+        self.instead[step] = wait
 
     async def _take(self, step: str, request: Any, answer: Any) -> Any:
         self.calls.append(step)

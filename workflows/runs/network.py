@@ -20,6 +20,8 @@ from workflows.specs.wire import NetworkPolicy
 # Changes that one run takes, and that may wait at once: each costs its history some fifteen events.
 CHANGES_MOST = 500
 WAITING_MOST = 50
+# Refused changes of which the status tells each.
+_NOTED_MOST = 10
 _NAMED_MOST = 5
 
 
@@ -34,6 +36,7 @@ class Network:
         self._turn = asyncio.Lock()
         self._taken = 0
         self._waiting = 0
+        self._noted = 0
         self._revision = 0
         # What the machine was started with, from the moment on at which that was asked for.
         self._given: NetworkPolicy | None = None
@@ -79,9 +82,7 @@ class Network:
         try:
             self._check_open()
             if self._waiting >= WAITING_MOST:
-                raise RateLimitExceeded(
-                    f"{WAITING_MOST} changes of the run's network are waiting; send this one later."
-                )
+                raise RateLimitExceeded(f"{WAITING_MOST} changes of the network are waiting; send this one later.")
             if self._taken >= CHANGES_MOST:
                 raise RateLimitExceeded(f"The run's network was changed {CHANGES_MOST} times, the most for one run.")
             if not self._waiting:
@@ -113,7 +114,11 @@ class Network:
         try:
             await self.change(change)
         except ApplicationError as error:
-            self._report.note(f"A change of the network was refused: {error.message}")
+            self._noted += 1
+            if self._noted <= _NOTED_MOST:
+                self._report.note(f"A change of the network was refused: {error.message}")
+            else:
+                self._report.note("Further changes of the network were refused.")
 
     # --- how
 

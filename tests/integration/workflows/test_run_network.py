@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -71,26 +70,22 @@ async def test_a_network_is_changed_while_the_run_goes_on_by_update_and_by_signa
 
 
 async def test_a_change_before_the_machine_is_there_is_what_it_starts_with(fake: FakeSteps, start: Any) -> None:
-    staging, provisioning, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    async def reached(step: str) -> bool:
+        return step in fake.calls
 
-    async def at(reached: asyncio.Event) -> None:
-        reached.set()
-        await go_on.wait()
-        go_on.clear()
-
-    fake.instead["stage"] = lambda _: at(staging)
-    fake.instead["provision"] = lambda _: at(provisioning)
+    fake.hold("stage")
+    fake.hold("provision")
     run = await start(outbound())
-    await staging.wait()
+    await until(lambda: reached("stage"), "the staging")
     standing = await run.execute_update(TaskWorkflow.change_network, NetworkChange(allow=["a.example.org"]))
     assert not standing.in_force
-    go_on.set()
-    await provisioning.wait()
+    fake.go_on["stage"].set()
+    await until(lambda: reached("provision"), "the provisioning")
     assert fake.requests["provision"].network.hosts == ["a.example.org"]
     standing = await run.execute_update(TaskWorkflow.change_network, NetworkChange(remove=["a.example.org"]))
     assert not standing.in_force
     assert not fake.policies
-    go_on.set()
+    fake.go_on["provision"].set()
     await fake.agent_running.wait()
     assert fake.calls.index("set_network") < fake.calls.index("run_agent")
     assert fake.policies[-1].hosts == []
