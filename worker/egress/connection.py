@@ -1,72 +1,70 @@
-"""One connection of a guest to the proxy, from its first byte on: what it asks for, what it may, and what it gets."""
+"""One connection of a guest to the proxy, from its first byte on: what it asks for, and which way it is served."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
 
 import h11
 
-from worker.egress.addresses import NotPublic, Unreachable
+from worker.egress.forward import Exchange
+from worker.egress.guest_http import HttpServer
 from worker.egress.injection.injected_host import HostConnection, InjectedHost
-from worker.egress.machine import Machine
-from worker.egress.policy import NotNamed, Target, Verdict, shown, target_of
-from worker.egress.refusals import Refusal, bad_request, blocked, unreachable
+from worker.egress.passage import EgressLimits, Passage
+from worker.egress.policy import NotNamed, Target, shown, target_of
+from worker.egress.refusals import LINGER_SECONDS, Refusal, bad_request, blocked, too_slow
 from worker.egress.relay import Relay
+from worker.egress.tunnel import Tunnel
 
 _READ_BYTES = 64 * 1024
 _CONNECT = b"CONNECT "
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+# How a client of TLS is told that it may not go on: the alert access_denied.
+_ACCESS_DENIED = bytes.fromhex("15 03 01 00 02 02 31")
 # A guest's own word about a packet that its kernel has refused.
-_REPORTED = "taskyard-protocol"
-# So long, and so many bytes, for a guest that still sends when it has been refused.
-_LINGER_SECONDS = 2.0
+_REPORTED = b"taskyard-protocol"
+_REPORTED_MOST = 20
+# So many bytes of a guest that still sends when it has been refused are read.
 _LINGER_READS = 16
 
 
-@dataclass(frozen=True)
-class ConnectionLimits:
-    """Seconds and counts that a guest's connections are held to.
-
-    The head of a connection's first request has to come whole within ``head_seconds`` and ``head_bytes``. A tunnel on
-    which nothing moves for ``idle_seconds`` is closed. ``resolve_seconds`` and ``connect_seconds`` are for the look-up
-    of a name and for connecting to its addresses.
-    """
-
-    for_each_machine: int = 256
-    head_seconds: float = 20.0
-    head_bytes: int = 16 * 1024
-    idle_seconds: float = 3600.0
-    resolve_seconds: float = 10.0
-    connect_seconds: float = 10.0
-
-
 class Connection:
-    """A guest's connection. ``target`` is what it leads to, or is to lead to, once that is decided."""
+    """A guest's connection, and what it leads to."""
 
-    def __init__(self, machine: Machine, guest: socket.socket, limits: ConnectionLimits) -> None:
-        self.machine = machine
-        self.target: Target | None = None
+    def __init__(self, passage: Passage, guest: socket.socket, limits: EgressLimits, server: HttpServer) -> None:
+        self._passage = passage
         self._guest = guest
         self._limits = limits
+        self._server = server
         self._loop = asyncio.get_running_loop()
+        self._has_begun = False
 
     async def serve(self) -> None:
         """Serve it to its end. The socket stays the caller's to close."""
+        with suppress(OSError, TimeoutError):
+            try:
+                head, request, rest = await self._head()
+                if request is not None:
+                    await self._tunnel(request, rest)
+                elif head:
+                    await self._server.serve(self._guest, head, Exchange(self._passage, self._limits))
+            except Refusal as refusal:
+                self._passage.machine.note(refusal)
+                await self._say(refusal.answer())
+
+    async def _head(self) -> tuple[bytes, h11.Request | None, bytes]:
+        """The first bytes, and when they are of CONNECT, the request and what came behind it. Raises Refusal."""
         try:
             async with asyncio.timeout(self._limits.head_seconds):
                 head = await self._first_bytes()
-                if not head:
-                    return
-                request, rest = await self._connect_request(head)
-            await self._tunnel(request, rest)
-        except Refusal as refusal:
-            self.machine.note(refusal)
-            await self._refuse(refusal)
-        except (OSError, TimeoutError):
-            return
+                if not head.startswith(_CONNECT):
+                    return head, None, b""
+                return head, *await self._connect_request(head)
+        except TimeoutError:
+            if not self._has_begun:
+                return b"", None, b""
+            raise too_slow() from None
 
     async def _first_bytes(self) -> bytes:
         """The first bytes, as many as tell CONNECT from any other request; nothing when the guest has left."""
@@ -75,11 +73,12 @@ class Connection:
             data = await self._loop.sock_recv(self._guest, _READ_BYTES)
             if not data:
                 return b""
+            self._has_begun = True
             head = (head + data).lstrip(b"\r\n")
         return head
 
     async def _connect_request(self, head: bytes) -> tuple[h11.Request, bytes]:
-        """The request, and what the guest has sent beyond it."""
+        """The request, and what the guest has sent beyond it. Raises Refusal."""
         parser = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.head_bytes)
         try:
             parser.receive_data(head)
@@ -90,72 +89,68 @@ class Connection:
                 parser.receive_data(data)
         except h11.RemoteProtocolError as fault:
             raise bad_request(str(fault)) from None
-        if isinstance(event, h11.Request) and event.method != _CONNECT.strip():
-            raise Refusal(501, "only CONNECT is offered", "failed")
         assert isinstance(event, h11.Request)  # noqa: S101 -- the first event of a server's connection
         if any(name in {b"content-length", b"transfer-encoding"} for name, _ in event.headers):
             raise bad_request("CONNECT has no body")
         return event, bytes(parser.trailing_data[0])
 
     async def _tunnel(self, request: h11.Request, rest: bytes) -> None:
-        text = request.target.decode("ascii", "replace")
-        reported = next((value for name, value in request.headers if name == _REPORTED.encode()), None)
         try:
-            target = target_of(text)
+            target = target_of(request.target.decode("latin-1"))
         except NotNamed as fault:
             raise blocked(fault.host, fault.port, str(fault)) from None
+        reported = next((value for name, value in request.headers if name == _REPORTED), None)
         if reported is not None:
-            protocol = shown(reported.decode("ascii", "replace"))[:20]
-            raise blocked(target.host, target.port, f"{protocol} {target}, says the guest")
-        verdict = self.permitted(target)
-        remote = await self.connected(target, verdict)
-        if self.machine.injections.of(target.host, target.port):
+            raise _reported(target, reported)
+        self._passage.permit(target)
+        remote = await self._passage.open()
+        if self._passage.machine.injections.of(target.host, target.port):
             await self._inject(target, remote, rest)
             return
         with remote:
-            count = self.machine.traffic.record(target.host, target.port, "allowed", f"allowed: {target}")
             await self._loop.sock_sendall(self._guest, _ESTABLISHED)
-            relay = Relay(
-                self._guest,
-                remote,
-                lambda size: self.machine.count(count, sent=size),
-                lambda size: self.machine.count(count, received=size),
-                self._limits.idle_seconds,
-            )
-            await relay.run(rest)
+            tunnel = Tunnel(self._passage, self._guest, remote, self._limits, self._server)
+            try:
+                await tunnel.run(rest)
+            except Refusal as refusal:
+                # The tunnel is open: the words of HTTP would be taken for the server's own.
+                self._passage.machine.note(refusal)
+                await self._say(_ACCESS_DENIED if tunnel.is_tls else b"")
 
     async def _inject(self, target: Target, remote: socket.socket, rest: bytes) -> None:
         """Serve a connection to a host for which there is a secret. ``remote`` is its first connection to the host."""
+        passage = self._passage
         ready = [remote]
 
         async def connect() -> socket.socket:
-            return ready.pop() if ready else await self.connected(target, self.permitted(target))
+            if ready:
+                return ready.pop()
+            passage.permit(target)
+            return await passage.open()
 
         try:
-            count = self.machine.traffic.record(target.host, target.port, "allowed", f"allowed: {target}")
             outside = HostConnection(
                 target,
                 connect,
-                self.machine.note,
-                lambda size: self.machine.count(count, sent=size),
-                lambda size: self.machine.count(count, received=size),
+                passage.machine.note,
+                passage.sent,
+                passage.received,
                 self._limits.head_seconds,
                 self._limits.idle_seconds,
             )
-            host = InjectedHost(self.machine.injections, outside)
+            host = InjectedHost(passage.machine.injections, outside)
             await self._loop.sock_sendall(self._guest, _ESTABLISHED)
             if not rest:
                 await host.serve(self._guest.dup())
                 return
             # What has come already is to be read first: as if the guest's connection were another one.
             inner, outer = socket.socketpair()
-            with outer:
-                outer.setblocking(False)
-                relay = Relay(self._guest, outer, lambda _: None, lambda _: None, self._limits.idle_seconds)
+            outer.setblocking(False)
+            with outer, Relay(self._guest, outer, _uncounted, _uncounted, self._limits.idle_seconds) as relay:
                 relaying = asyncio.ensure_future(relay.run(rest))
                 try:
                     await host.serve(inner)
-                    await asyncio.wait({relaying}, timeout=_LINGER_SECONDS)
+                    await asyncio.wait({relaying}, timeout=LINGER_SECONDS)
                 finally:
                     relaying.cancel()
                     await asyncio.gather(relaying, return_exceptions=True)
@@ -163,29 +158,20 @@ class Connection:
             for unused in ready:
                 unused.close()
 
-    def permitted(self, target: Target) -> Verdict:
-        """The verdict on the target, which is from now on what this connection is for. Raises Refusal."""
-        verdict = self.machine.verdict(target)
-        if not verdict.allowed:
-            raise blocked(target.host, target.port, verdict.reason)
-        self.target = target
-        return verdict
+    async def _say(self, last: bytes) -> None:
+        """The last words to the guest, so that it can read them: what it still sends would break them off."""
+        async with asyncio.timeout(LINGER_SECONDS):
+            await self._loop.sock_sendall(self._guest, last)
+            self._guest.shutdown(socket.SHUT_WR)
+            for _ in range(_LINGER_READS):
+                if not await self._loop.sock_recv(self._guest, _READ_BYTES):
+                    return
 
-    async def connected(self, target: Target, verdict: Verdict) -> socket.socket:
-        """A connection to the target, which the verdict lets through. Raises Refusal."""
-        try:
-            return await self.machine.dialer.connect(self.machine.id, target, named=verdict.named)
-        except NotPublic as fault:
-            raise blocked(target.host, target.port, str(fault)) from None
-        except Unreachable as fault:
-            raise unreachable(target.host, target.port, str(fault)) from None
 
-    async def _refuse(self, refusal: Refusal) -> None:
-        """Answer, and see to it that the guest can read the answer: what it still sends would break it off."""
-        with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(_LINGER_SECONDS):
-                await self._loop.sock_sendall(self._guest, refusal.answer())
-                self._guest.shutdown(socket.SHUT_WR)
-                for _ in range(_LINGER_READS):
-                    if not await self._loop.sock_recv(self._guest, _READ_BYTES):
-                        return
+def _reported(target: Target, protocol: bytes) -> Refusal:
+    word = shown(protocol.decode("latin-1"))[:_REPORTED_MOST]
+    return blocked(target.host, target.port, f"{word} {target}, says the guest")
+
+
+def _uncounted(_: int) -> None:
+    """Bytes that go no further than this process."""

@@ -22,10 +22,12 @@ from foundation.settings import Settings
 from foundation.units import parse_size
 from machines.network import EGRESS_SOCKET
 from worker.egress.addresses import Dialer, Lookups, Resolver, resolve
-from worker.egress.connection import Connection, ConnectionLimits
+from worker.egress.connection import Connection
 from worker.egress.decisions import Decision
+from worker.egress.guest_http import HttpServer
 from worker.egress.injection.injections import Injections, host_trust
 from worker.egress.machine import Machine
+from worker.egress.passage import EgressLimits, Passage
 from worker.egress.policy import OperatorRules, PolicyInForce, rules_of
 from worker.egress.refusals import OVERLOADED, Refusal
 from worker.gateway.handed_connections import HandedConnections
@@ -54,18 +56,19 @@ class Egress:
         self,
         settings: Settings,
         metrics: WorkerMetrics | None = None,
-        limits: ConnectionLimits | None = None,
+        limits: EgressLimits | None = None,
         resolver: Resolver = resolve,
     ) -> None:
         self._settings = settings
         self._directory = settings.machines
         self._socket = settings.sockets / EGRESS_SOCKET
         self._metrics = metrics or WorkerMetrics()
-        self._limits = limits or ConnectionLimits()
+        self._limits = limits or EgressLimits()
         self._byte_limit = parse_size(settings.egress_byte_limit)
         self._operator = _operator_rules(settings)
         self._lookups = Lookups(resolver)
         self._dialer = Dialer(self._operator, self._lookups, self._limits.resolve_seconds, self._limits.connect_seconds)
+        self._server = HttpServer(self._limits)
         self._machines: dict[str, Machine] = {}
         self._lock = threading.Lock()
         self._handed: HandedConnections | None = None
@@ -163,19 +166,19 @@ class Egress:
             machine.note(Refusal(OVERLOADED, "this machine has too many connections open", "blocked"))
             guest.close()
             return
-        connection = Connection(machine, guest, self._limits)
-        task = asyncio.create_task(self._serve(connection, guest))
-        machine.connections[connection] = task
+        passage = Passage(machine)
+        task = asyncio.create_task(self._serve(passage, guest))
+        machine.connections[passage] = task
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    async def _serve(self, connection: Connection, guest: socket.socket) -> None:
+    async def _serve(self, passage: Passage, guest: socket.socket) -> None:
         try:
-            await connection.serve()
+            await Connection(passage, guest, self._limits, self._server).serve()
         except Exception as error:  # noqa: BLE001 -- whatever one connection ends in, it is no other's
-            _log.exception("a guest's connection ended in a fault", machine=connection.machine.id, error=str(error))
+            _log.exception("a guest's connection ended in a fault", machine=passage.machine.id, error=str(error))
         finally:
-            connection.machine.connections.pop(connection, None)
+            passage.machine.connections.pop(passage, None)
             guest.close()
 
     def _machine(self, machine_id: str) -> Machine:

@@ -47,6 +47,11 @@ class Machine:
         self.traffic.record(host, refusal.port, refusal.verdict, refusal.sentence)
         self.metrics.take_connection(refusal.verdict)
 
+    def allow(self, target: Target) -> HostCount:
+        """A connection to the target is open. Gives what its bytes are counted in."""
+        self.metrics.take_connection("allowed")
+        return self.traffic.record(target.host, target.port, "allowed", f"allowed: {target}")
+
     def count(self, own: HostCount, *, sent: int = 0, received: int = 0) -> None:
         """Count bytes that were let through; beyond the limit, every connection of the machine is cut."""
         self.traffic.count(own, sent=sent, received=received)
@@ -56,13 +61,11 @@ class Machine:
 
     def cut_refused(self) -> None:
         """Cut the connections that are no longer allowed, and note each as blocked."""
-        for connection, task in list(self.connections.items()):
-            if connection.target is None or (verdict := self.verdict(connection.target)).allowed:
+        for passage, task in list(self.connections.items()):
+            if passage.target is None or (verdict := self.verdict(passage.target)).allowed:
                 continue
-            self.note(
-                blocked(connection.target.host, connection.target.port, verdict.reason or "the connection is cut")
-            )
-            del self.connections[connection]
+            self.note(blocked(passage.target.host, passage.target.port, verdict.reason or "the connection is cut"))
+            del self.connections[passage]
             task.cancel()
 
     @property

@@ -8,7 +8,9 @@ from worker.egress.decisions import Outcome
 
 #: The header that tells what came of a request: blocked or failed.
 VERDICT_HEADER = "Taskyard-Verdict"
-BLOCKED, BAD_REQUEST, UNREACHABLE, OVERLOADED = 403, 400, 502, 503
+#: How long a guest that still sends is listened to, so that it can read why it was refused.
+LINGER_SECONDS = 2.0
+BLOCKED, BAD_REQUEST, TIMED_OUT, UNREACHABLE, OVERLOADED = 403, 400, 408, 502, 503
 
 
 @dataclass(eq=False)
@@ -50,6 +52,11 @@ def blocked(host: str, port: int, reason: str = "") -> Refusal:
 def bad_request(reason: str) -> Refusal:
     """What was sent is no request that the proxy could take one way only."""
     return Refusal(BAD_REQUEST, f"this is no request for a proxy: {reason}", "blocked")
+
+
+def too_slow() -> Refusal:
+    """The request has begun and does not come whole in time."""
+    return Refusal(TIMED_OUT, "the request's head did not come in time", "blocked")
 
 
 def unreachable(host: str, port: int, sentence: str) -> Refusal:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import Any, Self, TypeVar
 
 #: What one connection moves before others have their turn.
 _TURN_BYTES = 256 * 1024
+
+T = TypeVar("T")
 
 
 class _Way:
@@ -20,11 +23,13 @@ class _Way:
         self.count = count
         self.unsent = memoryview(b"")
         self.ended = False
+        self.moved = False
 
 
 class Relay:
     """Moves bytes between a guest and what it is connected to. The sockets stay the caller's to close.
 
+    It begins with what comes from afar; what comes from the guest waits until ``run``.
     A side that does not read costs what one turn has read for it, and stops the other side from being read.
     ``sent`` and ``received`` count the bytes that the guest has sent, and that have been passed on to it.
     """
@@ -44,6 +49,38 @@ class Relay:
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
 
+    def __enter__(self) -> Self:
+        _, receiving = self._ways
+        self._loop.add_reader(receiving.source, self._read, receiving)
+        self._look()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Move nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._done.cancel()
+        for way in self._ways:
+            self._loop.remove_reader(way.source)
+            self._loop.remove_writer(way.sink)
+
+    @property
+    def received(self) -> bool:
+        """Whether anything has come from afar."""
+        return self._ways[1].moved
+
+    async def unless_idle(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of ``work``. Raises TimeoutError when nothing has moved for the idle time."""
+        task = asyncio.ensure_future(work)
+        either: set[asyncio.Future[Any]] = {task, self._done}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                self._done.result()
+            return await task
+        finally:
+            task.cancel()
+
     async def run(self, first: bytes = b"") -> None:
         """Move bytes until both sides have ended or broken off, beginning with ``first`` from the guest.
 
@@ -51,20 +88,11 @@ class Relay:
         """
         sending, _ = self._ways
         sending.unsent = memoryview(first)
-        self._look()
-        try:
-            for way in self._ways:
-                if way.unsent:
-                    self._loop.add_writer(way.sink, self._send_rest, way)
-                else:
-                    self._loop.add_reader(way.source, self._read, way)
-            await self._done
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
-            for way in self._ways:
-                self._loop.remove_reader(way.source)
-                self._loop.remove_writer(way.sink)
+        if first:
+            self._loop.add_writer(sending.sink, self._send_rest, sending)
+        else:
+            self._loop.add_reader(sending.source, self._read, sending)
+        await self._done
 
     def _read(self, way: _Way) -> None:
         try:
@@ -101,6 +129,7 @@ class Relay:
             self._end(way)
             return
         self._moved = self._loop.time()
+        way.moved = True
         way.count(taken)
         way.unsent = way.unsent[taken:]
 

@@ -116,6 +116,10 @@ class GuestConnection(H11Protocol):
         """Close at once, whatever has not been sent."""
         self.transport.abort()
 
+    def overdue(self) -> None:
+        """What a limit is set for has not come in time."""
+        self.abort()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))
         if not self._table.admit(self):
@@ -146,7 +150,7 @@ class GuestConnection(H11Protocol):
 
     def _look(self) -> None:
         if self._is_overdue(self.loop.time()):
-            self.abort()
+            self.overdue()
         else:
             self._timer = self.loop.call_later(self._table.limits.look_seconds, self._look)
 

@@ -3,67 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from foundation.errors import MachineNotFound
-from foundation.settings import Settings
+from tests.egress_site import MACHINE, ORIGIN, connect, connecting, outbound, serving
 from tests.waiting import until
-from worker.egress.connection import ConnectionLimits
-from worker.egress.egress import Egress
 from workflows.specs.wire import NetworkMode, NetworkPolicy
-
-MACHINE, OTHER = "vm-00000000000000aa", "vm-00000000000000bb"
-ORIGIN = "127.0.4.1"
-NAMES = {"allowed.example.org": [ORIGIN], "private.example.org": ["10.1.2.3"], "other.example.org": [ORIGIN]}
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="ty-") as directory:
-        for machine in (MACHINE, OTHER):
-            (Path(directory) / "machines" / machine).mkdir(parents=True)
-        yield Path(directory)
-
-
-def look_up(name: str) -> Sequence[str]:
-    if name not in NAMES:
-        raise socket.gaierror(socket.EAI_NONAME, "unknown")
-    return NAMES[name]
-
-
-@asynccontextmanager
-async def serving(home: Path, limits: ConnectionLimits | None = None, **settings) -> AsyncIterator[Egress]:
-    settings = {"egress_allowed_hosts": [], "egress_private_networks": ["127.0.4.0/24"], **settings}
-    egress = Egress(Settings(home=home, **settings), limits=limits, resolver=look_up)
-    await egress.start()
-    try:
-        yield egress
-    finally:
-        await egress.stop()
-
-
-def outbound(*hosts: str) -> NetworkPolicy:
-    return NetworkPolicy(mode=NetworkMode.OUTBOUND, hosts=list(hosts))
-
-
-async def connect(home: Path, machine: str = MACHINE) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    mine, theirs = socket.socketpair()
-    with theirs:
-        await asyncio.to_thread(hand_over, home / "run", machine, theirs)
-    return await asyncio.open_unix_connection(sock=mine)
-
-
-def hand_over(run: Path, machine: str, connection: socket.socket) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
-        door.connect(os.fspath(run / "egress.sock"))
-        socket.send_fds(door, [machine.encode()], [connection.fileno()])
 
 
 async def ask(home: Path, sent: bytes, machine: str = MACHINE) -> bytes:
@@ -90,10 +39,6 @@ async def echo() -> AsyncIterator[int]:
     server = await asyncio.start_server(serve, ORIGIN, 0)
     async with server:
         yield server.sockets[0].getsockname()[1]
-
-
-def connecting(host: str, port: int) -> bytes:
-    return f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
 
 
 async def test_tunnel_leads_to_an_allowed_host_and_carries_half_closes(home):

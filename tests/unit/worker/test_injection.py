@@ -21,8 +21,8 @@ from activities.machine.authority import ensure_authority
 from activities.machine.secrets import RunSecrets
 from foundation.settings import Settings
 from machines.host import MachineHost
+from tests.egress_site import MACHINE, ORIGIN, connect, connecting, outbound, serving
 from tests.stand_ins.tls_origin import Origin, tls_origin
-from tests.unit.worker.test_egress import MACHINE, ORIGIN, connect, connecting, outbound, serving
 from tests.waiting import until
 from worker.egress.egress import Egress
 from worker.egress.injection.injections import host_trust

@@ -1,0 +1,64 @@
+"""What a guest begins a tunnel with: TLS to some server, a request of HTTP, or something else.
+
+It is held back until that is known, however long it takes to come: a tunnel has no second beginning.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from worker.egress.server_name import Malformed, client_hello, looks_like_tls
+
+#: The first line of a request of HTTP, beyond which it is none.
+_LINE_MOST = 16 * 1024
+_SPACE = b" \t\r\n\v\f"
+# What a method is made of; servers differ in what they accept of it, so all of it is one.
+_METHOD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}"
+_TEXT = rb"[^\x00-\x08\x0e-\x1f\n]*"
+_REQUEST_LINE = re.compile(_METHOD + rb"[ \t]" + _TEXT + rb"HTTP/([0-9])" + _TEXT, re.IGNORECASE)
+_MAY_BECOME_REQUEST = re.compile(rb"(?:" + _METHOD + rb"(?:[ \t]" + _TEXT + rb")?)?", re.IGNORECASE)
+
+
+class Kind(Enum):
+    """What the first bytes are."""
+
+    TLS = "tls"
+    HTTP = "http"
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The kind of the first bytes, and the servers that a TLS client names."""
+
+    kind: Kind
+    names: tuple[str, ...] = ()
+
+
+def opening(data: bytes) -> Opening | None:
+    """What the first bytes of a client are; None when it takes more of them to tell.
+
+    Raises Malformed for what is made to be taken for something else.
+    """
+    tls = looks_like_tls(data)
+    if tls is None:
+        return None
+    if tls:
+        hello = client_hello(data)
+        return None if hello is None else Opening(Kind.TLS, hello.names)
+    return _http_or_other(data.lstrip(_SPACE))
+
+
+def _http_or_other(data: bytes) -> Opening | None:
+    """As ``opening``, for what is no TLS, without the space before it, which some servers skip."""
+    line, newline, _ = data.partition(b"\n")
+    if not newline and _MAY_BECOME_REQUEST.fullmatch(line):
+        if len(line) > _LINE_MOST:
+            raise Malformed("its first line does not end")
+        return None
+    request = _REQUEST_LINE.fullmatch(line)
+    if request is not None and request[1] != b"1":
+        raise Malformed("HTTP without TLS is carried in version 1 alone")
+    return Opening(Kind.HTTP if request else Kind.OTHER)
