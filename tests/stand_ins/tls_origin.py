@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import os
+import subprocess
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,9 @@ class Origin:
 
     port: int
     authority: Path
+    #: Where its git repositories are, which it serves to whoever has these credentials.
+    repositories: Path | None = None
+    credentials: str = ""
     asked: list[dict[str, Any]] = field(default_factory=list)
 
     def headers(self) -> dict[str, str]:
@@ -50,8 +55,42 @@ class Origin:
         else:
             async for _ in _body(receive, record):
                 pass
-            if record["complete"]:
+            if record["complete"] and scope["path"].startswith("/git/"):
+                await self._git(scope, record, _Answer(send, headers))
+            elif record["complete"]:
                 await _answer(_Answer(send, headers), scope["path"], record)
+
+    async def _git(self, scope: Any, record: dict[str, Any], answer: _Answer) -> None:
+        assert self.repositories is not None
+        if record["headers"].get("authorization") != self.credentials:
+            await answer.begin(b"text/plain", 0, 401, [(b"www-authenticate", b'Basic realm="git"')])
+            await answer.part(b"", more=False)
+            return
+        environment = {
+            "PATH": os.environ["PATH"],
+            "GIT_PROJECT_ROOT": str(self.repositories),
+            "GIT_HTTP_EXPORT_ALL": "1",
+            "REQUEST_METHOD": record["method"],
+            "QUERY_STRING": scope["query_string"].decode(),
+            "PATH_INFO": scope["path"].removeprefix("/git"),
+            "REMOTE_USER": "agent",
+            "REMOTE_ADDR": "127.0.0.1",
+            "CONTENT_TYPE": record["headers"].get("content-type", ""),
+            "CONTENT_LENGTH": str(len(record["body"])),
+            "HTTP_CONTENT_ENCODING": record["headers"].get("content-encoding", ""),
+            "GIT_PROTOCOL": record["headers"].get("git-protocol", ""),
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": "safe.directory",
+            "GIT_CONFIG_VALUE_0": "*",
+        }
+        done = await asyncio.to_thread(
+            subprocess.run, ["git", "http-backend"], input=record["body"], env=environment, capture_output=True
+        )
+        head, _, content = done.stdout.partition(b"\r\n\r\n")
+        fields = dict(line.split(b": ", 1) for line in head.split(b"\r\n"))
+        status = int(fields.pop(b"Status", b"200").split()[0])
+        await answer.begin(fields.pop(b"Content-Type"), len(content), status)
+        await answer.part(content, more=False)
 
 
 class _Answer:
@@ -59,10 +98,12 @@ class _Answer:
         self._send = send
         self._saw = headers.get("authorization", "none").encode("latin-1")
 
-    async def begin(self, kind: bytes, length: int | None = None) -> None:
-        fields = [(b"content-type", kind), (b"x-saw", self._saw)]
+    async def begin(
+        self, kind: bytes, length: int | None = None, status: int = 200, more: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        fields = [(b"content-type", kind), (b"x-saw", self._saw), *more]
         fields += [] if length is None else [(b"content-length", b"%d" % length)]
-        await self._send({"type": "http.response.start", "status": 200, "headers": fields})
+        await self._send({"type": "http.response.start", "status": status, "headers": fields})
 
     async def part(self, data: bytes, *, more: bool = True) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
@@ -103,7 +144,7 @@ async def _answer(answer: _Answer, path: str, record: dict[str, Any]) -> None:
 
 def _prepare(directory: Path, host: str) -> Path:
     directory.mkdir()
-    authority = ensure_authority(directory, [host])
+    authority = ensure_authority(directory, [host.removeprefix("*.")])
     (directory / "leaf.pem").write_bytes(authority.leaf(host))
     (directory / "authority.crt").write_text(authority.pem)
     return directory / "authority.crt"
@@ -115,6 +156,7 @@ async def tls_origin(directory: Path, address: str, host: str, protocols: tuple[
 
     /echo answers with what it was asked; /stream with a line for each piece of the body, as it comes; /large with
     1 MiB of bytes; /ws accepts a web socket and sends back what comes; all others with a short text.
+    /git/ has the repositories of ``repositories``.
     """
     authority = await asyncio.to_thread(_prepare, directory, host)
     origin = Origin(0, authority)

@@ -122,7 +122,10 @@ class Exchange:
         if named is not None and _read(named.decode("latin-1")) != target:
             raise blocked(target.host, target.port, "the Host header names another one")
         self.passage.permit(target)
-        sent = _end_to_end(headers)
+        injections = self.passage.machine.injections
+        for name, value in [(b"address", scope["raw_path"] + b"?" + scope["query_string"]), *headers]:
+            injections.refuse_placeholders(target, name + b": " + value, "a request in the clear")
+        sent = end_to_end(headers)
         if named is None:
             sent.append((b"host", _host_field(target)))
         if framed == [b"transfer-encoding"]:
@@ -131,7 +134,7 @@ class Exchange:
             scope["method"],
             httpcore.URL(scheme=b"http", host=target.host.encode(), port=target.port, target=resource),
             headers=sent,
-            content=_body(receive) if framed else None,
+            content=injections.searched(target, _body(receive)) if framed else None,
             extensions=self._timeouts,
         )
 
@@ -181,7 +184,7 @@ class Exchange:
 
 
 async def _pass_on(response: httpcore.Response, send: Send) -> None:
-    headers = _end_to_end(response.headers)
+    headers = end_to_end(response.headers)
     if any(name.lower() == b"transfer-encoding" for name, _ in response.headers):
         headers = [field for field in headers if field[0].lower() != b"content-length"]
     start: Message = {"type": "http.response.start", "status": response.status, "headers": headers}
@@ -202,7 +205,7 @@ async def _body(receive: Receive) -> AsyncIterator[bytes]:
         more = message.get("more_body", False)
 
 
-def _end_to_end(headers: Headers) -> Headers:
+def end_to_end(headers: Headers) -> Headers:
     """The fields that are not about one connection alone."""
     named = {
         each.strip().lower() for name, value in headers if name.lower() == b"connection" for each in value.split(b",")

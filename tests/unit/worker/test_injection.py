@@ -288,5 +288,35 @@ async def test_a_host_with_a_certificate_that_this_host_does_not_trust_gets_noth
         monkeypatch.setenv("SSL_CERT_FILE", str(other))
         host_trust.cache_clear()
         line, _ = await it.ask()
-        assert line.startswith(f"HTTP/1.1 502 {HOST} could not be asked: its certificate is not to be trusted")
+        assert line.startswith(f"HTTP/1.1 502 {HOST} could not be asked: ")
+        assert "certificate verify failed" in line
         assert it.origin.asked == []
+
+
+IN_THE_CLEAR = {
+    "a header": "GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {placeholder}\r\n\r\n",
+    "its user": "GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\nAuthorization: {basic}\r\n\r\n",
+    "the address": "GET http://{host}/?a={placeholder} HTTP/1.1\r\nHost: {host}\r\n\r\n",
+    "the body": "POST http://{host}/ HTTP/1.1\r\nHost: {host}\r\nContent-Length: 200\r\n\r\n{placeholder:>200}",
+    "a tunnel": "CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n\r\nGET /{placeholder} HTTP/1.1\r\nHost: {host}\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("what", IN_THE_CLEAR)
+async def test_a_placeholder_in_the_clear_goes_nowhere(what):
+    heard = []
+
+    async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read())
+        writer.close()
+
+    async with guest() as it, await asyncio.start_server(hear, ORIGIN, 0) as server:
+        words = {"placeholder": it.placeholder, "basic": basic(f"me:{it.placeholder}")}
+        host = f"{HOST}:{server.sockets[0].getsockname()[1]}"
+        reader, writer = await connect(it.home)
+        writer.write(IN_THE_CLEAR[what].format(host=host, **words).encode())
+        answer = await reader.read()
+        writer.close()
+        assert b"the placeholder of secret TOKEN stands in" in answer
+        assert it.egress.use(MACHINE).blocked == 1
+        assert it.placeholder.encode() not in b"".join(heard)

@@ -9,30 +9,26 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
 
 import h11
 import httpcore
 
+from worker.egress.forward import end_to_end
 from worker.egress.injection.guest_http import GuestHttp, accept_tls
 from worker.egress.injection.injections import Injections, host_trust
-from worker.egress.injection.origin import origin_pool, upgrading_pool
 from worker.egress.policy import NotNamed, Target, shown, target_of
 from worker.egress.refusals import UNREACHABLE, Refusal, blocked
+from worker.egress.upstream import CheckedBackend
 
 Header = tuple[bytes, bytes]
 
 _HTTPS_PORT = 443
-# What belongs to one connection, and is each side's own.
-_OWN = frozenset(
-    {b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect", b"alt-svc"}
-)
-_OWN_PREFIX = b"proxy-"
 _CONNECT_SECONDS = 15.0
+_KEPT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ class InjectedHost:
         self._outside = outside
         self._target = outside.target
         self._secrets = injections.of(outside.target.host, outside.target.port)
-        self._search = injections.search
+        self._injections = injections
         self._echoes = injections.echoes
 
     async def serve(self, connection: socket.socket) -> None:
@@ -96,8 +92,17 @@ class InjectedHost:
             await pool.aclose()
 
     def _pool(self, *, upgrading: bool = False) -> httpcore.AsyncConnectionPool:
-        make = upgrading_pool if upgrading else origin_pool
-        return make(host_trust(), self._outside.connect, self._outside.sent, self._outside.received)
+        """The client for this connection's requests; another protocol can be asked for in HTTP/1.1 alone."""
+        return httpcore.AsyncConnectionPool(
+            ssl_context=host_trust(),
+            max_connections=1,
+            keepalive_expiry=_KEPT_SECONDS,
+            http2=not upgrading,
+            network_backend=CheckedBackend(self._connect, self._outside.sent, self._outside.received),
+        )
+
+    async def _connect(self, _host: str, _port: int) -> socket.socket:
+        return await self._outside.connect()
 
     async def _exchange(self, guest: GuestHttp, pool: httpcore.AsyncConnectionPool, request: h11.Request) -> bool:
         """Answer one request. Whether another one may follow."""
@@ -119,7 +124,9 @@ class InjectedHost:
         try:
             headers = [
                 (self._echoes.redactor.redact(name), self._echoes.redactor.redact(value))
-                for name, value in _passed_on(answer.headers)
+                for name, value in end_to_end(answer.headers)
+                # It would lead past the proxy, which nothing does.
+                if name.lower() != b"alt-svc"
             ]
             if answer.status == 101:  # noqa: PLR2004 -- switching protocols
                 await guest.switch(answer, headers)
@@ -141,7 +148,7 @@ class InjectedHost:
         if _asks_to_switch(request):
             upgrade = [(b"Connection", b"Upgrade"), *((n, v) for n, v in request.headers if n.lower() == b"upgrade")]
         headers = [
-            *self._filled(_passed_on(request.headers.raw_items())),
+            *self._filled(end_to_end(request.headers.raw_items())),
             # A compressed answer could not be looked into.
             (b"Accept-Encoding", b"identity"),
             *upgrade,
@@ -156,7 +163,9 @@ class InjectedHost:
                 scheme=b"https", host=self._target.host.encode(), port=self._target.port, target=request.target
             ),
             headers=headers,
-            content=self._body(guest) if chunked or b"content-length" in names else None,
+            content=self._injections.searched(self._target, guest.body())
+            if chunked or b"content-length" in names
+            else None,
             extensions={
                 "timeout": {
                     "connect": _CONNECT_SECONDS,
@@ -183,7 +192,7 @@ class InjectedHost:
         if not same:
             raise blocked(*_place(target), f"the request names the host {shown(', '.join(hosts))}")
         for place, text in (("address", request.target), ("method", request.method)):
-            self._refuse_placeholders(self._search.names_in(text), f"the request's {place}")
+            self._injections.refuse_placeholders(target, text, f"the request's {place}")
 
     def _filled(self, headers: Sequence[Header]) -> list[Header]:
         """The headers with each secret in its own. Raises Refusal."""
@@ -193,45 +202,18 @@ class InjectedHost:
             if name.lower() == b"accept-encoding":
                 continue
             secret = next((each for each in self._secrets if each.header.lower().encode() == name.lower()), None)
-            found = self._search.names_in(name) | self._search.names_in(value)
+            text = secret.filled(value.decode("latin-1")) if secret else None
+            where = f"the request's header {shown(name.decode('ascii', 'replace'))}"
+            own = secret.name if secret and text is not None else ""
+            self._injections.refuse_placeholders(self._target, name + b": " + value, where, but=own)
             if secret is not None:
-                text = secret.filled(value.decode("latin-1"))
-                if text is None and not found:
-                    raise self._elsewhere(
-                        f"the request's header {secret.header} holds another value than the placeholder of secret "
-                        f"{secret.name}"
-                    )
-                if text is not None:
-                    found -= {secret.name}
-                    value = text.encode("latin-1")  # noqa: PLW2901 -- what goes on
+                if text is None:
+                    reason = f"{where} holds another value than the placeholder of secret {secret.name}"
+                    raise blocked(*_place(self._target), reason)
                 missing = [each for each in missing if each is not secret]
-            self._refuse_placeholders(found, f"the request's header {shown(name.decode('ascii', 'replace'))}")
+                value = text.encode("latin-1")  # noqa: PLW2901 -- what goes on
             filled.append((name, value))
         return [*filled, *((each.header.encode(), each.header_value.encode()) for each in missing)]
-
-    async def _body(self, guest: GuestHttp) -> AsyncIterator[bytes]:
-        """The request's body as far as it holds no placeholder. Raises Refusal."""
-        search = self._search.stream()
-        async for chunk in guest.body():
-            clean, found = search.feed(chunk)
-            self._refuse_placeholders(found, "the request's body")
-            if clean:
-                yield clean
-        clean, found = search.finish()
-        self._refuse_placeholders(found, "the request's body")
-        if clean:
-            yield clean
-
-    def _refuse_placeholders(self, names: Sequence[str] | set[str], where: str) -> None:
-        if not names:
-            return
-        name = min(names)
-        own = next((each for each in self._secrets if each.name == name), None)
-        for_it = f"it is put into the header {own.header} alone" if own else "it is not for this host"
-        raise self._elsewhere(f"the placeholder of secret {name} stands in {where}; {for_it}")
-
-    def _elsewhere(self, reason: str) -> Refusal:
-        return blocked(*_place(self._target), reason)
 
     def _failed(self, status: int, error: Exception) -> Refusal:
         reason = str(error) or "it has ended the connection"
@@ -242,18 +224,6 @@ class InjectedHost:
         with suppress(OSError, TimeoutError, h11.LocalProtocolError):
             await guest.refuse(refusal.status, refusal.sentence, refusal.headers(), refusal.body())
         return False
-
-
-def _passed_on(headers: Sequence[Header] | Any) -> list[Header]:
-    """Headers without those of the connection, and without those that it names as its own."""
-    listed = list(headers)
-    own = set(_OWN)
-    for name, value in listed:
-        if name.lower() == b"connection":
-            own |= {each.strip().lower() for each in value.split(b",")}
-    return [
-        (name, value) for name, value in listed if name.lower() not in own and not name.lower().startswith(_OWN_PREFIX)
-    ]
 
 
 def _asks_to_switch(request: h11.Request) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import AsyncIterator, Collection
 from functools import cache
 
 import structlog
@@ -14,6 +15,8 @@ from foundation.settings import Settings
 from machines.paths import machine_paths
 from worker.egress.injection.certificates import Certificates
 from worker.egress.injection.placeholders import Echoes, PlaceholderSearch
+from worker.egress.policy import Target
+from worker.egress.refusals import blocked
 
 _log = structlog.get_logger(__name__)
 
@@ -45,6 +48,36 @@ class Injections:
     def of(self, host: str, port: int) -> tuple[InjectedSecret, ...]:
         """The secrets that are put into requests to the host."""
         return tuple(secret for secret in self.all() if secret.is_for(host, port))
+
+    def refuse_placeholders(self, target: Target, text: bytes, where: str, *, but: str = "") -> None:
+        """Raises Refusal when a placeholder is in the text, of another secret than the one that is named ``but``."""
+        if self.all():
+            self._refuse(target, self.search.names_in(text) - {but}, where)
+
+    async def searched(self, target: Target, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The body of a request as far as it holds no placeholder. Raises Refusal."""
+        if not self.all():
+            async for chunk in body:
+                yield chunk
+            return
+        search = self.search.stream()
+        async for chunk in body:
+            clean, found = search.feed(chunk)
+            self._refuse(target, found, "the request's body")
+            if clean:
+                yield clean
+        clean, found = search.finish()
+        self._refuse(target, found, "the request's body")
+        if clean:
+            yield clean
+
+    def _refuse(self, target: Target, names: Collection[str], where: str) -> None:
+        if not names:
+            return
+        name = min(names)
+        own = next((each for each in self.of(target.host, target.port) if each.name == name), None)
+        reason = f"it is put into the header {own.header} over TLS alone" if own else "it is not for this host"
+        raise blocked(target.host, target.port, f"the placeholder of secret {name} stands in {where}; {reason}")
 
     def certificates(self) -> Certificates | None:
         """The guest's end of TLS; None for a machine without an authority."""
