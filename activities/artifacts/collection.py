@@ -42,13 +42,14 @@ _NAME_CHARS = 100
 _WORK_SECONDS = 0.8 * steps.COLLECT.limit.total_seconds()
 
 
-def noted(bucket: Bucket, place: Place) -> list[str]:
-    """The notes of an attempt that stored everything."""
+def told(bucket: Bucket, place: Place) -> tuple[list[str], NetworkUse | None]:
+    """The notes of an attempt that stored everything, and what the guest had asked of the network by then."""
     try:
         metadata = json.loads(b"".join(stored.open_stream(bucket, place, METADATA)))
     except ArtifactNotFound:
-        return []
-    return [str(note) for note in metadata.get("notes", [])]
+        return [], None
+    use = metadata.get("network")
+    return [str(note) for note in metadata.get("notes", [])], NetworkUse.model_validate(use) if use else None
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Collection:
             tree = directory / "tree"
             image = self._image()
             if image is None and (earlier := stored.index(self.bucket, self._place)):
-                self.notes = noted(self.bucket, self._place)
+                self.notes, self.use = told(self.bucket, self._place)
                 return earlier  # of an attempt that still had the disk
             if self._work(image, tree, directory):
                 self._pattern_files(tree)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import structlog
 from temporalio import activity
 
-from activities.artifacts.collection import Collection, noted
+from activities.artifacts.collection import Collection, told
 from activities.machine.network import MachineNetworks
 from activities.machine.secrets import RunSecrets
 from activities.step.announcements import announce, announce_state, announce_teardown
@@ -52,13 +52,12 @@ class Artifacts:
             if activity.info().attempt > 1 and request.release and self._is_going(request.machine_id):
                 place = TASKS.place(request.task_id)
                 earlier = stored.index(self._bucket, place)
-                return _result(earlier, noted(self._bucket, place), None, released=self._let_go(request))
+                return _result(earlier, *told(self._bucket, place), released=self._let_go(request))
             announce_state(self._bucket, request.task_id, TaskState.COMPLETING, STATE_MESSAGES[TaskState.COMPLETING])
             redactor = Redactor(self._secrets(request))
             network = self._networks.watched(request.machine_id, redactor)
             network.write(RunLogWriter(self._bucket, TASKS.place(request.task_id), redactor), last=True)
-            use = network.use()
-            collection = Collection(self._settings, self._host, self._bucket, request, redactor, use)
+            collection = Collection(self._settings, self._host, self._bucket, request, redactor, network.use())
             artifacts = collection.run()
             size = format_size(sum(each.size_bytes for each in artifacts))
             sentence = f"Collected {len(artifacts)} artifacts, {size}."
@@ -67,7 +66,8 @@ class Artifacts:
                 announce(self._bucket, request.task_id, "note", note, redactor=redactor)
             if collection.failure:
                 raise collection.failure
-            return _result(artifacts, collection.notes, use, released=request.release and self._let_go(request))
+            released = request.release and self._let_go(request)
+            return _result(artifacts, collection.notes, collection.use, released=released)
 
     def _is_going(self, machine_id: str) -> bool:
         """True when an earlier attempt has begun to tear the machine down, which it did after all was stored."""

@@ -27,8 +27,8 @@ from storage import artifacts as stored
 from storage.bucket import Bucket
 from storage.layout import TASKS
 from storage.runlog import read_entries
-from tests.stand_ins.fake_egress import FakeEgress
-from workflows.runs.messages import TaskStatus, Transition
+from tests.stand_ins.fake_egress import Decided, FakeEgress
+from workflows.runs.messages import NetworkUse, TaskStatus, Transition
 from workflows.runs.requests import AgentResult, CollectRequest, CollectResult, StageRequest
 from workflows.runs.states import Cause, TaskState
 from workflows.specs.manifest import Repository, SecretReference, VmSpec
@@ -43,6 +43,7 @@ class Run:
         self.settings = settings
         self.bucket = bucket
         self.host = MachineHost(settings)
+        self.egress = FakeEgress()
         self.task_id = f"collect-{uuid.uuid4().hex[:8]}"
         self.machine_id = f"vm-{uuid.uuid4().hex[:16]}"
         self.repository = Repository(url=f"file://{repository}", branch="main")
@@ -108,7 +109,7 @@ class Run:
         )
         environment = ActivityEnvironment()
         environment.info = replace(environment.info, attempt=attempt)
-        artifacts = Artifacts(self.settings, self.host, self.bucket, MachineNetworks(FakeEgress()))
+        artifacts = Artifacts(self.settings, self.host, self.bucket, MachineNetworks(self.egress))
         return environment.run(artifacts.collect_artifacts, request)
 
     def read(self, name: str) -> bytes:
@@ -136,13 +137,20 @@ def run(services: Settings, bucket: Bucket, tmp_path: Path) -> Run:
 
 
 def test_a_machine_that_is_let_go_is_collected_from_once(run: Run) -> None:
+    run.egress.uses[run.machine_id] = NetworkUse(allowed=3, blocked=1)
+    run.egress.decisions = [Decided("late.example.org")]
     first = run.collect("app.py", release=True)
     assert first.released
+    assert run.metadata()["network"] == NetworkUse(allowed=3, blocked=1).model_dump()
+    assert "late.example.org" in str(list(read_entries(run.bucket, TASKS.place(run.task_id))))
+    # The proxy knows a machine that is gone no longer.
+    run.egress.uses.clear()
     assert len(first.artifacts) > 1
     assert run.host.records() == []
     assert run.collect("app.py", release=True, attempt=2) == first
     # An attempt that began before the machine went finds no disk any more, and takes nothing away.
-    assert run.collect("app.py", release=True).artifacts == first.artifacts
+    late = run.collect("app.py", release=True)
+    assert (late.artifacts, late.network) == (first.artifacts, first.network)
 
 
 def test_everything_is_collected_from_a_dead_machine(run: Run, tmp_path: Path) -> None:
