@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from foundation.errors import InvalidManifest
+from tests.manifests import parse_yaml
 from workflows.specs.hosts import host_rule
 from workflows.specs.injection import covers, injected_host
 from workflows.specs.manifest import Manifest, parse
@@ -98,3 +100,9 @@ def test_a_host_has_one_secret_for_a_header() -> None:
 @pytest.mark.parametrize("host", ["api.example.org", "*.example.org", "api.example.org:8443"])
 def test_a_rule_covers_itself(host: str) -> None:
     assert covers(host_rule(host), injected_host(host))
+
+
+def test_the_manifest_of_the_page_is_one() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "secrets.md").read_text()
+    secrets = parse_yaml(page.partition("```yaml\n")[2].partition("```")[0]).secrets
+    assert [each.inject is not None for each in secrets] == [True, True]
