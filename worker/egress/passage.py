@@ -16,14 +16,16 @@ from worker.egress.refusals import blocked, unreachable
 class EgressLimits:
     """Seconds and counts that a guest's connections are held to.
 
-    The head of a request has to come whole within ``head_seconds`` and ``head_bytes``, and so has what a tunnel begins
-    with once its first byte is there. A connection on which nothing moves for ``idle_seconds`` is closed.
-    ``resolve_seconds`` and ``connect_seconds`` are for the look-up of a name and for connecting to its addresses.
+    The head of a request has to come whole within ``head_seconds`` and ``head_bytes``, and so has the first message of
+    TLS. What a tunnel begins with is held back for ``held_seconds`` when it may become a request. A connection on which
+    nothing moves for ``idle_seconds`` is closed. ``resolve_seconds`` and ``connect_seconds`` are for the look-up of a
+    name and for connecting to its addresses.
     """
 
     for_each_machine: int = 256
     head_seconds: float = 20.0
     head_bytes: int = 16 * 1024
+    held_seconds: float = 1.0
     idle_seconds: float = 3600.0
     resolve_seconds: float = 10.0
     connect_seconds: float = 10.0

@@ -55,26 +55,44 @@ class Tunnel:
         await self._server.serve(self._guest, data, Exchange(passage, self._limits, self._remote))
 
     async def _opening(self, data: bytes) -> tuple[Opening | None, bytes]:
-        """What the guest begins with, and the bytes that tell; None when it sends nothing any more."""
+        """What the guest begins with, and the bytes of it that have not gone on; None when it sends nothing any more.
+
+        What may still become a request of HTTP is held back for a moment only, as other protocols begin with a word
+        too. It is looked at all the same until it is none: a request that has gone on in part never goes on whole.
+        """
+        gone = 0
         try:
-            found = opening(data)
-            while found is None:
-                # A guest that only listens may do so; one that has begun is to go on.
-                async with asyncio.timeout(self._limits.head_seconds if data else None):
-                    more = await self._loop.sock_recv(self._guest, _READ_BYTES)
+            while (found := opening(data)) is None:
+                self.is_tls = bool(looks_like_tls(data))
+                held = bool(data) and not self.is_tls and gone < len(data)
+                try:
+                    more = await self._more(held=held)
+                except TimeoutError:
+                    if not held:
+                        raise
+                    await self._loop.sock_sendall(self._remote, data[gone:])
+                    self._passage.sent(len(data) - gone)
+                    gone = len(data)
+                    continue
                 if not more:
-                    if data:
-                        raise self._blocked("it ends before it has said what it is")
-                    return None, data
+                    return None, data[gone:]
                 data += more
-                found = opening(data)
         except Malformed as fault:
             raise self._blocked(str(fault)) from None
         except TimeoutError:
             raise self._blocked("it does not say what it is") from None
         finally:
             self.is_tls = bool(looks_like_tls(data))
-        return found, data
+        if gone and found.kind is Kind.HTTP:
+            raise self._blocked("a request came in pieces")
+        return found, data[gone:]
+
+    async def _more(self, *, held: bool) -> bytes:
+        """What the guest sends next. Raises TimeoutError when it is to go on, and does not."""
+        # A guest that only listens may do so, and so may one whose words have gone on.
+        seconds = self._limits.held_seconds if held else self._limits.head_seconds if self.is_tls else None
+        async with asyncio.timeout(seconds):
+            return await self._loop.sock_recv(self._guest, _READ_BYTES)
 
     def _check(self, found: Opening) -> None:
         """A client of TLS must name the host of the tunnel, which is what the policy has allowed. Raises Refusal."""

@@ -12,6 +12,7 @@ import pytest
 from foundation.errors import MachineNotFound
 from tests.egress_site import MACHINE, ORIGIN, connect, connecting, outbound, serving
 from tests.waiting import until
+from worker.egress.passage import EgressLimits
 from workflows.specs.wire import NetworkMode, NetworkPolicy
 
 
@@ -129,6 +130,18 @@ async def test_report_of_the_guest_is_logged_and_never_connected(home):
         assert b" 403 " in await ask(home, sent)
         (told,) = egress.drain(MACHINE)
         assert "udp 192.0.2.1:53, says the guest" in told.reason
+
+
+async def test_request_in_pieces_never_goes_on_whole(home):
+    async with serving(home, EgressLimits(held_seconds=0.01)) as egress, echo() as port:
+        egress.set_policy(MACHINE, outbound("allowed.example.org"))
+        reader, writer = await connect(home)
+        writer.write(connecting("allowed.example.org", port) + b"GET")
+        assert (await reader.readuntil(b"GET")).endswith(b"\r\nGET")
+        writer.write(b" / HTTP/1.1\r\nHost: other.example.org\r\n\r\n")
+        assert await reader.read() == b""
+        assert "a request came in pieces" in egress.drain(MACHINE, last=True)[-1].reason
+        writer.close()
 
 
 async def test_connections_end_with_their_machine_and_with_the_proxy(home):
