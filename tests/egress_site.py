@@ -44,10 +44,15 @@ async def serving(
 
 async def connect(home: Path, machine: str = MACHINE) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection of a machine's guest."""
+    return await asyncio.open_unix_connection(sock=await connect_without_reading(home, machine))
+
+
+async def connect_without_reading(home: Path, machine: str = MACHINE) -> socket.socket:
+    """The same, of which nothing is read by itself."""
     mine, theirs = socket.socketpair()
     with theirs:
         await asyncio.to_thread(_hand_over, home / "run", machine, theirs)
-    return await asyncio.open_unix_connection(sock=mine)
+    return mine
 
 
 def connecting(host: str, port: int) -> bytes:

@@ -14,8 +14,8 @@ from worker.egress.injection.injected_host import HostConnection, InjectedHost
 from worker.egress.passage import EgressLimits, Passage
 from worker.egress.policy import NotNamed, Target, shown, target_of
 from worker.egress.refusals import LINGER_SECONDS, Refusal, bad_request, blocked, too_slow
-from worker.egress.relay import Relay
-from worker.egress.tunnel import Tunnel
+from worker.egress.tunnels.relay import Relay
+from worker.egress.tunnels.tunnel import Tunnel
 
 _READ_BYTES = 64 * 1024
 _CONNECT = b"CONNECT "

@@ -30,6 +30,7 @@ from worker.egress.machine import Machine
 from worker.egress.passage import EgressLimits, Passage
 from worker.egress.policy import OperatorRules, PolicyInForce, rules_of
 from worker.egress.refusals import OVERLOADED, Refusal
+from worker.egress.registries import registry_rules
 from worker.gateway.handed_connections import HandedConnections
 from worker.metrics import WorkerMetrics
 from workflows.runs.messages import NetworkUse
@@ -71,9 +72,11 @@ class Egress:
         self._server = HttpServer(self._limits)
         self._machines: dict[str, Machine] = {}
         self._lock = threading.Lock()
+        self._changing = threading.Lock()
         self._handed: HandedConnections | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._saver: asyncio.Task[None] | None = None
+        self._registries: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -84,6 +87,8 @@ class Egress:
         self._handed = HandedConnections(self._socket, self._directory, self._take)
         self._handed.start()
         self._saver = asyncio.create_task(self._keep_saving())
+        if REGISTRIES in self._settings.egress_allowed_hosts:
+            self._registries = asyncio.create_task(self._allow_registries())
 
     async def stop(self) -> None:
         """Close every connection; what was counted is kept."""
@@ -94,6 +99,8 @@ class Egress:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._registries is not None:
+            self._registries.cancel()
         if self._saver is not None:
             self._saver.cancel()
             await asyncio.gather(self._saver, return_exceptions=True)
@@ -110,14 +117,17 @@ class Egress:
         the one before stays in force.
         """
         directory = self._machine_directory(machine_id)
-        try:
-            with self._lock:
+        # Of two that come at once, the one that is written last is in force last.
+        with self._changing:
+            try:
                 write_durably(directory / _POLICY_FILE, policy.model_dump_json())
-        except OSError as error:
-            raise MachineError(
-                f"The network policy of {machine_id} cannot be written ({error.strerror}); free some disk"
-            ) from error
-        in_force = PolicyInForce(policy, self._operator)
+            except OSError as error:
+                raise MachineError(
+                    f"The network policy of {machine_id} cannot be written ({error.strerror}); free some disk"
+                ) from error
+            self._put_in_force(machine_id, PolicyInForce(policy, self._operator))
+
+    def _put_in_force(self, machine_id: str, in_force: PolicyInForce) -> None:
         done = threading.Event()
 
         def change() -> None:
@@ -163,8 +173,10 @@ class Egress:
     async def _take(self, guest: socket.socket, machine_id: str) -> None:
         machine = self._machine(machine_id)
         if len(machine.connections) >= self._limits.for_each_machine:
-            machine.note(Refusal(OVERLOADED, "this machine has too many connections open", "blocked"))
-            guest.close()
+            refusal = Refusal(OVERLOADED, "this machine has too many connections open", "blocked")
+            machine.note(refusal)
+            with guest, suppress(OSError):
+                guest.send(refusal.answer())
             return
         passage = Passage(machine)
         task = asyncio.create_task(self._serve(passage, guest))
@@ -197,6 +209,10 @@ class Egress:
                 machine.traffic.restore(self._stored_use(machine_id))
                 self._machines[machine_id] = machine
         return machine
+
+    async def _allow_registries(self) -> None:
+        """Find out what the word stands for; until then, and when that fails, it names nothing."""
+        self._operator.allowed += await asyncio.to_thread(registry_rules, self._settings)
 
     async def _keep_saving(self) -> None:
         while True:

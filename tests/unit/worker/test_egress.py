@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from foundation.errors import MachineNotFound
-from tests.egress_site import MACHINE, ORIGIN, connect, connecting, outbound, serving
+from tests.egress_site import MACHINE, ORIGIN, connect, connect_without_reading, connecting, outbound, serving
 from tests.waiting import until
 from worker.egress.passage import EgressLimits
 from workflows.specs.wire import NetworkMode, NetworkPolicy
+
+OTHER = "vm-00000000000000bb"
 
 
 async def ask(home: Path, sent: bytes, machine: str = MACHINE) -> bytes:
@@ -152,4 +154,162 @@ async def test_connections_end_with_their_machine_and_with_the_proxy(home):
             writer.write(connecting("allowed.example.org", port))
             await until(lambda: egress.use(MACHINE).allowed == 1, "the tunnel to be open")
         assert (await reader.read()).endswith(b"\r\n\r\n")
+        writer.close()
+
+
+async def test_name_is_looked_up_once_and_what_was_checked_is_connected_to(home):
+    asked = []
+    answers = {"rebinding.example.org": [["10.1.2.3", ORIGIN], ["127.0.0.1"]]}
+
+    class Rebinding(dict):
+        def __contains__(self, name):
+            return name in answers
+
+        def __getitem__(self, name):
+            asked.append(name)
+            return answers[name].pop(0)
+
+    async with serving(home, names=Rebinding()) as egress, echo() as port:
+        egress.set_policy(MACHINE, outbound("*.example.org"))
+        answer = await ask(home, connecting("rebinding.example.org", port) + b"\x00")
+        assert answer.endswith(b"\x00end")
+        assert len(asked) == 1
+        assert b"127.0.0.1, is" not in (refused := await ask(home, connecting("rebinding.example.org", port)))
+        assert refused.startswith(b"HTTP/1.1 403 ")
+
+
+async def test_address_that_refuses_gives_way_to_the_next_one(home):
+    names = {"allowed.example.org": ["127.0.4.77", ORIGIN]}
+    async with serving(home, names=names) as egress, echo() as port:
+        egress.set_policy(MACHINE, outbound("allowed.example.org"))
+        assert (await ask(home, connecting("allowed.example.org", port) + b"\x00")).endswith(b"\x00end")
+        refused = await ask(home, connecting("allowed.example.org", 1))
+        assert refused.startswith(b"HTTP/1.1 502 allowed.example.org:1 refuses connections")
+        assert egress.use(MACHINE).blocked == 0
+
+
+async def test_connections_of_one_machine_take_no_other_ones_place(home):
+    async with serving(home, EgressLimits(for_each_machine=2)) as egress, echo() as port:
+        egress.set_policy(MACHINE, outbound("allowed.example.org"))
+        egress.set_policy(OTHER, outbound("allowed.example.org"))
+        opened = [await connect(home) for _ in range(2)]
+        for reader, writer in opened:
+            writer.write(connecting("allowed.example.org", port))
+            await reader.readuntil(b"\r\n\r\n")
+        refused, writer = await connect(home)
+        assert (await refused.read()).startswith(b"HTTP/1.1 503 ")
+        writer.close()
+        assert (await ask(home, connecting("allowed.example.org", port), OTHER)).startswith(b"HTTP/1.1 200 ")
+        for _, writer in opened:
+            writer.close()
+
+
+async def test_reader_that_stalls_stops_the_other_side_and_costs_what_one_turn_reads(home):
+    sent = 0
+    stalled = asyncio.Event()
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        with suppress(ConnectionError):
+            while True:
+                writer.write(bytes(65536))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.2 if sent else 5):
+                        await writer.drain()
+                        sent += 65536
+                        continue
+                stalled.set()
+                await writer.drain()
+
+    server = await asyncio.start_server(serve, ORIGIN, 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, serving(home) as egress, echo() as echoing:
+        egress.set_policy(MACHINE, outbound("allowed.example.org"))
+        mine = await connect_without_reading(home)
+        with mine:
+            mine.send(connecting("allowed.example.org", port))
+            await asyncio.wait_for(stalled.wait(), 30)
+            # What lies in sockets, and one turn, on its way to a guest that reads nothing.
+            assert egress.use(MACHINE).received_bytes < 2**21
+            (machine,) = egress._machines.values()
+            # Others go on meanwhile.
+            assert (await ask(home, connecting("allowed.example.org", echoing) + b"\x00")).endswith(b"end")
+            assert len(machine.connections) == 1
+
+
+async def test_byte_limit_cuts_what_is_open_and_refuses_what_comes(home):
+    async with serving(home, egress_byte_limit="1K") as egress, echo() as port:
+        egress.set_policy(MACHINE, outbound("allowed.example.org"))
+        assert b"end" not in await ask(home, connecting("allowed.example.org", port) + bytes(4096))
+        assert b"its limit" in await ask(home, connecting("allowed.example.org", port))
+
+
+async def test_idle_tunnel_is_closed(home):
+    async with serving(home, EgressLimits(idle_seconds=0.05)) as egress, echo() as port:
+        egress.set_policy(MACHINE, outbound("allowed.example.org"))
+        reader, writer = await connect(home)
+        writer.write(connecting("allowed.example.org", port) + b"\x00")
+        assert (await reader.read(-1)).endswith(b"\x00")
+        writer.close()
+
+
+async def test_server_that_speaks_first_is_heard(home):
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-example\r\n")
+        writer.write(await reader.readline())
+        writer.close()
+
+    server = await asyncio.start_server(serve, ORIGIN, 0)
+    async with server, serving(home) as egress:
+        egress.set_policy(MACHINE, outbound("allowed.example.org"))
+        reader, writer = await connect(home)
+        writer.write(connecting("allowed.example.org", server.sockets[0].getsockname()[1]))
+        assert (await reader.readuntil(b"example\r\n")).endswith(b"SSH-2.0-example\r\n")
+        writer.write(b"SSH-2.0-guest\r\n")
+        assert await reader.read() == b"SSH-2.0-guest\r\n"
+        writer.close()
+
+
+async def test_policy_that_cannot_be_read_lets_nothing_through(home):
+    (home / "machines" / MACHINE / "network.json").write_text("{")
+    async with serving(home) as egress:
+        assert egress.policy(MACHINE) is None
+        assert (await ask(home, connecting("allowed.example.org", 443))).startswith(b"HTTP/1.1 403 ")
+
+
+async def test_large_bodies_pass_both_ways_in_the_clear_as_they_come(home):
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"transfer-encoding: chunked" in head.lower()
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-Two: a\r\nX-Two: b\r\n\r\n")
+        while (line := await reader.readline()) not in {b"0\r\n", b""}:
+            size = int(line, 16)
+            chunk = await reader.readexactly(size + 2)
+            writer.write(b"%x\r\n" % size + chunk)
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, ORIGIN, 0)
+    async with server, serving(home) as egress:
+        port = server.sockets[0].getsockname()[1]
+        egress.set_policy(MACHINE, outbound("allowed.example.org"))
+        reader, writer = await connect(home)
+        host = f"allowed.example.org:{port}"
+        writer.write(f"POST http://{host}/ HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        writer.write(b"1\r\na\r\n")
+        size = 2**20
+
+        async def send() -> None:
+            writer.write(b"%x\r\n" % size + bytes(size) + b"\r\n0\r\n\r\n")
+            await writer.drain()
+
+        sending = asyncio.create_task(send())
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.lower().count(b"x-two: ") == 2
+        body = b""
+        while not body.endswith(b"0\r\n\r\n"):
+            body += await reader.read(2**16)
+        await sending
+        assert body.count(b"\x00") == size
         writer.close()

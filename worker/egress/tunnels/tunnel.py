@@ -7,12 +7,12 @@ import socket
 
 from worker.egress.forward import Exchange
 from worker.egress.guest_http import HttpServer
-from worker.egress.opening import Kind, Opening, opening
 from worker.egress.passage import EgressLimits, Passage
 from worker.egress.policy import NotNamed, Target, target_of
 from worker.egress.refusals import Refusal, blocked
-from worker.egress.relay import Relay
-from worker.egress.server_name import Malformed, looks_like_tls
+from worker.egress.tunnels.opening import Kind, Opening, opening
+from worker.egress.tunnels.relay import Relay
+from worker.egress.tunnels.server_name import Malformed, looks_like_tls
 
 _READ_BYTES = 64 * 1024
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from worker.egress.server_name import Malformed, client_hello, looks_like_tls
+from worker.egress.tunnels.server_name import Malformed, client_hello, looks_like_tls
 
 #: The first line of a request of HTTP, beyond which it is none.
 _LINE_MOST = 16 * 1024
