@@ -22,6 +22,11 @@ def session_program(name: str) -> bytes:
     return _content(_HERE / "agent" / name)
 
 
+def workspace_program(name: str) -> bytes:
+    """A program of ``workspace/`` as it is laid into the git directory of a workspace, whole."""
+    return _content(_HERE / "workspace" / name)
+
+
 @cache
 def shell_command(name: str) -> str:
     """A program of ``commands/`` for root's shell in the guest, without comments and as few lines as it has."""

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from activities.artifacts.bundle import FETCH, write_bundle
+from activities.artifacts.changes import Changes
 from activities.artifacts.confined_git import ConfinedGit
 from activities.artifacts.guest_repository import GuestRepository, copy_objects, read_repository
 from activities.artifacts.metadata import change_facts, run_facts
-from activities.artifacts.patch import Changes, write_patch
+from activities.artifacts.patch import write_patch
 from activities.artifacts.quiescence import quiesced
 from activities.artifacts.reading import BaseEntry, Reading, base_entries, read_tree, submodules
 from activities.artifacts.selection import Selection, select
-from activities.artifacts.tree import open_regular, regular_files, set_aside
+from activities.artifacts.submodules import Submodule, opened_submodules
+from activities.artifacts.tree import is_directory, open_regular, regular_files, set_aside
 from activities.repository.mirror import reading
 from foundation.errors import ArtifactNotFound, MachineNotFound, TaskyardError
 from foundation.settings import Settings
@@ -102,23 +104,31 @@ class Collection:
             return False
         with ExitStack() as stack:
             git, base = self._base(stack, directory)
+            staged = self._submodules(stack, git, directory)
+            known = base | {f"{each.path}/{path}": entry for each in staged for path, entry in each.base.items()}
             try:
                 with (
                     quiesced(self.host, self.request.machine_id, self.notes) as dirty,
                     opened(image, directory, dirty=dirty) as disk,
                 ):
-                    found = read_tree(disk, tree, base, git)
+                    found = read_tree(disk, tree, known, git)
                     guest = self._guest_repository(disk, git, found)
             except TaskyardError as error:
                 self._failed(f"The workspace disk could not be read: {error.message}", error)
                 return False
             self.extraction, self.ignored = found.extraction, found.ignored
             if git is not None:
-                # Further work trees are no new files of this one.
-                places = {path: directory / f"worktree-{number}" for number, path in enumerate(found.worktrees)}
+                # Further work trees are no new files of this one, nor are submodules.
+                apart = [*found.worktrees, *(each.path for each in staged)]
+                places = {path: directory / f"apart-{number}" for number, path in enumerate(apart)}
+                there = [each for each in staged if is_directory(tree, each.path)]
                 with set_aside(tree, places) as aside:
-                    self._changes(git, base, tree, found)
-                    self._bundle(git, guest, found, {found.worktrees[path]: places[path] for path in aside})
+                    for each in there:
+                        # One whose files are all gone.
+                        places[each.path].mkdir(exist_ok=True)
+                    self._changes(git, base, tree, found, [(each, places[each.path]) for each in there])
+                    trees = {name: places[path] for path, name in found.worktrees.items() if path in aside}
+                    self._bundle(git, guest, found, trees)
         self._note_unread()
         return True
 
@@ -135,6 +145,16 @@ class Collection:
             self._failed(f"The patch could not be made: {error.message}", error)
             return None, {}
         return git, base
+
+    def _submodules(self, stack: ExitStack, git: ConfinedGit | None, directory: Path) -> list[Submodule]:
+        if git is None:
+            return []
+        try:
+            return list(opened_submodules(stack, self.settings, self.request.submodules, git, directory))
+        except TaskyardError as error:
+            # What lies in them is in the patch as new files then.
+            self._failed(f"The submodules could not be compared with what they held: {error.message}", error)
+            return []
 
     def _guest_repository(self, disk: WorkspaceDisk, git: ConfinedGit | None, found: Reading) -> GuestRepository:
         if git is None:
@@ -172,9 +192,17 @@ class Collection:
             attached = staged
         return next((image for image in (attached, staged) if image.is_file()), None)
 
-    def _changes(self, git: ConfinedGit, base: dict[str, BaseEntry], tree: Path, found: Reading) -> None:
+    def _changes(
+        self,
+        git: ConfinedGit,
+        base: dict[str, BaseEntry],
+        tree: Path,
+        found: Reading,
+        parts: list[tuple[Submodule, Path]],
+    ) -> None:
         task_id = self.request.task_id
         patch = tree.parent / "patch"
+        redactor = self.redactor if self.request.secrets else None
         try:
             self.changes = write_patch(
                 git,
@@ -184,16 +212,19 @@ class Collection:
                 tracked=found.tracked,
                 unread=found.reason,
                 links=submodules(base),
-                redactor=self.redactor if self.request.secrets else None,
+                redactor=redactor,
             )
+            for submodule, place in parts:
+                self.changes.add(submodule.write_patch(place, patch, found, redactor))
         except TaskyardError as error:
             self._failed(f"The patch could not be made: {error.message}", error)
             return
         self.notes += found.notes + self.changes.notes
-        if found.repositories:
+        own = {submodule.path for submodule, _ in parts}
+        if repositories := [path for path in found.repositories if path not in own]:
             self.notes.append(
                 "Below the workspace there are repositories of their own; their files are in the patch, their history "
-                f"is not: {self._named(found.repositories)}."
+                f"is not: {self._named(repositories)}."
             )
         with patch.open("rb") as content:
             self._store(patch_name(task_id), content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from activities.artifacts.patch import Changes
+from activities.artifacts.changes import Changes
 from foundation.urls import without_credentials
 from workflows.runs.messages import NetworkUse
 from workflows.runs.requests import CollectRequest

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from activities.artifacts.changes import Changes
 from activities.artifacts.confined_git import ConfinedGit, null_separated, object_format
+from activities.artifacts.pointers import POINTER_BYTES, Pointer, pointer
 from activities.artifacts.tree import blob_id, files_and_links, is_file, may_be_made, same_content, set_aside
 from foundation.errors import MachineError
 from foundation.units import format_size
@@ -27,6 +29,7 @@ CHANGED_MAX = 512 * 2**20
 
 _SHORTSTAT = re.compile(r"(\d+) (file|insertion|deletion)")
 _REGULAR = {"100644", "100755"}
+_NO_MODE = "000000"
 # Contents as they are. Line endings are converted only where a checkout of the base converts them too.
 _RAW = "* -text\n"
 _RAW_ENCODED = "* !working-tree-encoding\n"
@@ -34,22 +37,6 @@ _REFUSED = "git refuses it"
 _HIDDEN = "a binary file with a secret value in it"
 # Parts of a path that stand for .git on some system; git refuses them everywhere.
 _REFUSED_NAME = re.compile(r"(?:^|[/\\])(?:\.git|git~1)[ .]*(?:[/\\:]|$)", re.IGNORECASE)
-
-
-@dataclass
-class Changes:
-    """Figures of a patch. ``untracked`` are new files that the agent did not put under version control.
-
-    ``unread`` are files of the base that are in the patch as they were, with the reason.
-    """
-
-    files: int = 0
-    insertions: int = 0
-    deletions: int = 0
-    untracked: list[str] = field(default_factory=list)
-    left_out: dict[str, str] = field(default_factory=dict)
-    unread: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 def write_patch(
@@ -62,16 +49,18 @@ def write_patch(
     unread: Callable[[str], str | None] = lambda _: None,
     links: Iterable[str] = (),
     redactor: Redactor | None = None,
+    above: str = "",
 ) -> Changes:
     """Write the patch from commit ``base`` to the tree, which holds no entry named ``.git``.
 
     Commits of the agent, new files and binary files are in it; ignored files are not, unless they are ``tracked``.
     ``unread`` has, for a path that is not in the tree and may be on the disk, the reason.
     ``links`` are the base's submodules: files below them are in the patch as new ones. Git writes binary files
-    compressed, where no secret can be replaced: those in which ``redactor`` finds one stay out. Raises MachineError.
+    compressed, where no secret can be replaced: those in which ``redactor`` finds one stay out. ``above`` is the path
+    of the tree in the workspace, for a submodule's. Raises MachineError.
     """
     git = replace(git, readable={**git.readable, "/tree": tree})
-    comparison = _Comparison(git, base, tree, tracked or set(), unread, redactor)
+    comparison = _Comparison(git, base, tree, tracked or set(), unread, redactor, above)
     with set_aside(tree, {path: git.scratch / "links" / path for path in links}) as below:
         return comparison.write(patch, below_links=bool(below))
 
@@ -103,8 +92,13 @@ class _Comparison:
         tracked: set[str],
         unread: Callable[[str], str | None],
         redactor: Redactor | None = None,
+        above: str = "",
     ) -> None:
         self._git = git
+        below = f"{above}/" if above else ""
+        # A line that says where a file came from has no prefix.
+        moves = "--no-renames" if above else "--find-renames"
+        self._patch = (*_PATCH, moves, f"--src-prefix=a/{below}", f"--dst-prefix=b/{below}")
         self._base = base
         self._tree = tree
         self._tracked = tracked
@@ -118,7 +112,7 @@ class _Comparison:
         added = set(self._compare())
         added -= self._leave_out_secrets(added)
         with patch.open("wb") as file:
-            self._run("diff-index", *_PATCH, self._base, stdout=file)
+            self._run("diff-index", *self._patch, self._base, stdout=file)
         self._count(self._run("diff-index", "--cached", "--shortstat", "--no-renames", self._base))
         changes.untracked = sorted(name for name in added if name not in self._tracked)
         if below_links:
@@ -134,6 +128,7 @@ class _Comparison:
         self._run("read-tree", self._base)
         self._add()
         self._leave_out_refused()
+        self._settle_pointers()
         self._keep_unread()
         self._keep_large()
         self._settle_line_endings()
@@ -173,6 +168,45 @@ class _Comparison:
         refused = [name for name in self._names("--diff-filter=A", "--no-renames") if _REFUSED_NAME.search(name)]
         self._changes.left_out |= dict.fromkeys(refused, _REFUSED)
         self._update_index("--force-remove", refused)
+
+    def _settle_pointers(self) -> None:
+        """Take files of git LFS that have the content of a pointer of the base for that pointer, also at another path.
+
+        All others are in the patch with their own content: git-lfs makes a pointer of it when it is added.
+        """
+        rows = [row for row in self._rows("--diff-filter=DM") if row.old_mode in _REGULAR]
+        if not rows:
+            return
+        pointers = self._pointers({row.old_id for row in rows})
+        kept = [
+            (row.new_mode, row.old_id, row.path)
+            for row in rows
+            if (each := pointers.get(row.old_id)) and row.new_mode in _REGULAR and each.is_of(self._tree / row.path)
+        ]
+        gone = {
+            each.size: row.old_id for row in rows if row.new_mode == _NO_MODE and (each := pointers.get(row.old_id))
+        }
+        for row in self._rows("--diff-filter=A") if gone else ():
+            path = self._tree / row.path
+            old_id = gone.get(path.lstat().st_size, "")
+            if row.new_mode in _REGULAR and old_id and pointers[old_id].is_of(path):
+                kept.append((row.new_mode, old_id, row.path))
+        self._enter(kept)
+
+    def _pointers(self, object_ids: set[str]) -> dict[str, Pointer]:
+        """Those of the blobs that are pointers of git LFS."""
+        ids = "".join(f"{each}\n" for each in sorted(object_ids)).encode()
+        sizes = (row.split() for row in os.fsdecode(self._run("cat-file", "--batch-check", input=ids)).splitlines())
+        small = [each for each, kind, size in sizes if kind == "blob" and int(size) <= POINTER_BYTES]
+        content = self._run("cat-file", "--batch", input="".join(f"{each}\n" for each in small).encode())
+        found = {}
+        for each in small:
+            head, _, content = content.partition(b"\n")
+            size = int(head.rsplit(b" ", 1)[1])
+            if (read := pointer(content[:size])) is not None:
+                found[each] = read
+            content = content[size + 1 :]
+        return found
 
     def _keep_unread(self) -> None:
         """Files of the base that are not in the index, but in the tree or perhaps on the disk, stay as they were."""
@@ -298,7 +332,7 @@ class _Comparison:
         self._changes.left_out |= dict.fromkeys(secret, _HIDDEN)
         self._update_index("--force-remove", secret, environment=environment)
         with patch.open("ab") as file:
-            self._run("diff-index", *_PATCH, nothing, environment=environment, stdout=file)
+            self._run("diff-index", *self._patch, nothing, environment=environment, stdout=file)
         self._count(self._run("diff-index", "--cached", "--shortstat", nothing, environment=environment))
         self._changes.untracked = sorted({*self._changes.untracked, *added})
 
@@ -341,9 +375,6 @@ _PATCH = (
     "--no-ext-diff",
     "--no-textconv",
     "--no-color",
-    "--find-renames",
-    "--src-prefix=a/",
-    "--dst-prefix=b/",
 )
 
 

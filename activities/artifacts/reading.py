@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -71,7 +71,7 @@ def base_entries(git: ConfinedGit, base: str) -> dict[str, BaseEntry]:
     return found
 
 
-def submodules(base: dict[str, BaseEntry]) -> list[str]:
+def submodules(base: Mapping[str, BaseEntry]) -> list[str]:
     """Paths of the base at which it has a commit of another repository."""
     return [path for path, entry in base.items() if entry.mode == _LINK_MODE]
 

@@ -39,7 +39,7 @@ def set_aside(tree: Path, places: Mapping[str, Path]) -> Iterator[set[str]]:
         # The innermost first: what holds another one is moved without it.
         for path in sorted(places, key=len, reverse=True):
             source, target = tree / path, places[path]
-            if _is_directory(tree, path) and any(source.iterdir()):
+            if is_directory(tree, path) and any(source.iterdir()):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.rename(target)
                 source.mkdir()
@@ -51,7 +51,7 @@ def set_aside(tree: Path, places: Mapping[str, Path]) -> Iterator[set[str]]:
             target.rename(tree / path)
 
 
-def _is_directory(tree: Path, path: str) -> bool:
+def is_directory(tree: Path, path: str) -> bool:
     """True for a directory that no symbolic link leads to."""
     return not any(part.is_symlink() for part in _steps(tree, path)) and (tree / path).is_dir()
 

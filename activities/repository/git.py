@@ -114,14 +114,21 @@ def run_git(
     *,
     seconds: float | None = None,
     report: Report = lambda _: None,
+    file_bytes: int | None = None,
+    input: bytes = b"",  # noqa: A002 -- the name subprocess gives it
 ) -> str:
     """Run git to its end and give its standard output. Lines of progress go to ``report``.
 
-    Raises GitFailed, GitStopped after ``seconds``, HostNotReady when git is missing. Whatever ends the call early (a
-    cancellation too), git and its helpers are killed.
+    ``file_bytes`` is the most that it may write into one file. Raises GitFailed, GitStopped after ``seconds``,
+    HostNotReady when git is missing. Whatever ends the call early (a cancellation too), git and its helpers are killed.
     """
-    command = ["git", *_guards(), *arguments]
-    with tempfile.TemporaryFile() as output, _started(command, environment, output) as process:
+    limit = [] if file_bytes is None else ["prlimit", f"--fsize={file_bytes}", "--"]
+    command = [*limit, "git", *_guards(), *arguments]
+    with (
+        tempfile.TemporaryFile() as output,
+        _input(input) as stdin,
+        _started(command, environment, stdin, output) as process,
+    ):
         words = _listen(process, seconds, report)
         if process.returncode:
             raise GitFailed(arguments[0], process.returncode, without_credentials("\n".join(words)))
@@ -162,15 +169,26 @@ def _git_missing() -> HostNotReady:
 
 
 @contextmanager
+def _input(content: bytes) -> Iterator[IO[bytes] | int]:
+    if not content:
+        yield subprocess.DEVNULL
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.seek(0)
+        yield file
+
+
+@contextmanager
 def _started(
-    command: Sequence[str], environment: dict[str, str], output: IO[bytes]
+    command: Sequence[str], environment: dict[str, str], stdin: IO[bytes] | int, output: IO[bytes]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A git process that leads a session of its own, gone with its group when the block ends."""
     try:
         process = subprocess.Popen(
             command,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=output,
             stderr=subprocess.PIPE,
             start_new_session=True,

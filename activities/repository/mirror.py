@@ -62,13 +62,16 @@ def reading(settings: Settings, url: str, name: str = "", report: Report = lambd
 
 @contextmanager
 def needed(mirror: Path, staging: Path) -> Iterator[None]:
-    """Keep a mirror for a run that is being staged in the directory ``staging``.
+    """Keep a mirror for a run that is being staged in the directory ``staging``, from the block on until it is staged.
 
     What is written there is read by ``evict``, as is the result that stays there when the run is staged.
     """
-    (staging / _NEEDED).write_text(mirror.name)
+    first = not (staging / _NEEDED).exists()
+    with (staging / _NEEDED).open("a") as file:
+        file.write(f"{mirror.name}\n")
     yield
-    (staging / _NEEDED).unlink()
+    if first:
+        (staging / _NEEDED).unlink()
 
 
 def evict(settings: Settings) -> list[Path]:
@@ -80,7 +83,7 @@ def evict(settings: Settings) -> list[Path]:
         _remove_draft(left)
     limit = parse_size(settings.mirror_limit)
     found = [path for path in settings.mirrors.glob("[0-9a-f]*") if path.is_dir()]
-    sizes = {path: _disk_use(path) for path in found}
+    sizes = {path: disk_use(path) for path in found}
     total = sum(sizes.values())
     kept = _kept(settings)
     gone = []
@@ -101,6 +104,8 @@ class Mirror:
     repository: Repository
     access: Access
     report: Report
+    # The most that a fetch may write into one file.
+    file_bytes: int | None = None
 
     @property
     def path(self) -> Path:
@@ -185,6 +190,7 @@ class Mirror:
             ["--git-dir", str(path), "fetch", *options, "--", self.repository.url, *refspecs],
             self.access.environment(self.repository.url),
             report=self.report,
+            file_bytes=self.file_bytes,
         )
 
     def _point_head(self, path: Path, branch: RemoteBranch) -> None:
@@ -215,12 +221,14 @@ def _kept(settings: Settings) -> set[str]:
     names = set()
     for file in settings.staging.glob(f"*/{_NEEDED}"):
         with suppress(FileNotFoundError):
-            names.add(file.read_text())
+            names.update(file.read_text().split())
     for file in settings.staging.glob(f"*/{STAGED}"):
         with suppress(FileNotFoundError, ValueError, LookupError):
             key, _, result = file.read_text().partition("\n")
             url = json.loads(key)["repository"]["url"]
-            names.add(json.loads(result).get("mirror") or mirror_path(settings, url).name)
+            staged = json.loads(result)
+            names.add(staged.get("mirror") or mirror_path(settings, url).name)
+            names.update(submodule["mirror"] for submodule in staged.get("submodules", ()))
     return names
 
 
@@ -231,7 +239,8 @@ def _last_used(path: Path) -> float:
         return path.stat().st_mtime
 
 
-def _disk_use(directory: Path) -> int:
+def disk_use(directory: Path) -> int:
+    """Bytes that the files of a directory take on the disk."""
     total = 0
     for above, _, names in os.walk(directory):
         for name in names:

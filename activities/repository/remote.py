@@ -42,6 +42,11 @@ _WITH_SECRET: dict[type[RepositoryError], str] = {
 # What git, curl and ssh say (LC_ALL=C, compared in lower case) and what it means; the first row with a match counts.
 _REFUSALS: list[tuple[tuple[str, ...], type[RepositoryError], str]] = [
     (
+        ("died of signal 25", "file too large"),
+        RepositoryError,
+        "Repository {named} holds more than the disk of the machine; give more in vm.disk",
+    ),
+    (
         ("' not allowed",),
         RepositoryNotAllowed,
         "Repository {named} uses a transport that is not allowed here",
@@ -154,13 +159,27 @@ def look_up(access: Access, repository: Repository) -> RemoteBranch:
     check_allowed(access.settings, repository.url)
     wanted = f"refs/heads/{repository.branch}"
     refs = _list(access, repository, "--symref", "--", repository.url, "HEAD", wanted)
-    head = next(
-        (ref.removeprefix("ref: refs/heads/") for ref, name in refs if ref[:4] == "ref:" and name == "HEAD"), None
-    )
     tip = next((ref for ref, name in refs if name == wanted), None)
     if tip is None:
         raise _no_branch(repository, _list(access, repository, "--heads", "--tags", "--", repository.url))
-    return RemoteBranch(tip=tip, head=head)
+    return RemoteBranch(tip=tip, head=_head(refs))
+
+
+def look_at(access: Access, repository: Repository) -> RemoteBranch:
+    """The server's default branch, without fetching anything. Its tip is that of any commit when there is none.
+
+    Raises as ``look_up`` does, but for a missing branch.
+    """
+    check_allowed(access.settings, repository.url)
+    refs = _list(access, repository, "--symref", "--", repository.url, "HEAD")
+    tip = next((ref for ref, name in refs if name == "HEAD" and ref[:4] != "ref:"), repository.commit or "")
+    return RemoteBranch(tip=tip, head=_head(refs))
+
+
+def _head(refs: list[tuple[str, str]]) -> str | None:
+    """The name of the server's default branch, if it names one."""
+    named = (ref.removeprefix("ref: refs/heads/") for ref, name in refs if ref[:4] == "ref:" and name == "HEAD")
+    return next(named, None)
 
 
 def refusal(access: Access, repository: Repository, error: GitFailed) -> RepositoryError:

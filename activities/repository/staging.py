@@ -12,8 +12,10 @@ from temporalio import activity
 
 from activities.repository.access import opened
 from activities.repository.git import GitFailed, Report, local_environment, run_git
+from activities.repository.lfs import fill
 from activities.repository.mirror import STAGED, Mirror, needed
 from activities.repository.remote import check_allowed, look_up, nearest
+from activities.repository.submodules import Submodules
 from activities.step.announcements import announce, announce_state
 from activities.step.boundary import boundary
 from activities.step.heartbeat import beating
@@ -25,7 +27,7 @@ from foundation.urls import without_credentials
 from machines.disks.workspace import build_workspace
 from storage.bucket import Bucket
 from workflows import steps
-from workflows.runs.requests import StageRequest, StageResult
+from workflows.runs.requests import StagedSubmodule, StageRequest, StageResult
 from workflows.runs.states import STATE_MESSAGES, TaskState
 from workflows.specs.wire import Repository
 
@@ -64,8 +66,8 @@ class Repositories:
 def stage(settings: Settings, request: StageRequest, report: Report) -> StageResult:
     """Stage a repository. The image is ``Settings.staging/<machine id>/workspace.raw``; nothing else stays.
 
-    Submodules are left as they are in the commit (empty directories), and files of git LFS as their pointers: both
-    would need further servers. Raises the errors of ``activities.repository.remote``, and RefNotFound for a commit or
+    Unless the repository asks for them, submodules are left as they are in the commit (empty directories), and files of
+    git LFS as their pointers. Raises the errors of ``activities.repository.remote``, and RefNotFound for a commit or
     subpath.
     """
     check_allowed(settings, request.repository.url)
@@ -81,11 +83,20 @@ def stage(settings: Settings, request: StageRequest, report: Report) -> StageRes
 
 def _stage(mirror: Mirror, request: StageRequest, directory: Path) -> StageResult:
     tree, image = directory / "tree", directory / "workspace.raw"
+    size = parse_size(request.disk)
+    submodules: list[StagedSubmodule] = []
+
+    def check_lfs(mirror: Mirror, path: Path, clone: Path) -> None:
+        if request.repository.lfs:
+            fill(mirror, path, clone, directory, size)
+
     with needed(mirror.path, directory):
         try:
-            base, files = _check_out(mirror, tree)
+            base, files = _check_out(mirror, tree, check_lfs)
+            if request.repository.submodules:
+                submodules = Submodules(mirror, tree, directory, size, check_lfs).clone()
             mirror.report("Making the workspace disk")
-            build_workspace(tree, image, parse_size(request.disk))
+            build_workspace(tree, image, size)
         finally:
             shutil.rmtree(tree, ignore_errors=True)
         staged = StageResult(
@@ -94,6 +105,7 @@ def _stage(mirror: Mirror, request: StageRequest, directory: Path) -> StageResul
             files=files,
             size_bytes=image.stat().st_blocks * 512,
             mirror=mirror.path.name,
+            submodules=submodules,
         )
         # Written last: an image without it is not taken for finished.
         write_whole(directory / STAGED, _key(request) + "\n" + staged.model_dump_json(), ORDINARY)
@@ -114,7 +126,7 @@ def _key(request: StageRequest) -> str:
     return request.model_dump_json(include={"repository", "disk", "credentials"})
 
 
-def _check_out(mirror: Mirror, tree: Path) -> tuple[str, int]:
+def _check_out(mirror: Mirror, tree: Path, checked_out: Callable[[Mirror, Path, Path], None]) -> tuple[str, int]:
     """A clone of its own with the work tree checked out; the base commit and the count of files."""
     repository, report = mirror.repository, mirror.report
     report(f"Looking for branch {repository.branch} of {without_credentials(repository.url)}")
@@ -123,7 +135,9 @@ def _check_out(mirror: Mirror, tree: Path) -> tuple[str, int]:
     def clone(*, anew: bool) -> tuple[str, int]:
         with mirror.refreshed(branch, anew=anew) as path:
             base = mirror.commit(path, branch)
-            return base, _clone(path, repository, base, tree, report)
+            files = _clone(path, repository, base, tree, report)
+            checked_out(mirror, path, tree)
+            return base, files
 
     try:
         return clone(anew=False)

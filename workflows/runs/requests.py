@@ -42,6 +42,15 @@ class StageRequest(Message):
     credentials: SecretReference | None = None
 
 
+class StagedSubmodule(Message):
+    """A submodule in the workspace, at ``path`` from its top; ``mirror`` is the name of its mirror on the host."""
+
+    path: str
+    url: str
+    commit: str
+    mirror: str
+
+
 class StageResult(Message):
     """``workspace_image`` is a path on the host, ``mirror`` the name of the repository's mirror. Sizes in bytes."""
 
@@ -50,6 +59,7 @@ class StageResult(Message):
     files: int = 0
     size_bytes: int = 0
     mirror: str = ""
+    submodules: list[StagedSubmodule] = []
 
 
 class ProvisionRequest(Message):
@@ -168,6 +178,7 @@ class CollectRequest(Message):
     repository: Repository
     base_commit: str
     mirror: str = ""
+    submodules: list[StagedSubmodule] = []
     patterns: list[str]
     secrets: list[SecretReference] = []
     agent: AgentResult | None = None

@@ -278,6 +278,7 @@ class TaskWorkflow:
                 repository=self._manifest.repository,
                 base_commit=staged.base_commit,
                 mirror=staged.mirror,
+                submodules=staged.submodules,
                 patterns=self._manifest.lifecycle.artifact_patterns,
                 secrets=self._manifest.guest_secrets(),
                 agent=agent,

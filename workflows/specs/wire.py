@@ -52,6 +52,8 @@ class Repository(Part):
     known_hosts: str | None = Field(
         None, description="Keys of the SSH server, as lines of known_hosts; default: those that the VM host knows"
     )
+    submodules: bool = Field(False, description="Clone the submodules too, those of submodules included")
+    lfs: bool = Field(False, description="Fetch the contents of files of git LFS")
 
 
 class Claude(Part):

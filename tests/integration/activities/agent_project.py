@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 from activities.artifacts.bundle import Bundle, write_bundle
+from activities.artifacts.changes import Changes
 from activities.artifacts.confined_git import ConfinedGit
 from activities.artifacts.guest_repository import copy_objects, read_repository
-from activities.artifacts.patch import Changes, write_patch
+from activities.artifacts.patch import write_patch
 from activities.artifacts.reading import Reading, base_entries, read_tree, submodules
 from activities.artifacts.tree import set_aside
 from machines.disks.workspace import Limits, build_workspace, opened
