@@ -143,7 +143,7 @@ async def _answer(answer: _Answer, path: str, record: dict[str, Any]) -> None:
 
 
 def _prepare(directory: Path, host: str) -> Path:
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     authority = ensure_authority(directory, [host.removeprefix("*.")])
     (directory / "leaf.pem").write_bytes(authority.leaf(host))
     (directory / "authority.crt").write_text(authority.pem)

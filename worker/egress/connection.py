@@ -139,24 +139,29 @@ class Connection:
                 self._limits.idle_seconds,
             )
             host = InjectedHost(passage.machine.injections, outside)
-            await self._loop.sock_sendall(self._guest, _ESTABLISHED)
-            if not rest:
-                await host.serve(self._guest.dup())
-                return
-            # What has come already is to be read first: as if the guest's connection were another one.
-            inner, outer = socket.socketpair()
-            outer.setblocking(False)
-            with outer, Relay(self._guest, outer, _uncounted, _uncounted, self._limits.idle_seconds) as relay:
-                relaying = asyncio.ensure_future(relay.run(rest))
-                try:
-                    await host.serve(inner)
-                    await asyncio.wait({relaying}, timeout=LINGER_SECONDS)
-                finally:
-                    relaying.cancel()
-                    await asyncio.gather(relaying, return_exceptions=True)
+            with passage.machine.injections.one_more(target):
+                await self._loop.sock_sendall(self._guest, _ESTABLISHED)
+                await self._serve(host, rest)
         finally:
             for unused in ready:
                 unused.close()
+
+    async def _serve(self, host: InjectedHost, rest: bytes) -> None:
+        """Serve the guest as the host, beginning with bytes that have been read from it."""
+        if not rest:
+            await host.serve(self._guest.dup())
+            return
+        # What has come already is to be read first: as if the guest's connection were another one.
+        inner, outer = socket.socketpair()
+        outer.setblocking(False)
+        with outer, Relay(self._guest, outer, _uncounted, _uncounted, self._limits.idle_seconds) as relay:
+            relaying = asyncio.ensure_future(relay.run(rest))
+            try:
+                await host.serve(inner)
+                await asyncio.wait({relaying}, timeout=LINGER_SECONDS)
+            finally:
+                relaying.cancel()
+                await asyncio.gather(relaying, return_exceptions=True)
 
     async def _say(self, last: bytes) -> None:
         """The last words to the guest, so that it can read them: what it still sends would break them off."""

@@ -25,6 +25,7 @@ from tests.egress_site import MACHINE, ORIGIN, connect, connecting, outbound, se
 from tests.stand_ins.tls_origin import Origin, tls_origin
 from tests.waiting import until
 from worker.egress.egress import Egress
+from worker.egress.injection import injections
 from worker.egress.injection.injections import host_trust
 from workflows.specs.wire import Injection, SecretReference
 
@@ -320,3 +321,17 @@ async def test_a_placeholder_in_the_clear_goes_nowhere(what):
         assert b"the placeholder of secret TOKEN stands in" in answer
         assert it.egress.use(MACHINE).blocked == 1
         assert it.placeholder.encode() not in b"".join(heard)
+
+
+async def test_a_guest_has_so_many_connections_whose_tls_ends_here_and_others_beside_them(monkeypatch):
+    monkeypatch.setattr(injections, "_CONNECTIONS_MOST", 2)
+    async with guest() as it:
+        held = [await it.connect() for _ in range(2)]
+        reader, writer = await connect(it.home)
+        writer.write(connecting(HOST, it.origin.port))
+        assert b" 503 " in await reader.readline()
+        writer.close()
+        for _, each in held:
+            each.close()
+        await until(lambda: it.egress._machine(MACHINE).injections._open == 0, "their end")
+        assert (await it.ask())[0] == "HTTP/1.1 200 OK"

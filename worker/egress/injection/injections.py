@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import structlog
@@ -16,7 +17,9 @@ from machines.paths import machine_paths
 from worker.egress.injection.certificates import Certificates
 from worker.egress.injection.placeholders import Echoes, PlaceholderSearch
 from worker.egress.policy import Target
-from worker.egress.refusals import blocked
+from worker.egress.refusals import OVERLOADED, Refusal, blocked
+
+_CONNECTIONS_MOST = 64
 
 _log = structlog.get_logger(__name__)
 
@@ -29,6 +32,7 @@ class Injections:
         self._machine_id = machine_id
         self._secrets: tuple[InjectedSecret, ...] | None = None
         self._certificates: Certificates | None = None
+        self._open = 0
         #: Finds the placeholders of all, and takes their values out of answers.
         self.search = PlaceholderSearch(())
         self.echoes = Echoes(())
@@ -78,6 +82,18 @@ class Injections:
         own = next((each for each in self.of(target.host, target.port) if each.name == name), None)
         reason = f"it is put into the header {own.header} over TLS alone" if own else "it is not for this host"
         raise blocked(target.host, target.port, f"the placeholder of secret {name} stands in {where}; {reason}")
+
+    @contextmanager
+    def one_more(self, target: Target) -> Iterator[None]:
+        """A place for a connection whose TLS ends here, which costs more than one that passes. Raises Refusal."""
+        if self._open >= _CONNECTIONS_MOST:
+            sentence = f"{target.host}: this machine has too many connections open to hosts with injected secrets"
+            raise Refusal(OVERLOADED, sentence, "blocked", target.host, target.port)
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
 
     def certificates(self) -> Certificates | None:
         """The guest's end of TLS; None for a machine without an authority."""
