@@ -12,6 +12,7 @@ import psutil
 from benchmarks.case import Case, Run
 from benchmarks.cases import (
     cold_boot,
+    egress,
     first_command,
     image_build,
     list_runs,
@@ -39,6 +40,7 @@ CASES: tuple[Case, ...] = (
     workspace_disk.ARTIFACTS,
     task_run.CASE,
     log_latency.CASE,
+    egress.CASE,
     status.CASE,
     list_runs.CASE,
     throughput.CASE,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from functools import cache
 from pathlib import Path
 
 PERL = "perl"
+# The number of the system call, which the program makes by it.
+_SENDMSG = {"x86_64": 46, "aarch64": 211}
 _SOURCE = Path(__file__).with_name("handover.pl")
 
 
@@ -14,7 +17,7 @@ def handover_command(machine_id: str, service: str) -> str:
 
     ``service`` is the socket that takes the connections, by its name in the socket directory.
     """
-    return f"{PERL} -e '{_program()}' {machine_id} {service}"
+    return f"{PERL} -e '{_program()}' {machine_id} {service} {_SENDMSG[platform.machine()]}"
 
 
 @cache

@@ -5,9 +5,9 @@ No name is looked up twice on its way: what was checked is what is connected to.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import socket
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -125,8 +125,8 @@ class Lookups:
             with suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(give, found, fault)
 
-        # A daemon: a name server that does not answer does not hold up the end of this process.
-        threading.Thread(target=ask, name="egress-lookup", daemon=True).start()
+        # Nobody waits for its end, nor for its start: a name server that does not answer does not hold up this process.
+        _thread.start_new_thread(ask, ())
         return await answer
 
     def forget(self, machine: str) -> None:

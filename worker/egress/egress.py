@@ -206,7 +206,7 @@ class Egress:
                     self._metrics,
                     Injections(self._settings, machine_id),
                 )
-                machine.traffic.restore(self._stored_use(machine_id))
+                machine.restore(self._stored_use(machine_id))
                 self._machines[machine_id] = machine
         return machine
 
@@ -238,6 +238,7 @@ class Egress:
             changed = [each for each in self._machines.values() if each.traffic.changed]
         for machine in changed:
             machine.traffic.changed = False
+            machine.tell_metrics()
             try:
                 write_whole(self._directory / machine.id / _USE_FILE, machine.traffic.use().model_dump_json(), ORDINARY)
             except OSError as error:

@@ -13,6 +13,7 @@ from worker.egress.injection.injections import Injections
 from worker.egress.policy import PolicyInForce, Target, Verdict
 from worker.egress.refusals import Refusal, blocked
 from worker.metrics import WorkerMetrics
+from workflows.runs.messages import NetworkUse
 
 
 class Open(Protocol):
@@ -33,6 +34,12 @@ class Machine:
     injections: Injections
     traffic: MachineTraffic = field(default_factory=MachineTraffic)
     connections: dict[Open, asyncio.Task[None]] = field(default_factory=dict)
+    _told: tuple[int, int] = (0, 0)
+
+    def restore(self, use: NetworkUse) -> None:
+        """Go on with what the machine has asked for before."""
+        self.traffic.restore(use)
+        self._told = use.sent_bytes, use.received_bytes
 
     def verdict(self, target: Target) -> Verdict:
         """What is to become of a connection to the target."""
@@ -55,9 +62,14 @@ class Machine:
     def count(self, own: HostCount, *, sent: int = 0, received: int = 0) -> None:
         """Count bytes that were let through; beyond the limit, every connection of the machine is cut."""
         self.traffic.count(own, sent=sent, received=received)
-        self.metrics.take_traffic(sent=sent, received=received)
         if self._spent:
             self.cut_refused()
+
+    def tell_metrics(self) -> None:
+        """Tell the metrics of the bytes since the last time: each piece by itself would cost more than moving it."""
+        sent, received = self.traffic.total.sent_bytes, self.traffic.total.received_bytes
+        self.metrics.take_traffic(sent=sent - self._told[0], received=received - self._told[1])
+        self._told = sent, received
 
     def cut_refused(self) -> None:
         """Cut the connections that are no longer allowed, and note each as blocked."""

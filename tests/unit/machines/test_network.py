@@ -13,9 +13,9 @@ def test_a_guest_has_two_services_and_its_host_a_way_in_and_there_is_no_other_wa
     assert (closed, no_ipv6) == ("restrict=on", "ipv6=off")
     assert inwards == "hostfwd=tcp:127.0.0.1:0-:22"
     assert gateway.startswith(f"guestfwd=tcp:{MODEL_GATEWAY_ADDRESS}:80-cmd:perl -e '")
-    assert gateway.endswith(f"' {ID} guests.sock")
+    assert gateway.endswith(f"' {ID} guests.sock 46")
     assert egress.startswith(f"guestfwd=tcp:{EGRESS_ADDRESS}:3128-cmd:perl -e '")
-    assert egress.endswith(f"' {ID} egress.sock")
+    assert egress.endswith(f"' {ID} egress.sock 46")
 
 
 def test_the_port_of_ssh_is_found_in_qemus_words() -> None:

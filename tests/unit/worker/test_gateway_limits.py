@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import socket
 import subprocess
 import tempfile
@@ -17,13 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from foundation.settings import Settings
+from machines.hypervisor.handover import handover_command
 from tests.waiting import until
 from worker.gateway.bodies import MAX_BODY_BYTES
 from worker.gateway.guest_connection import ConnectionLimits
 from worker.gateway.model_gateway import Gateway, GatewayLimits
 
 HOSTILE, QUIET = "vm-00000000000000bb", "vm-00000000000000aa"
-HANDOVER = Path(__file__).parents[3] / "machines" / "hypervisor" / "handover.pl"
 QUICK = ConnectionLimits(head_seconds=0.05, stall_seconds=0.05, close_seconds=0.05, look_seconds=0.01)
 BODY = b'{"model": "any", "max_tokens": 10, "messages": [{"role": "user", "content": "hello"}]}'
 
@@ -62,7 +63,7 @@ class Guest:
         mine, theirs = socket.socketpair()
         with theirs:
             if by_program:
-                command = ["perl", str(HANDOVER), self._machine, "guests.sock"]
+                command = shlex.split(handover_command(self._machine, "guests.sock"))
                 await asyncio.to_thread(subprocess.run, command, stdin=theirs, cwd=self._run, check=True)
             else:
                 await asyncio.to_thread(hand_over, self._run, self._machine.encode(), [theirs.fileno()])

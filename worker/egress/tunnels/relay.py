@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Self, TypeVar
 
-#: What one connection moves before others have their turn.
-_TURN_BYTES = 256 * 1024
+# What one connection moves before others have their turn. All of a thread's read into one place.
+_TURN_BYTES = 128 * 1024
+_TURN = threading.local()
 
 T = TypeVar("T")
+
+
+def _place() -> memoryview:
+    if not hasattr(_TURN, "place"):
+        _TURN.place = memoryview(bytearray(_TURN_BYTES))
+    place: memoryview = _TURN.place
+    return place
 
 
 class _Way:
@@ -45,6 +54,7 @@ class Relay:
         self._loop = asyncio.get_running_loop()
         self._ways = (_Way(guest, remote, sent), _Way(remote, guest, received))
         self._idle_seconds = idle_seconds
+        self._turn = _place()
         self._moved = self._loop.time()
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
@@ -96,20 +106,22 @@ class Relay:
 
     def _read(self, way: _Way) -> None:
         try:
-            data = way.source.recv(_TURN_BYTES)
+            size = way.source.recv_into(self._turn)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            data = b""
+            size = 0
         self._moved = self._loop.time()
-        if not data:
+        if not size:
             with suppress(OSError):
                 way.sink.shutdown(socket.SHUT_WR)
             self._end(way)
             return
-        way.unsent = memoryview(data)
+        way.unsent = self._turn[:size]
         self._send(way)
         if way.unsent:
+            # Only what is left is kept: the place is another connection's next.
+            way.unsent = memoryview(bytes(way.unsent))
             self._loop.remove_reader(way.source)
             self._loop.add_writer(way.sink, self._send_rest, way)
 
