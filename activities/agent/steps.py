@@ -88,8 +88,9 @@ class Agent:
         """Start the agent if no attempt did, and follow it to its end."""
         machine_id = request.machine_id
         token = self._gateway.token(machine_id)
-        redactor = Redactor({**self._secrets.known(machine_id, request.secrets), "GATEWAY_TOKEN": token})
-        network = self._networks.watched(machine_id, redactor)
+        secrets = {**self._secrets.known(machine_id, request.secrets), "GATEWAY_TOKEN": token}
+        redactor = Redactor(secrets)
+        network = self._networks.watched(machine_id, secrets)
         place = TASKS.place(request.task_id)
         writer = RunLogWriter(self._bucket, place, redactor)
         output = AgentOutput(redactor.redact_text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -103,9 +103,9 @@ class MachineNetworks:
                 self._egress.set_policy(machine_id, policy)
                 machine.revision = revision
 
-    def watched(self, machine_id: str, redactor: Redactor) -> WatchedNetwork:
-        """What the machine asks for, told without secrets."""
-        return WatchedNetwork(self._egress, machine_id, self._of(machine_id), redactor)
+    def watched(self, machine_id: str, secrets: Mapping[str, str]) -> WatchedNetwork:
+        """What the machine asks for, told without the values of its secrets."""
+        return WatchedNetwork(self._egress, machine_id, self._of(machine_id), secrets)
 
     def _of(self, machine_id: str) -> _Machine:
         with self._lock:
@@ -119,11 +119,13 @@ class MachineNetworks:
 class WatchedNetwork:
     """What one machine asks for, as a run's status and log have it."""
 
-    def __init__(self, egress: Egress, machine_id: str, machine: _Machine, redactor: Redactor) -> None:
+    def __init__(self, egress: Egress, machine_id: str, machine: _Machine, secrets: Mapping[str, str]) -> None:
         self._egress = egress
         self._machine_id = machine_id
         self._machine = machine
-        self._redactor = redactor
+        self._as_given = Redactor(secrets)
+        # Names of hosts are compared, and told, in lower case.
+        self._in_lower_case = Redactor({name: value.lower() for name, value in secrets.items()})
 
     def use(self) -> NetworkUse:
         """The counts so far, with the hosts that were asked for most, fit to be shown and kept."""
@@ -184,7 +186,7 @@ class WatchedNetwork:
 
     def _shown(self, text: str, most: int) -> str:
         """A text that repeats what a guest has written: without secrets, in one printable line, cut."""
-        bare = self._redactor.redact_text(text)
+        bare = self._in_lower_case.redact_text(self._as_given.redact_text(text))
         return cut("".join(letter if letter.isprintable() else "?" for letter in bare), most)
 
 

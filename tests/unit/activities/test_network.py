@@ -18,7 +18,8 @@ from workflows.specs.wire import NetworkMode, NetworkPolicy
 
 MACHINE = "vm-0123456789abcdef"
 OUTBOUND = NetworkPolicy(mode=NetworkMode.OUTBOUND, hosts=["a.example.org"])
-HUSH = Redactor({"TOKEN": "tok-12345"})
+SECRETS = {"TOKEN": "Tok-12345"}
+HUSH = Redactor(SECRETS)
 
 
 def logged(bucket: MemoryBucket) -> list[dict[str, Any]]:
@@ -44,7 +45,7 @@ def test_decisions_are_told_without_secrets_and_without_what_steers_a_terminal()
         Decided("b\x1b[31m\n.example.org" + "x" * 1000, reason="failed\u202e"),
         Decided("c.example.org", verdict="allowed", reason="allowed: c.example.org:443"),
     ]
-    MachineNetworks(egress).watched(MACHINE, HUSH).write(RunLogWriter(bucket, TASK, HUSH))
+    MachineNetworks(egress).watched(MACHINE, SECRETS).write(RunLogWriter(bucket, TASK, HUSH))
     first, second, third = logged(bucket)
     assert first["message"] == (
         "network: blocked by the task's network policy: [redacted:TOKEN].example.org, port 443, 3 times"
@@ -70,10 +71,10 @@ def test_a_decision_is_held_until_the_log_has_it(moment: str) -> None:
 
     setattr(bucket, moment, away)
     with pytest.raises(BucketUnavailable):
-        networks.watched(MACHINE, HUSH).write(writer)
+        networks.watched(MACHINE, SECRETS).write(writer)
     setattr(bucket, moment, lambda _action, _key: None)
     # The next attempt has a writer of its own; what was stored without an answer is there twice then.
-    networks.watched(MACHINE, HUSH).write(RunLogWriter(bucket, TASK, HUSH))
+    networks.watched(MACHINE, SECRETS).write(RunLogWriter(bucket, TASK, HUSH))
     hosts = [event["host"] for event in logged(bucket)]
     assert hosts == [*(["a.example.org"] if moment == "after" else []), "a.example.org", "b.example.org"]
 
@@ -83,11 +84,11 @@ def test_a_guest_that_asks_for_ever_more_names_fills_no_log() -> None:
     networks = MachineNetworks(egress)
     for begin in range(0, 3 * TOLD_MOST, 100):
         egress.decisions = [Decided(f"h{begin + number}.example.org") for number in range(100)]
-        networks.watched(MACHINE, HUSH).write(RunLogWriter(bucket, TASK, HUSH))
+        networks.watched(MACHINE, SECRETS).write(RunLogWriter(bucket, TASK, HUSH))
     assert len(logged(bucket)) == TOLD_MOST + 1
     assert "counted alone" in logged(bucket)[-1]["message"]
     # A worker that was started anew counts what the log has.
-    anew = MachineNetworks(egress).watched(MACHINE, HUSH)
+    anew = MachineNetworks(egress).watched(MACHINE, SECRETS)
     anew.recall(TOLD_MOST + 1)
     egress.decisions = [Decided("late.example.org")]
     anew.write(RunLogWriter(bucket, TASK, HUSH))
@@ -99,7 +100,7 @@ def test_counts_name_few_hosts_and_no_secret() -> None:
     hosts = [HostUse(host=f"h{number}.example.org", port=443, blocked=number) for number in range(100)]
     hosts.append(HostUse(host="tok-12345.example.org", port=443, allowed=1000, reason="x" * 1900))
     egress.uses[MACHINE] = NetworkUse(allowed=7, blocked=5000, hosts=hosts)
-    use = MachineNetworks(egress).watched(MACHINE, HUSH).use()
+    use = MachineNetworks(egress).watched(MACHINE, SECRETS).use()
     assert (use.allowed, use.blocked, len(use.hosts)) == (7, 5000, 20)
     assert use.hosts[0].host == "[redacted:TOKEN].example.org"
     assert len(use.hosts[0].reason or "") <= 500
