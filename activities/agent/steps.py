@@ -40,6 +40,8 @@ from workflows.runs.states import STATE_MESSAGES, TaskState
 # meet it in memory all the time, which emulated processors pay for: without them the agent takes half of the time.
 _EMULATED = {"BUN_JSC_useConcurrentGC": "0", "BUN_JSC_useDFGJIT": "0"}
 
+# What an MCP server may take to start, within half of the silence that the run allows its agent.
+_MCP_SECONDS = 300.0
 _HEARTBEAT_SECONDS = 1.0
 _UPDATE_SECONDS = 10.0
 
@@ -231,8 +233,14 @@ def _launch(request: AgentRequest, token: str, *, emulated: bool) -> Launch:
         command.append("--allowedTools=" + ",".join(claude.allowed_tools))
     if claude.max_turns is not None:
         command.append(f"--max-turns={claude.max_turns}")
+    patience: dict[str, str] = {}
     if claude.mcp_config is not None:
         command += [f"--mcp-config={MCP_CONFIG}", "--strict-mcp-config"]
+        # Servers are waited for, so that the model has their tools from its first turn on: npx fetches them first.
+        seconds = min(_MCP_SECONDS, request.hang_timeout.total_seconds() / 2)
+        patience = {"MCP_CONNECTION_NONBLOCKING": "0"} | dict.fromkeys(
+            ("MCP_TIMEOUT", "MCP_CONNECT_TIMEOUT_MS"), str(round(seconds * 1000))
+        )
     return Launch(
         command=command,
         workdir=f"{WORKSPACE}/{request.subpath}" if request.subpath else WORKSPACE,
@@ -246,10 +254,11 @@ def _launch(request: AgentRequest, token: str, *, emulated: bool) -> Launch:
             "PATH": f"/home/{AGENT_USER}/.local/bin:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
             "ANTHROPIC_BASE_URL": MODEL_GATEWAY_URL,
             "ANTHROPIC_AUTH_TOKEN": token,
-            # The guest reaches nothing but the gateway: what would only time out is switched off.
+            # The guest reaches what its task names: what nobody asked for is switched off.
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
             "DISABLE_AUTOUPDATER": "1",
             "IS_SANDBOX": "1",
+            **patience,
             **(_EMULATED if emulated else {}),
         },
         mcp_config=claude.mcp_config,
