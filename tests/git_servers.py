@@ -204,8 +204,8 @@ class SshServer:
 
 
 @contextmanager
-def ssh_server(directory: Path, root: Path) -> Iterator[SshServer]:
-    """A real sshd on loopback while the block runs."""
+def ssh_server(directory: Path, root: Path, tools: Path | None = None) -> Iterator[SshServer]:
+    """A real sshd on loopback while the block runs. What it starts finds the programs in ``tools`` too."""
     program = sshd_program()
     assert program is not None
     directory.mkdir()
@@ -219,7 +219,7 @@ def ssh_server(directory: Path, root: Path) -> Iterator[SshServer]:
         f"ListenAddress 127.0.0.1:{port}\nHostKey {directory}/host\nAuthorizedKeysFile {directory}/authorized\n"
         f"PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
         "PermitRootLogin prohibit-password\nLogLevel VERBOSE\n"
-        "AcceptEnv GIT_PROTOCOL\n"
+        f"AcceptEnv GIT_PROTOCOL\nSetEnv PATH={tools or directory}:{os.environ['PATH']}\n"
     )
     command = [*_confined(directory), program, "-D", "-e", "-f", directory / "config"]
     with (directory / "log").open("wb") as log:

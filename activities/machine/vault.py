@@ -108,6 +108,10 @@ class Vault:
     ) -> None:
         self._open.close()
 
+    def check(self) -> str:
+        """Log in and look at the mount; what was found, in words. Raises VaultRefused."""
+        return f"answers at {self._address}: key-value store of version {self._version} at {self._settings.vault_mount}"
+
     def read(self, key: str) -> str:
         """The value of a key. Raises VaultRefused."""
         path, field = place(key)

@@ -30,7 +30,7 @@ _TOKEN_USER = "x-access-token"  # noqa: S105 -- a user's name
 _KEY = re.compile(r"\s*-----BEGIN ([A-Z]+ )*PRIVATE KEY-----")
 _SCP = re.compile(r"^[A-Za-z0-9._-]+@([A-Za-z0-9.-]+):(?!//)")
 # Of the host's own git configuration, the way to a server and whom to trust on it.
-_WAYS = ("http.proxy", "http.proxyAuthMethod", "http.sslCAInfo", "http.sslCAPath", "http.sslVerify")
+_WAYS = frozenset({"http.proxy", "http.proxyauthmethod", "http.sslcainfo", "http.sslcapath", "http.sslverify"})
 _WAYS_IN_ENVIRONMENT = ("GIT_SSL_CAINFO", "GIT_SSL_CAPATH", "GIT_SSL_NO_VERIFY")
 # Servers whose mirrors nobody's credentials have filled.
 _NOBODY = "nobody"
@@ -191,14 +191,11 @@ def _ways(url: str) -> dict[str, str]:
     """What the host's own configuration says of the way to a server."""
     if not url.startswith("http"):
         return {}
+    command = ["git", "config", "--null", "--get-urlmatch", "http", url]
     environment = child_environment(**host_configuration())
-    found = {}
-    for name in _WAYS:
-        command = ["git", "config", "--get-urlmatch", name, url]
-        done = subprocess.run(command, env=environment, cwd="/", capture_output=True, check=False, text=True)
-        if done.returncode == 0:
-            found[name] = done.stdout.strip()
-    return found
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, check=False)
+    rows = (row.partition("\n") for row in done.stdout.decode(errors="replace").split("\0"))
+    return {name: value for name, _, value in rows if name.lower() in _WAYS}
 
 
 def _configuration(pairs: Mapping[str, str]) -> dict[str, str]:

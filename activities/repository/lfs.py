@@ -59,6 +59,11 @@ def fill(mirror: Mirror, path: Path, clone: Path, staging: Path, most: int) -> N
     missing = {each for each in wanted if not _is_there(store, each)}
     said = ""
     if missing:
+        # They lie in the mirror, in the tree, and twice in the image.
+        need, free = sum(each.size for each in missing) + 2 * size, shutil.disk_usage(path).free
+        if need > free:
+            have = f"{format_size(free)} of this host's disk are free"
+            raise _unfilled(mirror, f"need {format_size(need)} while they are staged, and {have}; make room there")
         mirror.report(f"Fetching {len(missing)} contents of git LFS, {format_size(sum(each.size for each in missing))}")
         said = _fetch(mirror, path, clone, staging, missing)
     for name, each in found.items():

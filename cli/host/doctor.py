@@ -70,6 +70,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         _services,
         _ports,
         _model,
+        _vault,
     )
     for check in checks:
         yield from check(settings)
@@ -257,3 +258,15 @@ def _model_proxy(settings: Settings) -> str | None:
 
     asyncio.run(model_client(settings).aclose())
     return proxy_for(settings.anthropic_base_url)
+
+
+def _vault(settings: Settings) -> Iterator[Finding]:
+    if settings.vault_address is None:
+        return
+    from activities.machine.vault import Vault, VaultRefused
+
+    try:
+        with Vault(settings) as vault:
+            yield Finding("Vault", "ok", vault.check())
+    except VaultRefused as refused:
+        yield Finding("Vault", "warn", f"no secret of source 'vault' {refused.reason}")

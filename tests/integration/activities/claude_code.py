@@ -139,7 +139,9 @@ class ClaudeRun:
 
 
 @asynccontextmanager
-async def claude(url: str, token: str, directory: Path, home: Path, **extra: str) -> AsyncIterator[ClaudeRun]:
+async def claude(
+    url: str, token: str, directory: Path, home: Path, *options: str, **extra: str
+) -> AsyncIterator[ClaudeRun]:
     """Claude Code started in ``directory`` as the guest starts it; killed at the end if it still runs."""
     environment = {
         "PATH": os.environ["PATH"],
@@ -156,6 +158,7 @@ async def claude(url: str, token: str, directory: Path, home: Path, **extra: str
     process = await asyncio.create_subprocess_exec(
         await asyncio.to_thread(claude_program),
         *arguments,
+        *options,
         cwd=directory,
         env=environment,
         stdin=asyncio.subprocess.PIPE,

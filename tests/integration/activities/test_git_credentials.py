@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from temporalio.client import Client
+from temporalio.testing import ActivityEnvironment
 
 from activities.repository.mirror import mirror_path
-from activities.repository.staging import stage
+from activities.repository.staging import Repositories, stage
 from foundation.errors import RefNotFound, RepositoryDenied, RepositoryNotFound, SecretUnavailable, TaskyardError
 from foundation.settings import Settings
+from storage.bucket import Bucket
+from storage.layout import TASKS
 from tests.git_servers import GitServer, SshServer, commit, git, ssh_server, sshd_program
+from tests.stand_ins.fake_steps import FakeSteps
 from tests.workspace_reading import extract_workspace
 from workflows.runs.requests import StageRequest, StageResult
-from workflows.specs.manifest import Repository, SecretReference
+from workflows.specs.manifest import Repository, SecretReference, parse
 
 MACHINE = "vm-0123456789abcdef"
 TOKEN = "canary-token-5d31c0ffee"
@@ -204,6 +211,49 @@ def test_what_does_not_exist_or_is_hidden_is_told_as_both(settings: Settings, se
     refused(
         RepositoryNotFound, settings, server.url("absent"), "or the credentials of secret GIT_TOKEN may not read it"
     )
+
+
+async def test_a_run_leaves_the_secret_in_no_history_log_or_bucket(
+    services: Settings,
+    bucket: Bucket,
+    temporal_client: Client,
+    settings: Settings,
+    server: GitServer,
+    private: Path,  # noqa: ARG001 -- what is staged
+) -> None:
+    """Real staging in a real workflow; also when the server refuses, and repeats what it was shown."""
+    settings = services.model_copy(update={"home": settings.home})
+    fake = FakeSteps(queue=f"test-{uuid.uuid4().hex[:8]}")
+    step = Repositories(settings, bucket).stage_repository
+    fake.instead["stage"] = lambda request: asyncio.to_thread(ActivityEnvironment().run, step, request)
+    fake.agent_over.set()
+    tasks = []
+    async with fake.worker(temporal_client):
+        for name in ("private", "repeating"):
+            server.beside = lambda _m, path, _h, _b: (
+                (403, {"Content-Type": "text/plain"}, f"bad token {TOKEN}\n".encode()) if "repeating" in path else None
+            )
+            task = f"canary-{uuid.uuid4().hex[:8]}"
+            tasks.append(task)
+            manifest = parse(
+                {
+                    "metadata": {"name": "n"},
+                    "repository": {"url": server.url(name), "branch": "main", "credentials": "GIT_TOKEN"},
+                    "claude": {"prompt": "p"},
+                    "vm": {"disk": "4G"},
+                    "secrets": [REFERENCE.model_dump(exclude_none=True)],
+                }
+            )
+            run = await fake.start(temporal_client, manifest, task)
+            status = await run.result()
+            assert (status.cause is None) == (name == "private")
+            assert TOKEN not in (await run.fetch_history()).to_json()
+            assert TOKEN not in status.model_dump_json()
+    objects = [info.key for task in tasks for info in bucket.list(TASKS.place(task).prefix)]
+    assert objects
+    for key in objects:
+        assert TOKEN.encode() not in (bucket.get(key) or b"")
+    assert holding(TOKEN, settings.home) == []
 
 
 # --- ssh

@@ -13,7 +13,7 @@ import pytest
 from activities.repository.staging import stage
 from foundation.errors import HostNotReady, RepositoryError, RepositoryNotAllowed
 from foundation.settings import Settings
-from tests.git_servers import GitServer, commit, git
+from tests.git_servers import GitServer, commit, git, ssh_server, sshd_program
 from tests.stand_ins.lfs_server import LfsServer
 from tests.workspace_reading import extract_workspace
 from workflows.runs.requests import StageRequest, StageResult
@@ -225,3 +225,36 @@ def test_a_host_without_git_lfs_says_so(
         (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     refused(HostNotReady, settings, server.url("project"), "git-lfs is not installed", "sandbox doctor")
+
+
+def test_over_ssh_the_server_says_where_its_contents_are(
+    settings: Settings,
+    server: GitServer,
+    lfs: LfsServer,
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if sshd_program() is None:
+        pytest.skip("no sshd on this host, and no package of it to be had")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    answer = f'{{"href": "{server.url("other.git/info/lfs")}"}}'
+    (tools / "git-lfs-authenticate").write_text(f"#!/bin/sh\necho \"$*\" >{tmp_path}/asked\necho '{answer}'\n")
+    (tools / "git-lfs-authenticate").chmod(0o755)
+    with ssh_server(tmp_path / "ssh", project.parent, tools) as ssh:
+        monkeypatch.setenv("CI_GIT_TOKEN", ssh.key)
+        result = staged(settings, ssh.url("project"), REFERENCE, known_hosts=ssh.known_hosts)
+    assert (extracted(result, tmp_path / "out") / "assets/a b.bin").read_bytes() == CONTENT
+    assert (tmp_path / "asked").read_text() == f"{project} download\n"
+    assert server.shown == []
+    assert lfs.batches
+
+
+def test_a_full_host_is_told_before_it_is_filled(
+    settings: Settings, server: GitServer, lfs: LfsServer, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(project)
+    monkeypatch.setattr("activities.repository.lfs.shutil.disk_usage", lambda _: usage._replace(free=1000))
+    refused(RepositoryError, settings, server.url("project"), "of this host's disk are free")
+    assert lfs.batches == []

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from activities.machine import vault as module
 from activities.machine.secrets import MAX_BYTES, resolve_all
+from cli.host.doctor import _vault
 from foundation.errors import SecretSourceAway, SecretUnavailable
 from foundation.settings import Settings
 from tests.stand_ins.vault_server import ROLE_ID, SECRET_ID, VaultServer
@@ -215,6 +217,13 @@ def test_a_vault_that_is_away_may_come_back(settings: Settings, server: VaultSer
         assert "cannot be reached" in refused(away, later=True)
     server.sealed = True
     assert "is sealed; unseal it" in refused(settings, later=True)
+
+
+def test_a_look_at_the_host_says_what_vault_says(settings: Settings) -> None:
+    assert [(found.grade, "version 2 at secret" in found.text) for found in _vault(settings)] == [("ok", True)]
+    wrong = settings.model_copy(update={"vault_token": SecretStr("hvs.old")})
+    assert [(found.grade, "refuses the token" in found.text) for found in _vault(wrong)] == [("warn", True)]
+    assert list(_vault(settings.model_copy(update={"vault_address": None}))) == []
 
 
 @pytest.mark.parametrize("address", ["vault.example.org", "ftp://x", "https://", "https://u:p@x", "https://x?a=b"])
