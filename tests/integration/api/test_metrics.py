@@ -21,7 +21,7 @@ from workflows.runs.states import Cause
 DASHBOARD = Path(__file__).parents[3] / "dashboards" / "taskyard.json"
 WORDS = {
     "sum", "max", "by", "rate", "increase", "histogram_quantile", "le", "state", "outcome", "stage", "status", "kind",
-    "route", "resource",
+    "route", "resource", "verdict", "direction",
 }  # fmt: skip
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
