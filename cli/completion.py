@@ -75,8 +75,8 @@ def image_digests(incomplete: str) -> Offer:
 def states(incomplete: str) -> Offer:
     """Another state of a comma-separated list."""
     words = (
-        "pending", "staging", "provisioning", "ready", "running", "completing", "completed", "failed",
-        "failed_preserved", "cancelled",
+        "pending", "staging", "provisioning", "ready", "running", "awaiting_decision", "completing",
+        "completed", "failed", "failed_preserved", "cancelled",
     )  # fmt: skip
     before, comma, _ = incomplete.rpartition(",")
     return _begun([(f"{before}{comma}{word}", "") for word in words], incomplete)

@@ -18,13 +18,25 @@ from client.tasks.asynchronous import AsyncTaskClient
 from client.tasks.blocking import TaskClient
 from client.tasks.calls import DEFAULT_SERVER, PATIENCE_SECONDS
 from client.tasks.download import Fetched
-from client.tasks.replies import Artifact, LogLine, NetworkUse, Progress, RunNetwork, Task, TaskPage, Transition
+from client.tasks.replies import (
+    Artifact,
+    Continued,
+    LogLine,
+    NetworkUse,
+    Progress,
+    RunNetwork,
+    Task,
+    TaskPage,
+    Transition,
+    Usage,
+)
 
 __all__ = [
     "DEFAULT_SERVER",
     "PATIENCE_SECONDS",
     "Artifact",
     "AsyncTaskClient",
+    "Continued",
     "Fetched",
     "LogLine",
     "NetworkUse",
@@ -34,5 +46,6 @@ __all__ = [
     "TaskClient",
     "TaskPage",
     "Transition",
+    "Usage",
     "faults",
 ]

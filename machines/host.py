@@ -6,6 +6,7 @@ import shlex
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -88,7 +89,7 @@ class MachineHost:
                 self._stop(machine_id)  # a hand-over from the pool that was cut short
                 process = None
             if record.state == "paused":
-                return self._pause(machine_id).resume(record, process)
+                return self._resumed(record, process)
             if process is not None and record.boot_seconds is not None and record.pid == process.pid:
                 shell.run("true")
                 return record
@@ -222,25 +223,27 @@ class MachineHost:
             if member.pooled_by == pool.keeper():
                 self._destroy_unless_busy(member.id)
 
-    def pause(self, machine_id: str) -> MachineRecord:
+    def pause(self, machine_id: str, *, until: datetime | None = None) -> MachineRecord:
         """Save the machine's memory beside its disks and end its process; on a paused machine, nothing.
 
-        Its room is free for others then. Raises MachineNotFound, MachineLost, MachineError (the machine goes on).
+        Its room is free for others then. The sweeper leaves it alone ``until`` then, if that is said. Raises
+        MachineNotFound, MachineLost, MachineError (the machine goes on).
         """
         with self._store.lock(machine_id):
             record = self._living_record(machine_id)
             self._entrances.forget(machine_id)
-            return self._pause(machine_id).pause(record, self._process(record))
+            return self._pause(machine_id).pause(self._kept(record, until), self._process(record))
 
-    def resume(self, machine_id: str) -> MachineRecord:
+    def resume(self, machine_id: str, *, until: datetime | None = None, since: datetime | None = None) -> MachineRecord:
         """Have a paused machine go on where it stood, with the time of now; on a running machine, nothing.
 
-        Connections into it are gone, and its SSH port is another. Raises MachineNotFound, MachineLost, NoRoom (retry
-        later), MachineError (the machine stays paused).
+        Connections into it are gone, and its SSH port is another. ``until`` is as of ``pause``, ``since`` its place
+        among those that wait for room. Members of the warm pool give way. Raises MachineNotFound, MachineLost, NoRoom
+        (retry later), MachineError (the machine stays paused).
         """
         with self._store.lock(machine_id):
-            record = self._living_record(machine_id)
-            return self._pause(machine_id).resume(record, self._process(record))
+            record = self._kept(self._living_record(machine_id), until)
+            return self._resumed(record, self._process(record), since)
 
     def kill(self, machine_id: str) -> None:
         """End the machine's process and nothing else: its disks and its record stay."""
@@ -337,6 +340,30 @@ class MachineHost:
         if record.state == "destroying":
             raise MachineLost(f"Machine {machine_id} is being destroyed")
         return record
+
+    def _kept(self, record: MachineRecord, until: datetime | None) -> MachineRecord:
+        if until is None or until == record.deadline:
+            return record
+        return self._store.write(record.model_copy(update={"deadline": until}))
+
+    def _resumed(
+        self, record: MachineRecord, process: psutil.Process | None, since: datetime | None = None
+    ) -> MachineRecord:
+        given_up: list[str] = []
+
+        def admit(wanted: Reservation) -> None:
+            wanted = replace(wanted, since=since)
+            given_up.extend(
+                self._line.in_turn(
+                    wanted, lambda ahead: pool.admit_before_members(self._settings, self._store, wanted, ahead)
+                )
+            )
+
+        try:
+            return self._pause(record.id).resume(record, process, admit)
+        finally:
+            for member_id in given_up:
+                self.destroy(member_id)
 
     def _pause(self, machine_id: str) -> Pause:
         return Pause(self._settings, self._store, self._paths(machine_id))

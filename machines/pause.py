@@ -17,7 +17,6 @@ from machines.hypervisor.hardware import Start, qemu_arguments
 from machines.hypervisor.qmp import Monitor
 from machines.identity import Introduction, clock_message
 from machines.images.store import image_of
-from machines.ledger import admit, host_capacity
 from machines.paths import MachinePaths
 from machines.records import MachineRecord, RecordStore, Reservation
 from machines.shape import shape_of
@@ -47,15 +46,20 @@ class Pause:
             qemu.stop(self.paths, process)
         return record
 
-    def resume(self, record: MachineRecord, process: psutil.Process | None) -> MachineRecord:
-        """The record of the machine, which runs. Raises MachineLost, NoRoom, or MachineError and leaves it paused."""
+    def resume(
+        self, record: MachineRecord, process: psutil.Process | None, admit: Callable[[Reservation], None]
+    ) -> MachineRecord:
+        """The record of the machine, which runs. Raises MachineLost, NoRoom, or MachineError and leaves it paused.
+
+        ``admit`` is called under the host's ledger, and raises NoRoom unless there is room for the machine.
+        """
         if record.state != "paused":
             return self._go_on(record, process)
         if process is not None:
             qemu.stop(self.paths, process)  # stands still too: whoever lets it go on writes so first
         if not self.paths.memory.exists():
             raise MachineLost(f"The saved memory of machine {record.id} is gone; destroy it")
-        record = self._take_room(record)
+        record = self._take_room(record, admit)
         try:
             return self._load(record)
         except (TaskyardError, OSError, psutil.Error) as error:
@@ -78,7 +82,7 @@ class Pause:
             workspace = qemu.has_workspace(monitor)
         draft.replace(self.paths.memory)
         # From here on the machine is nothing but files, and its record says that it can go on.
-        for file in (self.paths.memory, self.paths.overlay):
+        for file in (self.paths.memory, self.paths.overlay, *([self.paths.workspace] if workspace else [])):
             sync(file)
         return self.store.write(
             record.model_copy(
@@ -131,7 +135,7 @@ class Pause:
                     _set_clock(guest, _living(process))
         return record
 
-    def _take_room(self, record: MachineRecord) -> MachineRecord:
+    def _take_room(self, record: MachineRecord, admit: Callable[[Reservation], None]) -> MachineRecord:
         wanted = Reservation(
             machine_id=record.id,
             owner_workflow=record.owner_workflow,
@@ -142,8 +146,9 @@ class Pause:
             deadline=record.deadline,
         )
         with self.store.ledger_lock():
-            others = [other for other in self.store.read_all() if other.id != record.id]
-            admit(host_capacity(self.settings), others, wanted)
+            if record.holds_room:  # of a resumption that was cut short: it is not to be in its own way
+                record = self.store.write(record.model_copy(update={"holds_room": False}))
+            admit(wanted)
             return self.store.write(record.model_copy(update={"holds_room": True}))
 
 

@@ -14,6 +14,7 @@ from activities.artifacts.steps import Artifacts
 from activities.finish import Finish
 from activities.machine.lease import Leases
 from activities.machine.network import Egress, MachineNetworks, NetworkChanges
+from activities.machine.pausing import Sleep
 from activities.machine.provisioning import Machines
 from activities.machine.secrets import Secrets
 from activities.repository.staging import Repositories
@@ -55,6 +56,7 @@ def implementations(
     networks = MachineNetworks(egress)
     agent = Agent(settings, host, bucket, gateway, networks, client, asyncio.get_running_loop(), metrics.take_result)
     machines = Machines(settings, host, bucket, networks)
+    sleep = Sleep(host, bucket, gateway)
     return {
         steps.RESERVE.name: leases.reserve_host,
         steps.STAGE.name: Repositories(settings, bucket, machines.start_early).stage_repository,
@@ -65,6 +67,8 @@ def implementations(
         steps.CLOSE.name: agent.close_session,
         steps.STOP_AGENT.name: agent.stop_agent,
         steps.NETWORK.name: NetworkChanges(networks, bucket).set_network,
+        steps.PAUSE.name: sleep.pause_machine,
+        steps.RESUME.name: sleep.resume_machine,
         steps.COLLECT.name: Artifacts(settings, host, bucket, networks).collect_artifacts,
         steps.RELEASE.name: leases.release_machine,
         steps.FINISH.name: Finish(bucket).finish_run,

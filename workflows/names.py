@@ -37,6 +37,7 @@ RUNS = WorkflowKind(type="TaskWorkflow", id_prefix="task-")
 CANCEL = "cancel"
 USER_MESSAGE = "user_message"
 CLOSE = "close"
+CONTINUE = "continue"
 NETWORK = "network"
 # From followers of earlier versions, which had no update yet.
 TURN_ENDED = "turn_ended"
@@ -44,6 +45,7 @@ TURN_ENDED = "turn_ended"
 # Updates of a run: from its own follower, and from the API.
 END_TURN = "end_turn"
 CHANGE_NETWORK = "change_network"
+CONTINUE_RUN = "continue_run"
 
 # Queries.
 STATUS = "status"

@@ -15,10 +15,15 @@ Every step of a run ends, whatever guest, host, bucket and client do. ``wait`` a
     CLOSE       HOST_PATIENCE           10 min       25 min; the agent is stopped then
     STOP_AGENT  HOST_PATIENCE           5 min        20 min; the machine is ended from its host then
     NETWORK     HOST_PATIENCE           5 min        20 min; the change is refused then
+    PAUSE       HOST_PATIENCE           30 min       45 min; the run ends over its budget then
+    RESUME      HOST_PATIENCE           24 h         24 h 15 min; a host that has no room by then ends the run
     COLLECT     HOST_PATIENCE           1 h          1 h 15 min; a forced cancel calls it off
     RELEASE     ABSENCE                 10 min       10 min 30 s; the sweeper tears the machine down then
       preserve  HOST_PATIENCE           10 min       25 min
     FINISH      -                       24 h         24 h; the run shows its last state from the beginning of it
+
+Between PAUSE and RESUME, a run waits for a decision for lifecycle.decision_timeout, and its agent's own time stands
+still.
 
 A cancelled run waits for its host for ABSENCE only. Nothing more is asked of a host that stayed away; its sweeper finds
 the machine. A step that is called off has SETTLE to report that it has stopped, and is awaited no longer than that.
@@ -47,11 +52,13 @@ from workflows.runs.requests import (
     CollectResult,
     DeliverRequest,
     FinishRequest,
+    PauseRequest,
     ProvisionRequest,
     ProvisionResult,
     ReleaseRequest,
     ReleaseResult,
     ReserveRequest,
+    ResumeRequest,
     SecretsRequest,
     SecretsResult,
     SetNetworkRequest,
@@ -112,6 +119,8 @@ ABSENCE = timedelta(seconds=30)
 REPORT = timedelta(minutes=2)
 # What an attempt that was called off may take to stop: longer than a dead worker is taken for a living one.
 SETTLE = timedelta(seconds=45)
+# What a machine that is to go on may wait for room on its host, the only one that has it.
+ROOM_PATIENCE = timedelta(hours=24)
 _BEAT = timedelta(seconds=30)
 
 # Unlimited: a full fleet is no fault. The activity itself sets the delay until the next look.
@@ -214,6 +223,31 @@ NETWORK: Step[SetNetworkRequest, None] = Step(
     wait=HOST_PATIENCE,
     bound=timedelta(minutes=5),
 )
+# A guest of many GB is written to a slow disk in minutes. An attempt that hangs is not one whose host is away: its own
+# limit ends neither this step nor the next.
+PAUSE: Step[PauseRequest, None] = Step(
+    "pause_machine",
+    PauseRequest,
+    None,
+    Queue.HOST,
+    limit=HOST_PATIENCE + timedelta(minutes=30),
+    retry=_retry(2, 30, 5),
+    heartbeat=_BEAT,
+    wait=HOST_PATIENCE,
+    bound=timedelta(minutes=30),
+)
+# A full host is no fault: the activity itself sets the delay until the next look.
+RESUME: Step[ResumeRequest, None] = Step(
+    "resume_machine",
+    ResumeRequest,
+    None,
+    Queue.HOST,
+    limit=HOST_PATIENCE + ROOM_PATIENCE,
+    retry=_retry(2, 30, 0),
+    heartbeat=_BEAT,
+    wait=HOST_PATIENCE,
+    bound=ROOM_PATIENCE,
+)
 COLLECT = Step(
     "collect_artifacts",
     CollectRequest,
@@ -262,6 +296,8 @@ OF: dict[WorkflowKind, tuple[Step[Any, Any], ...]] = {
         CLOSE,
         STOP_AGENT,
         NETWORK,
+        PAUSE,
+        RESUME,
         COLLECT,
         RELEASE,
         FINISH,

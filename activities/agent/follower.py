@@ -22,6 +22,8 @@ PROMPT = "prompt"
 
 # A follower that has just come looks at least this long before it judges the silence of before.
 _FIRST_LOOK_SECONDS = 30.0
+# What an agent whose request was refused for good may take to say so and leave.
+_LAST_WORDS_SECONDS = 5.0
 # Turns of one run that are reported to its workflow: each stays in a history whose size is limited.
 _TURNS_MOST = 1000
 
@@ -33,6 +35,9 @@ class Follower:
     run log for later attempts and for readers. The follower leaves with it: stopping is the workflow's.
     ``on_turn_end`` is called with the count of results when the agent waits for input, and says whether to close its
     session; ``on_tick`` often, with nothing, and may raise to leave.
+
+    ``used_up`` gives a sentence once the agent was refused what its budget does not hold. That is a verdict too; with
+    ``may_sleep`` it is one of this attempt only, as the agent may be continued.
     """
 
     def __init__(
@@ -44,6 +49,8 @@ class Follower:
         on_turn_end: Callable[[int], bool],
         on_tick: Callable[[], None],
         *,
+        used_up: Callable[[], str | None] = lambda: None,
+        may_sleep: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._output = output
@@ -58,6 +65,10 @@ class Follower:
         self._on_turn_end = on_turn_end
         self._on_tick = on_tick
         self._clock = clock
+        self._used_up = used_up
+        self._may_sleep = may_sleep
+        self._refused_at: float | None = None
+        self._spent = ""
         self._lines = {stream: LineSplitter() for stream in GUEST_STREAMS}
         self._reported_results = 0
         self._closed = False
@@ -84,8 +95,9 @@ class Follower:
 
     def silent_for(self) -> float:
         """Seconds since the agent last wrote, as far as the run log knows, or else since it was to be started."""
-        since = self._output.progress.last_activity_at or self._began
-        return max(0.0, (datetime.now(UTC) - since).total_seconds()) if since else 0.0
+        # While its machine slept it could write nothing: the later of the two counts.
+        known = [at for at in (self._output.progress.last_activity_at, self._began) if at is not None]
+        return max(0.0, (datetime.now(UTC) - max(known)).total_seconds()) if known else 0.0
 
     def give_up(self) -> None:
         """Judge that the guest has not answered for as long as its agent may be silent."""
@@ -117,11 +129,29 @@ class Follower:
             if sum(written.values()) > self._most_bytes:
                 self._judge(Cause.LOG_LIMIT, "it wrote more than its host's log takes (TASKYARD_LOG_LIMIT)")
                 return None
+            if self._has_spent_all():
+                return None
             if self._is_silent():
                 silence = format_seconds(self._hang_seconds)
                 self._judge(Cause.NO_OUTPUT_TIMEOUT, f"it wrote nothing for {silence} (lifecycle.hang_timeout)")
                 return None
         raise AssertionError("a session is followed until it has ended")
+
+    def _has_spent_all(self) -> bool:
+        """Whether the agent was refused for want of budget, and has had a moment to end by itself if it can do so."""
+        now = self._clock()
+        if self._refused_at is None:
+            if (sentence := self._used_up()) is None:
+                return False
+            self._refused_at, self._spent = now, sentence
+        if self._may_sleep:
+            self.verdict, self.judgement = Cause.BUDGET_EXCEEDED, self._spent
+            self._writer.close()
+        elif now - self._refused_at > _LAST_WORDS_SECONDS:
+            self._judge(Cause.BUDGET_EXCEEDED, self._spent)
+        else:
+            return False
+        return True
 
     def _is_silent(self) -> bool:
         """Whether the agent has said nothing for too long, and does not wait for input.
@@ -136,7 +166,8 @@ class Follower:
         )
 
     def _judge(self, cause: Cause, reason: str) -> None:
-        self.verdict, self.judgement = cause, f"The agent was stopped: {reason}."
+        spent = cause is Cause.BUDGET_EXCEEDED
+        self.verdict, self.judgement = cause, reason if spent else f"The agent was stopped: {reason}."
         self._writer.event({"type": VERDICT, "message": self.judgement, "cause": cause.value})
         self._writer.close()
 
@@ -145,7 +176,7 @@ class Follower:
         if event.get("type") == VERDICT:
             self.verdict, self.judgement = Cause(event["cause"]), event["message"]
         elif event.get("type") == "state_change" and event.get("state") == TaskState.RUNNING:
-            self._began = self._began or entry.ts
+            self._began = entry.ts
         elif event.get("type") == USER_MESSAGE and event.get("message_id") == PROMPT:
             self._prompt_logged = True
         elif event.get("type") == DECISION:

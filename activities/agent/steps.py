@@ -32,9 +32,10 @@ from storage.layout import TASKS
 from storage.redaction import Redactor
 from storage.runlog import RunLogWriter, read_entries
 from workflows import names, steps
+from workflows.runs.budget import Budget
 from workflows.runs.messages import AgentProgress, LiveProgress, TokenUsage, TurnEnded
 from workflows.runs.requests import AgentRequest, AgentResult, CloseRequest, DeliverRequest, StopAgentRequest
-from workflows.runs.states import STATE_MESSAGES, TaskState
+from workflows.runs.states import STATE_MESSAGES, Cause, TaskState
 
 # Settings of the engine that Claude Code is built on. Its compiler and its garbage collector run beside the program and
 # meet it in memory all the time, which emulated processors pay for: without them the agent takes half of the time.
@@ -54,6 +55,12 @@ class RunGateway(Protocol):
 
     def usage(self, machine_id: str) -> TokenUsage:
         """Tokens and costs counted so far, and the limits."""
+
+    def set_budget(self, machine_id: str, budget: Budget) -> None:
+        """Hold the machine to a budget from now on."""
+
+    def used_up(self, machine_id: str) -> str | None:
+        """Why requests of the machine are refused, once one was; None while it may ask."""
 
 
 class Agent:
@@ -96,14 +103,27 @@ class Agent:
         place = TASKS.place(request.task_id)
         writer = RunLogWriter(self._bucket, place, redactor)
         output = AgentOutput(redactor.redact_text)
-        ticker = _Ticker(output.progress, network, writer)
+        budget = request.budget or Budget()
+        used_up = _Seldom(lambda: self._gateway.used_up(machine_id))
+        ticker = _Ticker(output.progress, network, writer, lambda: self._gateway.usage(machine_id))
         most = parse_size(self._settings.log_limit)
-        follower = Follower(writer, output, request.hang_timeout, most, self._turn_end_report(), ticker)
+        follower = Follower(
+            writer,
+            output,
+            request.hang_timeout,
+            most,
+            self._turn_end_report(),
+            ticker,
+            used_up=used_up,
+            may_sleep=budget.pause,
+        )
         with beating(output.progress):
             offsets = writer.resume()
             follower.read_back(read_entries(self._bucket, place))
             network.recall(follower.decisions)
             follower.open_log(STATE_MESSAGES[TaskState.RUNNING], request.claude.prompt)
+            # Before there is an agent: it is never without its limits.
+            self._gateway.set_budget(machine_id, budget)
             shell = self._started(request, token, follower) if follower.verdict is None else None
         ended = None
         if shell is not None:
@@ -115,6 +135,8 @@ class Agent:
         if ended is None:
             # The workflow keeps it, and stops the agent.
             result.running, result.cause, result.error = True, follower.verdict, follower.judgement
+        elif result.cause is not None and (spent := self._gateway.used_up(machine_id)) is not None:
+            result.cause, result.error = Cause.BUDGET_EXCEEDED, spent
         self._on_result(result)
         return result
 
@@ -141,6 +163,8 @@ class Agent:
             if request.machine:
                 self._host.kill(request.machine_id)
                 return
+            if self._host.record(request.machine_id).state == "paused":
+                return  # it does nothing, and is never woken again
             try:
                 stopped = AgentSession(self._host.connect(request.machine_id)).stop(force=request.force)
             except MachineLost:
@@ -194,11 +218,18 @@ class _Ticker:
     With each, what was decided about the guest's network goes into the log.
     """
 
-    def __init__(self, progress: AgentProgress, network: WatchedNetwork, writer: RunLogWriter) -> None:
+    def __init__(
+        self,
+        progress: AgentProgress,
+        network: WatchedNetwork,
+        writer: RunLogWriter,
+        usage: Callable[[], TokenUsage],
+    ) -> None:
         self.figures: GuestFigures | None = None
         self._progress = progress
         self._network = network
         self._writer = writer
+        self._usage = usage
         self._due = 0.0
 
     def __call__(self) -> None:
@@ -212,9 +243,24 @@ class _Ticker:
         if time.monotonic() >= self._due:
             machine = self.figures.latest() if self.figures else None
             progress = self._progress.model_dump()
-            activity.heartbeat(LiveProgress(**progress, machine=machine, network=self._network.use()))
+            live = LiveProgress(**progress, machine=machine, network=self._network.use(), usage=self._usage())
+            activity.heartbeat(live)
             self._network.write(self._writer)
             self._due = time.monotonic() + _HEARTBEAT_SECONDS
+
+
+class _Seldom:
+    """Asks once a second, and gives the last answer in between."""
+
+    def __init__(self, ask: Callable[[], str | None]) -> None:
+        self._ask = ask
+        self._answer: str | None = None
+        self._due = 0.0
+
+    def __call__(self) -> str | None:
+        if time.monotonic() >= self._due:
+            self._answer, self._due = self._ask(), time.monotonic() + _HEARTBEAT_SECONDS
+        return self._answer
 
 
 def _launch(request: AgentRequest, token: str, *, emulated: bool) -> Launch:

@@ -6,6 +6,7 @@ live host has said what it has, and none has enough.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
@@ -15,7 +16,7 @@ from activities.machine.preservation import say_preserved
 from activities.step.announcements import announce, announce_teardown
 from activities.step.boundary import boundary
 from activities.step.heartbeat import beating
-from foundation.errors import InsufficientResources
+from foundation.errors import InsufficientResources, TaskyardError
 from foundation.settings import Settings
 from foundation.units import parse_duration, parse_size
 from machines.host import MachineHost, Reservation
@@ -106,9 +107,12 @@ class Leases:
     @activity.defn(name=steps.RELEASE.name)
     @boundary
     def release_machine(self, request: ReleaseRequest) -> ReleaseResult:
-        """Tear the machine down, or keep a living one until the settings' ``preserve_for`` has passed."""
+        """Tear the machine down, or keep a living one until the settings' ``preserve_for`` has passed.
+
+        One that sleeps is woken to be looked into; where there is no room for that, it is torn down.
+        """
         with beating():
-            if request.preserve and self._host.is_alive(request.machine_id):
+            if request.preserve and self._is_awake(request.machine_id):
                 until = datetime.now(UTC) + timedelta(seconds=parse_duration(self._settings.preserve_for))
                 self._host.preserve(request.machine_id, until)
                 say_preserved(self._settings.host_name, self._host, self._bucket)
@@ -123,3 +127,9 @@ class Leases:
             self._host.destroy(request.machine_id)
             announce_teardown(self._bucket, request.task_id)
             return ReleaseResult()
+
+    def _is_awake(self, machine_id: str) -> bool:
+        with suppress(TaskyardError):
+            if self._host.record(machine_id).state == "paused":
+                self._host.resume(machine_id)
+        return self._host.is_alive(machine_id)

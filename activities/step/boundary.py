@@ -21,6 +21,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from foundation.errors import BucketUnavailable, EngineUnavailable, TaskyardError
 from foundation.urls import without_credentials
+from machines.ledger import NoRoom
 from workflows.messages import SENTENCE_CHARS, cut
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -36,7 +37,7 @@ FAILING_SECONDS = 900.0
 FAILURES_LEAST = 8
 WORKED_SECONDS = 300.0
 # What is no fault of guest or machine is waited for: the agent works meanwhile, and the run's own timeout ends that.
-_WAITED_FOR = frozenset({BucketUnavailable.code, EngineUnavailable.code, "worker_stopping"})
+_WAITED_FOR = frozenset({BucketUnavailable.code, EngineUnavailable.code, NoRoom.code, "worker_stopping"})
 _ENGINE_AWAY = frozenset({RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED})
 
 

@@ -25,7 +25,7 @@ _TOKEN_KINDS = ("input", "output", "cache_creation_input", "cache_read_input")
 _OUTCOMES = ("success", "failure", "timeout", "cancelled")
 _TIMEOUTS = frozenset({Cause.RUN_TIMEOUT, Cause.NO_OUTPUT_TIMEOUT, Cause.STAGE_TIMEOUT, Cause.PROVISION_TIMEOUT})
 _RANK: dict[str, int] = {state: rank for rank, state in enumerate(TaskState)}
-_AFTER_READY = frozenset({TaskState.READY, TaskState.RUNNING, TaskState.COMPLETING})
+_AFTER_READY = frozenset({TaskState.READY, TaskState.RUNNING, TaskState.AWAITING_DECISION, TaskState.COMPLETING})
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -75,6 +75,9 @@ class Metrics:
             registry=self.registry,
         )
         self.tokens = Counter("taskyard_task_tokens", "Tokens of ended runs", ["kind"], registry=self.registry)
+        self.cost = Counter(
+            "taskyard_task_cost_usd", "Cost of ended runs by the price table, in US dollars", registry=self.registry
+        )
         for state in TaskState:
             self.entered.labels(state.value)
             if state.terminal:
@@ -116,7 +119,12 @@ class Metrics:
         Times of states are known when the run has written them down: at ``ready`` and at its end.
         """
         rank = _RANK[before] if before else -1
-        newer = [step for step in status.transitions if _RANK[step.state] > rank]
+        # One that waited for a decision was seen in that state, and is not counted for it once more.
+        newer = [
+            step
+            for step in status.transitions
+            if _RANK[step.state] > rank and step.state is not TaskState.AWAITING_DECISION
+        ]
         for state in dict.fromkeys([*(step.state for step in newer), status.state]):
             self.entered.labels(state.value).inc()
         if status.state.terminal or (status.state in _AFTER_READY and before not in _AFTER_READY):
@@ -130,6 +138,8 @@ class Metrics:
             self.outcomes.labels(_outcome(status)).inc()
             for kind in _TOKEN_KINDS if status.usage else ():
                 self.tokens.labels(kind).inc(getattr(status.usage, f"{kind}_tokens"))
+            if status.usage and status.usage.cost_usd:
+                self.cost.inc(status.usage.cost_usd)
 
     def _take_stage(self, state: TaskState, seconds: float) -> None:
         # The first two times are those of different clocks.

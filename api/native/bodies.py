@@ -46,6 +46,15 @@ class SentNetwork(BaseModel):
     remove: list[HostText] = Field(default=[], max_length=MAX_RULES, description="Rules as they stand")
 
 
+class Addition(BaseModel):
+    """What is added to the budget of a run that has used it up."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    budget_usd: float | None = Field(None, gt=0, le=1e9, description="US dollars", examples=[5])
+    tokens: int | None = Field(None, ge=1, le=10**15)
+
+
 class Cancellation(BaseModel):
     """Why a run is to end, and whether at once."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.native.bodies import Cancellation, SentMessage, SentNetwork
+from api.native.bodies import Addition, Cancellation, SentMessage, SentNetwork
 
 _BASE = "/api/v1/tasks"
 _DIGEST = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -66,6 +66,12 @@ CANCEL_BODY = {
         },
     }
 }
+CONTINUE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": Addition.model_json_schema(), "example": {"budget_usd": 5}}},
+    }
+}
 MESSAGE_BODY = {
     "requestBody": {
         "required": True,
@@ -125,14 +131,27 @@ SUMMARY = {
         "last_activity_at": "2026-01-29T10:25:30Z",
     },
 }
-DETAIL = SUMMARY | {
+DETAIL: dict[str, Any] = SUMMARY | {
     "live": True,
     "host": "vmhost-1",
     "base_commit": "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00",
     "result": None,
     "ssh_command": None,
     "preserved_until": None,
-    "usage": None,
+    "decision_until": None,
+    "usage": {
+        "requests": 12,
+        "input_tokens": 1200,
+        "output_tokens": 8500,
+        "cache_creation_input_tokens": 40000,
+        "cache_read_input_tokens": 350000,
+        "cost_usd": 0.39,
+        "unpriced_tokens": 0,
+        "unpriced_usd": 0.0,
+        "unpriced_models": [],
+        "budget_usd": 5.0,
+        "budget_tokens": None,
+    },
     "network_policy": {"mode": "outbound", "hosts": ["api.example.org"]},
     "network": None,
     "transitions": [
@@ -158,6 +177,7 @@ CANCELLED = {
     "cancelled_at": "2026-01-29T10:30:00Z",
 }
 MESSAGE = {"accepted": True, "task_id": "task-001", "message_id": "m-1"}
+CONTINUED = {"accepted": True, "task_id": "task-001", "budget_usd": 10.0, "budget_tokens": None}
 NETWORK = {
     "task_id": "task-001",
     "policy": {"mode": "outbound", "hosts": ["api.example.org"]},

@@ -24,6 +24,7 @@ _UNDER_WAY = (
     TaskState.PROVISIONING,
     TaskState.READY,
     TaskState.RUNNING,
+    TaskState.AWAITING_DECISION,
     TaskState.COMPLETING,
 )
 

@@ -12,7 +12,7 @@ from api.deps import CoreOf, ServicesOf, limited
 from api.http.downloads import ArtifactResponse, headers_of
 from api.http.ranges import parse_range
 from api.native import errors, examples, log_formats, views
-from api.native.bodies import Cancellation, SentMessage, SentNetwork, read_form
+from api.native.bodies import Addition, Cancellation, SentMessage, SentNetwork, read_form
 from api.native.envelope import read_body
 from api.native.parameters import known_parameters, labels_of, parse_entry_id, parse_since, parse_states
 from api.runs import listing, log
@@ -37,7 +37,7 @@ from foundation.errors import (
     UnsupportedMediaType,
 )
 from workflows.messages import SENTENCE_CHARS
-from workflows.runs.messages import CancelRequest, NetworkChange, UserMessage
+from workflows.runs.messages import CancelRequest, ContinueRequest, NetworkChange, UserMessage
 
 router = APIRouter(prefix=views.BASE, tags=["tasks"], dependencies=[Depends(known_parameters)])
 
@@ -200,6 +200,33 @@ async def close_session(task_id: str, core: CoreOf) -> views.MessageReply:
     """End a session that was opened with ``headless: false`` after its last answer; the run then completes."""
     await core.close_session(task_id)
     return views.MessageReply(task_id=task_id)
+
+
+@router.post(
+    "/{task_id}/continue",
+    status_code=202,
+    summary="Continue a task that has used up its budget",
+    openapi_extra=examples.CONTINUE_BODY,
+    responses=errors.responses(
+        TaskNotFound,
+        TaskAlreadyTerminal,
+        Conflict,
+        InvalidParameter,
+        InvalidBody,
+        PayloadTooLarge,
+        UnsupportedMediaType,
+        TimedOut,
+    )
+    | examples.answer(examples.CONTINUED, 202, "The limits from now on"),
+)
+async def continue_task(task_id: str, request: Request, core: CoreOf) -> views.ContinueReply:
+    """Add to the budget of a run in state ``awaiting_decision``: its agent goes on where it was, in the same session.
+
+    409 when the run does not wait for that, 400 when what is added would not let it go on; nothing is added then.
+    """
+    added = await read_form(request, Addition)
+    continued = await core.continue_run(task_id, ContinueRequest(budget_usd=added.budget_usd, tokens=added.tokens))
+    return views.ContinueReply(task_id=task_id, **continued.model_dump())
 
 
 @router.get(

@@ -88,7 +88,10 @@ class TaskDetail(TaskSummary):
     result: str | None = Field(description="The agent's closing words")
     ssh_command: str | None = Field(description="How to enter a preserved machine, on its host; null once it is gone")
     preserved_until: datetime | None = Field(description="When a preserved machine will be torn down")
-    usage: TokenUsage | None
+    decision_until: datetime | None = Field(
+        description="Until when a run that has used up its budget waits for somebody to continue it; else null"
+    )
+    usage: TokenUsage | None = Field(description="Tokens, costs and limits as the model gateway counts them")
     network_policy: NetworkPolicy | None = Field(
         description="What the machine may reach; null for runs that do not say"
     )
@@ -137,6 +140,15 @@ class NetworkReply(BaseModel):
     live: bool = Field(description="False when no worker answered and the last recorded status is shown")
     use: NetworkUse | None = Field(description="Connections and bytes so far; null before anything is known of them")
     warnings: list[Unheeded] = Field(default=[], description="What the change says in vain")
+
+
+class ContinueReply(BaseModel):
+    """The run goes on with these limits, null where there is none, as soon as its host has room for its machine."""
+
+    accepted: bool = True
+    task_id: str
+    budget_usd: float | None
+    budget_tokens: int | None
 
 
 class ArtifactView(BaseModel):

@@ -93,6 +93,10 @@ def _in_vain(data: Mapping[str, Any], manifest: Manifest) -> Iterator[Fault]:
     hang_timeout = _part(data, "lifecycle").get("hang_timeout")
     if hang_timeout and parse_duration(lifecycle.hang_timeout) > parse_duration(lifecycle.timeout):
         yield Fault("lifecycle.hang_timeout", "never passes: lifecycle.timeout is shorter", "unused")
+    limits = (manifest.claude.max_budget_usd, manifest.claude.max_tokens_total)
+    if lifecycle.budget_action == "pause" and limits == (None, None):
+        message = "never happens: neither claude.max_budget_usd nor claude.max_tokens_total sets a limit"
+        yield Fault("lifecycle.budget_action", message, "unused")
     if config is not None:
         names = {secret.name for secret in manifest.guest_secrets()}
         yield from mcp.warnings(config, names, "claude.mcp_config", vm.network())

@@ -38,6 +38,8 @@ from workflows.runs.inbox import WAITING_MOST
 from workflows.runs.messages import (
     MESSAGE_BYTES,
     CancelRequest,
+    Continued,
+    ContinueRequest,
     MachineFigures,
     NetworkChange,
     NetworkStanding,
@@ -155,8 +157,9 @@ class Core:
         if before is None or before.state is not status.state:
             before = (await self.status(task_id, patient=True)).status
         live = await recorded.live_progress(described)
-        progress = live.without_figures() if live else before.progress
-        return before.model_copy(update={"progress": progress}), live.machine if live else None, ended
+        if live is not None:
+            before = before.model_copy(update={"progress": live.without_figures(), "usage": live.usage or before.usage})
+        return before, live.machine if live else None, ended
 
     async def changes(self, since: int) -> tuple[int, list[TaskStatus]]:
         """The runs that have changed since a moment of the index, and the moment now.
@@ -227,6 +230,18 @@ class Core:
         if standing is None:
             raise _already_terminal((await self.status(task_id)).status)
         return standing
+
+    async def continue_run(self, task_id: str, more: ContinueRequest) -> Continued:
+        """Add to the budget of a run that has used it up and waits, which goes on then; its limits from now on.
+
+        Raises TaskNotFound, TaskAlreadyTerminal, Conflict when it does not wait, InvalidParameter when that is not
+        enough, TimedOut.
+        """
+        await self._active(task_id)
+        continued = await self._executions.update(task_id, names.CONTINUE_RUN, more, Continued)
+        if continued is None:
+            raise _already_terminal((await self.status(task_id)).status)
+        return continued
 
     async def artifacts(self, task_id: str) -> list[Artifact]:
         """What the run has left so far. Raises TaskNotFound."""

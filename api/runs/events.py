@@ -26,7 +26,7 @@ from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
 from storage.layout import TASKS
 from storage.runlog import LogEntry, tail
-from workflows.runs.messages import AgentProgress, TaskStatus
+from workflows.runs.messages import AgentProgress, TaskStatus, TokenUsage
 from workflows.runs.states import STATE_MESSAGES, TaskState
 
 Kind = Literal["state_change", "output", "progress", "metrics", "error"]
@@ -162,6 +162,8 @@ class _Run:
         self.log_over = asyncio.Event()
         self.last_entry = time.monotonic()
         self._known = known
+        self._known_at = datetime.min.replace(tzinfo=UTC)
+        self._usage: TokenUsage | None = None
         self._whole = whole
         self._progress: AgentProgress | None = None
         self._sampled: datetime | None = None
@@ -169,11 +171,13 @@ class _Run:
     def news_of(self, look: Look) -> list[Event]:
         """What is new in a look, but for the end of the run."""
         events = self._state_changes(look.status, ending=False)
-        progress = look.status.progress
-        if "progress" in self.kinds and progress != self._progress and progress.last_activity_at is not None:
-            self._progress = progress
-            at = progress.last_activity_at
-            events.append(_event("progress", self.task_id, at) | {"progress": progress.model_dump(mode="json")})
+        progress, usage = look.status.progress, look.status.usage
+        known = (self._progress, self._usage)
+        if "progress" in self.kinds and (progress, usage) != known and progress.last_activity_at is not None:
+            self._progress, self._usage = progress, usage
+            event = _event("progress", self.task_id, progress.last_activity_at)
+            event |= {"progress": progress.model_dump(mode="json")}
+            events.append(event | {"usage": usage.model_dump(mode="json") if usage else None})
         if "metrics" in self.kinds and look.machine is not None and look.machine.at != self._sampled:
             self._sampled = look.machine.at
             figures = look.machine.model_dump(mode="json", exclude={"at"})
@@ -202,7 +206,7 @@ class _Run:
                 return
 
     def _state_changes(self, status: TaskStatus, *, ending: bool) -> list[Event]:
-        """States entered since the last one that was sent; a run comes through them in one order only."""
+        """States entered since the last one that was sent, in the order in which the run comes through them."""
         entered = [(step.state, step.at) for step in status.transitions]
         if not entered or entered[-1][0] is not status.state:
             entered.append((status.state, status.state_changed_at))
@@ -210,7 +214,7 @@ class _Run:
             entered = entered[-1:]
         events = []
         for state, at in entered:
-            if (state.terminal and not ending) or (self._known is not None and _RANK[state] <= _RANK[self._known]):
+            if (state.terminal and not ending) or not self._is_new(state, at):
                 continue
             message = status.state_message if state is status.state else STATE_MESSAGES[state]
             events.append(
@@ -221,8 +225,16 @@ class _Run:
                     "state_message": message,
                 }
             )
-            self._known = state
+            self._known, self._known_at = state, at
         return events if "state_change" in self.kinds else []
+
+    def _is_new(self, state: TaskState, at: datetime) -> bool:
+        """Whether a state comes after the last one that was sent."""
+        if self._known is None:
+            return True
+        if state.recurs and self._known.recurs:
+            return state is not self._known and at > self._known_at
+        return _RANK[state] > _RANK[self._known]
 
 
 _Put = Callable[[Event], Awaitable[None]]

@@ -30,7 +30,7 @@ from workflows.specs.wire import Manifest
 
 _log = structlog.get_logger()
 
-_RANK = {state: rank for rank, state in enumerate(TaskState)}
+_RANK: dict[TaskState, int] = {state: rank for rank, state in enumerate(TaskState)}
 
 # What a list shows of a status, and therefore what is kept of it.
 _SHOWN = frozenset(
@@ -126,12 +126,20 @@ async def with_live_progress(status: TaskStatus, description: WorkflowExecutionD
     live = await live_progress(description)
     if live is None:
         return status
-    return status.model_copy(update={"progress": live.without_figures(), "network": live.network or status.network})
+    news = {"network": live.network or status.network, "usage": live.usage or status.usage}
+    return status.model_copy(update={"progress": live.without_figures(), **news})
 
 
 def listed_status(row: Row) -> TaskStatus:
     """As much of a run's status as its row holds."""
     return TaskStatus.model_validate_json(row.packed)
+
+
+def _rank(status: TaskStatus) -> tuple[int, float]:
+    """Of states that a run comes into again and again, the later one is the higher: all are dated by its workflow."""
+    if status.state.recurs:
+        return _RANK[TaskState.RUNNING], status.state_changed_at.timestamp()
+    return _RANK[status.state], 0.0
 
 
 def _row(status: TaskStatus, run_id: str, began: datetime, closed: datetime | None, recorded: Recorded | None) -> Row:
@@ -140,7 +148,7 @@ def _row(status: TaskStatus, run_id: str, began: datetime, closed: datetime | No
         run_id=run_id,
         name=status.name,
         state=status.state,
-        rank=_RANK[status.state],
+        rank=_rank(status),
         ended=status.state.terminal,
         labels=status.labels,
         created_at=status.created_at,

@@ -37,7 +37,7 @@ class Row:
     run_id: str
     name: str
     state: str
-    rank: int
+    rank: tuple[int, float]
     ended: bool
     labels: dict[str, str]
     created_at: datetime

@@ -180,8 +180,8 @@ class _Demo:
         if ended.usage:
             counted = ended.usage
             self.console.print(
-                f"  Tokens counted by the gateway: {counted.get('input_tokens', 0)} in, "
-                f"{counted.get('output_tokens', 0)} out, {counted.get('requests', 0)} requests"
+                f"  Tokens counted by the gateway: {counted.input_tokens} in, "
+                f"{counted.output_tokens} out, {counted.requests} requests"
             )
         artifacts = client.artifacts(ended.id)
         self._head("Artifacts")

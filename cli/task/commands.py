@@ -230,6 +230,42 @@ def close(ctx: typer.Context, task_ids: TaskIds) -> None:
 
 
 app.command()(network)
+
+
+@app.command("continue")
+@asks_server
+@writes_data
+def continue_(
+    ctx: typer.Context,
+    task_id: TaskId,
+    budget: Annotated[
+        float | None, typer.Option("--budget", metavar="USD", help="US dollars to add to the budget.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", metavar="NUMBER", help="Tokens to add to it.")] = None,
+) -> None:
+    """Let a run go on that has used up its budget and waits in the state awaiting_decision.
+
+    Its agent goes on where it was, in the same session, once its host has room for its machine. To end the run
+    instead, cancel it.
+
+    Example: sandbox task continue 1ssrg4b-k3f9q --budget 5
+    """
+    from cli.terminal import talk
+    from client import Continued
+
+    if budget is None and tokens is None:
+        raise UsageError("Say how much is added: --budget USD, --tokens NUMBER, or both.")
+    with open_client(ctx) as client:
+        reply = client.continue_task_raw(task_id, budget_usd=budget, tokens=tokens)
+    if not print_data(reply, format_of(ctx, OutputFormat.TEXT)):
+        limits = Continued.model_validate(reply)
+        words = [
+            *([f"${limits.budget_usd:.2f}"] if limits.budget_usd is not None else []),
+            *([f"{limits.budget_tokens:,} tokens"] if limits.budget_tokens is not None else []),
+        ]
+        talk().print(f"{task_id} goes on with a budget of {' and '.join(words)}.")
+
+
 app.command()(reading.logs)
 app.command()(reading.artifacts)
 app.command()(reading.download)

@@ -31,6 +31,7 @@ STATE_COLOURS = {
     "failed_preserved": "red",
     "cancelled": "yellow",
     "running": "cyan",
+    "awaiting_decision": "magenta",
 }
 
 

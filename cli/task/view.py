@@ -113,6 +113,8 @@ def print_task(task: Task) -> None:
             ("Error", task.error),
             ("Result", task.result),
             ("Tokens", _tokens(task)),
+            ("Cost", _cost(task)),
+            ("Decide", _decision(task)),
             ("Network", network_line(task.network_policy, task.network)),
             *(("Note", note) for note in task.notes),
             *(("Undelivered", message) for message in task.undelivered_messages),
@@ -348,6 +350,27 @@ def _tokens(task: Task) -> str | None:
     if not task.usage:
         return None
     usage = task.usage
-    cached = usage.get("cache_read_input_tokens", 0)
+    cached = usage.cache_read_input_tokens
     read = f" ({cached} more read from the cache)" if cached else ""
-    return f"{usage.get('input_tokens', 0)} in{read}, {usage.get('output_tokens', 0)} out"
+    limit = "" if usage.budget_tokens is None else f"; {usage.tokens:,} of {usage.budget_tokens:,} in all"
+    return f"{usage.input_tokens} in{read}, {usage.output_tokens} out{limit}"
+
+
+def _cost(task: Task) -> str | None:
+    """Dollars by the price table, and how many there may be."""
+    usage = task.usage
+    if usage is None or usage.cost_usd is None or not (usage.cost_usd or usage.unpriced_usd or usage.budget_usd):
+        return None
+    words = f"${usage.cost_usd:.4f}"
+    if usage.budget_usd is not None:
+        words += f" of ${usage.budget_usd:.2f}"
+    if usage.unpriced_models:
+        words += f"; what {one_line(', '.join(usage.unpriced_models))} costs is not known"
+        words += f" (${usage.unpriced_usd:.4f} at most)" if usage.unpriced_usd else ""
+    return words
+
+
+def _decision(task: Task) -> str | None:
+    """Until when a run waits, and how it is continued."""
+    until = _until(task.decision_until)
+    return until and f"{until}; 'sandbox task continue {task.id} --budget USD' lets it go on"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _LOOK_SECONDS = 1.0
 _REFRESHES_PER_SECOND = 8
 _WAY = ("pending", "staging", "provisioning", "ready", "running", "completing", "completed")
-_WIDTH = max(map(len, _WAY)) + 2
+_WIDTH = max(map(len, (*_WAY, "awaiting_decision"))) + 2
 
 
 def watch(client: TaskClient, task_id: str, timeout_seconds: float | None = None) -> Task:

@@ -23,7 +23,7 @@ from client.tasks.calls import (
 )
 from client.tasks.download import CHUNK_BYTES, Batch, Download, Fetched, Progress, unwatched
 from client.tasks.reading import Answer, LogReading
-from client.tasks.replies import Artifact, ArtifactPage, LogLine, RunNetwork, Task, TaskPage
+from client.tasks.replies import Artifact, ArtifactPage, Continued, LogLine, RunNetwork, Task, TaskPage
 from foundation.errors import ServiceUnavailable, TaskyardError
 from foundation.urls import without_credentials
 
@@ -126,6 +126,17 @@ class TaskClient:
     def close_session(self, task_id: str) -> Any:
         """Let a ``headless: false`` session end after its last answer; the server's reply."""
         return self._send(calls.close_session(task_id))
+
+    def continue_task(self, task_id: str, *, budget_usd: float | None = None, tokens: int | None = None) -> Continued:
+        """Add to the budget of a run that has used it up and waits, which goes on then; its limits from now on.
+
+        Raises Conflict when it does not wait, InvalidParameter when that is not enough.
+        """
+        return Continued.model_validate(self.continue_task_raw(task_id, budget_usd=budget_usd, tokens=tokens))
+
+    def continue_task_raw(self, task_id: str, *, budget_usd: float | None = None, tokens: int | None = None) -> Any:
+        """The same as the server's own JSON."""
+        return self._send(calls.continue_task(task_id, budget_usd, tokens))
 
     def network(self, task_id: str) -> RunNetwork:
         """What a run's machine may reach, and what it asked for."""

@@ -11,7 +11,17 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel
 
-from client.tasks.replies import Accepted, ArtifactPage, Checked, Facts, RunNetwork, Submitted, Task, TaskPage
+from client.tasks.replies import (
+    Accepted,
+    ArtifactPage,
+    Checked,
+    Continued,
+    Facts,
+    RunNetwork,
+    Submitted,
+    Task,
+    TaskPage,
+)
 from foundation.errors import HostNotReady
 
 DEFAULT_SERVER = "http://localhost:8122"
@@ -112,6 +122,13 @@ def message(task_id: str, text: str, message_id: str | None) -> Call:
 def close_session(task_id: str) -> Call:
     """Let a ``headless: false`` session end."""
     return Call("POST", f"{task_url(task_id)}/close", reply=Accepted)
+
+
+def continue_task(task_id: str, budget_usd: float | None, tokens: int | None) -> Call:
+    """Add to a budget that is used up."""
+    body = {"budget_usd": budget_usd, "tokens": tokens}
+    given = {name: amount for name, amount in body.items() if amount is not None}
+    return Call("POST", f"{task_url(task_id)}/continue", {"json": given}, Continued)
 
 
 def network(task_id: str) -> Call:

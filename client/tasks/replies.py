@@ -63,6 +63,35 @@ class RunNetwork(_Reply):
     warnings: list[dict[str, str]] = []
 
 
+class Usage(_Reply):
+    """Tokens, costs in US dollars and limits as the model gateway counts them; limits are None without one."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    cost_usd: float | None = None
+    unpriced_tokens: int = 0
+    unpriced_usd: float = 0.0
+    unpriced_models: list[str] = []
+    budget_usd: float | None = None
+    budget_tokens: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all kinds, as they count against a budget."""
+        return self.input_tokens + self.output_tokens + self.cache_creation_input_tokens + self.cache_read_input_tokens
+
+
+class Continued(_Reply):
+    """The limits of a run that goes on, None where there is none."""
+
+    task_id: str
+    budget_usd: float | None = None
+    budget_tokens: int | None = None
+
+
 class Transition(_Reply):
     """One change of state."""
 
@@ -93,7 +122,8 @@ class Task(_Reply):
     result: str | None = None
     ssh_command: str | None = None
     preserved_until: datetime | None = None
-    usage: dict[str, int] | None = None
+    decision_until: datetime | None = None
+    usage: Usage | None = None
     network_policy: NetworkPolicy | None = None
     network: NetworkUse | None = None
     transitions: list[Transition] = []

@@ -24,6 +24,7 @@ from machines.images.store import find_image
 from tests.stack_settings import isolated_settings
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
+PRICES = SCENARIOS.parent / "prices.yaml"
 CANARY = "canary-7c1f0e9a2b"
 
 
@@ -103,7 +104,9 @@ def site() -> Iterator[Site]:
     """One stack for all tests of the session; nothing of it is left afterwards."""
     home = Path(tempfile.mkdtemp(prefix="ty-e2e-"))
     os.environ["CANARY"] = CANARY
-    settings = isolated_settings(home, image_dir=Settings().images, scenario=SCENARIOS, anthropic_api_key=None)
+    settings = isolated_settings(
+        home, image_dir=Settings().images, scenario=SCENARIOS, price_table=PRICES, anthropic_api_key=None
+    )
     find_image(settings, "agentic-dev")
     with (
         serve(small_repository(home / "origin")) as url,

@@ -29,7 +29,14 @@ from tests.stand_ins.fake_steps import FakeSteps, Run
 from tests.waiting import has_event, until
 from workflows import steps
 from workflows.messages import Lease
-from workflows.runs.messages import CancelRequest, NetworkChange, TurnEnded, UserMessage
+from workflows.runs.messages import (
+    CancelRequest,
+    ContinueRequest,
+    NetworkChange,
+    TokenUsage,
+    TurnEnded,
+    UserMessage,
+)
 from workflows.runs.requests import AgentResult, CollectResult, ReserveRequest
 from workflows.runs.states import Cause
 from workflows.runs.workflow import TaskWorkflow
@@ -98,6 +105,38 @@ async def called_off(fake: FakeSteps, run: Run) -> None:
     await run.signal(TaskWorkflow.cancel, CancelRequest(force=True))
 
 
+def spends_all(fake: FakeSteps, turns: int) -> Callable[[Any], AgentResult | None]:
+    """An agent that uses its budget up in all its turns but the last."""
+
+    def follow(_request: Any) -> AgentResult | None:
+        if fake.calls.count("run_agent") > turns:
+            return None
+        usage = TokenUsage(requests=1, input_tokens=10, budget_tokens=10)
+        return AgentResult(running=True, cause=Cause.BUDGET_EXCEEDED, error="The budget is used up.", usage=usage)
+
+    return follow
+
+
+async def spent(fake: FakeSteps, _run: Run) -> None:
+    """What is used up, and continued by nobody."""
+    fake.instead["run_agent"] = spends_all(fake, 1)
+
+
+async def continued(fake: FakeSteps, run: Run) -> None:
+    """Twice: by another system, and by the API."""
+    fake.instead["run_agent"] = spends_all(fake, 2)
+    for pauses in (1, 2):
+        await until(lambda pauses=pauses: fake.calls.count("pause") == pauses, "the pause")  # type: ignore[misc]
+        await run.signal(TaskWorkflow.user_message, UserMessage(text="more", id=str(pauses)))
+        more = ContinueRequest(tokens=1000)
+        if pauses == 1:
+            await run.signal(TaskWorkflow.continue_, more)
+        else:
+            await run.execute_update(TaskWorkflow.continue_run, more)
+    await until(lambda: len(fake.delivered) == 2, "the messages")
+    fake.agent_over.set()
+
+
 async def cancelled_on_a_lost_host(_fake: FakeSteps, run: Run) -> None:
     await reserved(_fake, run)
     await run.signal(TaskWorkflow.cancel, CancelRequest(reason="no longer needed"))
@@ -152,7 +191,12 @@ class Course:
     instead: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     secrets: bool = True
     waits: tuple[str, ...] = ()
+    claude: Mapping[str, Any] = field(default_factory=dict)
+    lifecycle: Mapping[str, Any] = field(default_factory=dict)
 
+
+PAUSES = {"budget_action": "pause", "decision_timeout": "1m"}
+LIMITED = {"max_tokens_total": 10}
 
 COURSES = {
     "completed": Course(completed),
@@ -167,6 +211,9 @@ COURSES = {
     "not_delivered": Course(not_delivered, instead={"deliver": refused}),
     "collection_called_off": Course(called_off, instead={"collect": hangs}),
     "left_to_the_host": Course(cancelled_on_a_lost_host, instead={"reserve": on_a_lost_host}),
+    "over_budget": Course(spent, claude=LIMITED),
+    "continued": Course(continued, claude=LIMITED, lifecycle=PAUSES),
+    "not_continued": Course(spent, claude=LIMITED, lifecycle=PAUSES | {"decision_timeout": "2s"}),
     "host_lost": Course(reserved, away=given_up, instead={"reserve": on_a_lost_host}),
 }
 
@@ -181,9 +228,9 @@ async def record(client: Client, name: str, course: Course) -> None:
         {
             "metadata": {"name": name},
             "repository": {"url": "https://git.invalid/a.git", "branch": "main"},
-            "claude": {"prompt": "do it"},
+            "claude": {"prompt": "do it", **course.claude},
             "secrets": [{"name": "TOKEN", "source": "env", "key": "TOKEN"}] if course.secrets else [],
-            "lifecycle": {"failure_action": "preserve", "timeout": "10m"},
+            "lifecycle": {"failure_action": "preserve", "timeout": "10m", **course.lifecycle},
         }
     )
     async with AsyncExitStack() as workers:

@@ -22,11 +22,13 @@ from workflows.runs.requests import (
     CollectResult,
     DeliverRequest,
     FinishRequest,
+    PauseRequest,
     ProvisionRequest,
     ProvisionResult,
     ReleaseRequest,
     ReleaseResult,
     ReserveRequest,
+    ResumeRequest,
     SecretsRequest,
     SecretsResult,
     SetNetworkRequest,
@@ -142,6 +144,14 @@ class FakeSteps:
         self.policies.append(request.policy)
         await self._take("set_network", request, None)
 
+    @activity.defn(name=steps.PAUSE.name)
+    async def pause(self, request: PauseRequest) -> None:
+        await self._take("pause", request, None)
+
+    @activity.defn(name=steps.RESUME.name)
+    async def resume(self, request: ResumeRequest) -> None:
+        await self._take("resume", request, None)
+
     @activity.defn(name=steps.COLLECT.name)
     async def collect(self, request: CollectRequest) -> CollectResult:
         return await self._take("collect", request, CollectResult())
@@ -168,6 +178,8 @@ class FakeSteps:
             self.deliver,
             self.close,
             self.set_network,
+            self.pause,
+            self.resume,
             self.collect,
             self.release,
             self.finish,

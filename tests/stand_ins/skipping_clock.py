@@ -81,6 +81,7 @@ class SkippingClock:
     events: int = 3
     largest_payload: int = 0
     patches: set[str] = field(default_factory=set)
+    refusals: list[str] = field(default_factory=list)
     unheard: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -159,6 +160,7 @@ class SkippingClock:
         ident = f"update-{next(self._order)}"
         self._answers[ident] = then
         job = activation.DoUpdate(id=ident, protocol_instance_id=ident, name=name, input=self._payloads([payload]))
+        job.run_validator = True
         self.events += 2
         self._jobs.append(activation.WorkflowActivationJob(do_update=job))
 
@@ -229,7 +231,9 @@ class SkippingClock:
                 case "complete_workflow_execution":
                     self._result = self._converter.from_payload(body.result, TaskStatus)
                 case "update_response":
-                    if body.HasField("completed"):
+                    if body.HasField("rejected"):
+                        self.refusals.append(body.rejected.application_failure_info.type)
+                    elif body.HasField("completed"):
                         self._answers[body.protocol_instance_id](self._converter.from_payload(body.completed))
                 case "upsert_workflow_search_attributes":
                     pass

@@ -7,6 +7,7 @@ from workflows.runs.messages import Amount, ContinueRequest, Count, TokenUsage
 
 # Less than anybody is charged for: sums of dollars are compared beyond it.
 _DIGITS = 6
+CONTINUE_WITH = "sandbox task continue {} --budget USD"
 
 
 class Budget(Message):
@@ -42,6 +43,17 @@ class Budget(Message):
                 "tokens": None if tokens is None else tokens + (more.tokens or 0),
             }
         )
+
+
+def spent_in_words(usage: TokenUsage) -> str:
+    """What was used of which limits, in words."""
+    tokens = f"{counted_tokens(usage):,}"
+    parts = [f"{tokens} of {usage.budget_tokens:,} tokens" if usage.budget_tokens is not None else f"{tokens} tokens"]
+    if usage.budget_usd is not None:
+        parts.append(f"${counted_usd(usage):.2f} of ${usage.budget_usd:.2f}")
+    elif usage.cost_usd:
+        parts.append(f"${usage.cost_usd:.2f}")
+    return ", ".join(parts)
 
 
 def counted_tokens(usage: TokenUsage) -> int:

@@ -31,6 +31,9 @@ class Conversation:
         self._idle = False
         self._closed = False
         self._over = False
+        # How often the agent's machine was put to sleep, and whether it sleeps now.
+        self._sleeps = 0
+        self._asleep = False
 
     @property
     def is_open(self) -> bool:
@@ -62,6 +65,15 @@ class Conversation:
         self._closed = self._closed or (self._may_close() and not self.inbox)
         return self._closed
 
+    def suspend(self) -> None:
+        """The agent sleeps: what comes for it is kept until it is awake."""
+        self._sleeps += 1
+        self._asleep = True
+
+    def resume(self) -> None:
+        """The agent is awake again."""
+        self._asleep = False
+
     def end(self) -> None:
         """The agent is gone."""
         self._over = True
@@ -73,7 +85,7 @@ class Conversation:
         the close, since this one coroutine does both. Once ``end_turn`` has answered true, the follower closes it.
         """
         while True:
-            await workflow.wait_condition(lambda: bool(self.inbox) or self._may_close())
+            await workflow.wait_condition(lambda: not self._asleep and (bool(self.inbox) or self._may_close()))
             if self._closed:
                 return
             if not self.inbox:
@@ -86,6 +98,7 @@ class Conversation:
         """Deliver the message whose turn it is, or give it up. False when the conversation is at its end."""
         message_id, text = self.inbox.first()
         was_idle, self._idle = self._idle, False
+        sleeps = self._sleeps
         request = DeliverRequest(
             task_id=self._report.status.id, machine_id=self._machine_id, message_id=message_id, text=text
         )
@@ -102,6 +115,8 @@ class Conversation:
         # The agent waits for input as it did before; should the message have reached it all the same, a close waits
         # for the answer.
         self._idle = self._idle or was_idle
+        if self._asleep or self._sleeps != sleeps:
+            return True  # it was no fault of the message: it is delivered when the agent is awake
         self.inbox.give_up()
         self._report.note("A message could not be delivered; it was tried again for some minutes.")
         return True

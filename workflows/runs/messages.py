@@ -70,6 +70,13 @@ class ContinueRequest(Message):
     tokens: Count | None = None
 
 
+class Continued(Message):
+    """Answer to a request to continue: the limits from now on, null where there is none."""
+
+    budget_usd: Amount | None = None
+    budget_tokens: Count | None = None
+
+
 class TurnEnded(Message):
     """Payload of the update ``end_turn``, sent by the follower: the agent has answered and waits for input."""
 
@@ -147,10 +154,11 @@ class NetworkUse(Message):
 
 
 class LiveProgress(AgentProgress):
-    """Details of the follower's heartbeat: the progress, the last figures of the guest, and its use of the network."""
+    """Details of the follower's heartbeat: the progress, the guest's last figures, and its use of network and model."""
 
     machine: MachineFigures | None = None
     network: NetworkUse | None = None
+    usage: TokenUsage | None = None
 
     def without_figures(self) -> AgentProgress:
         """The progress alone."""
@@ -178,8 +186,9 @@ class TaskStatus(Message):
     when the machine was preserved, which ends at ``preserved_until``. ``notes`` are sentences about what the run lacks
     although nothing failed: files left out, patterns without a match, messages not delivered. The agent takes further
     messages while ``takes_messages``; ``waiting_messages`` of them are still to be delivered. The machine may reach
-    what ``network_policy`` says once that is ``network_in_force``; ``network`` is what it asked for. Texts are cut to
-    the limits of workflows/messages.py, also when they are assigned.
+    what ``network_policy`` says once that is ``network_in_force``; ``network`` is what it asked for. A run that has
+    used up its budget and may be continued waits for that until ``decision_until``. Texts are cut to the limits of
+    workflows/messages.py, also when they are assigned.
     """
 
     model_config = ConfigDict(validate_assignment=True)
@@ -200,6 +209,7 @@ class TaskStatus(Message):
     error: Sentence | None = None
     ssh_command: Sentence | None = None
     preserved_until: datetime | None = None
+    decision_until: datetime | None = None
     base_commit: Name | None = None
     result: Result | None = None
     usage: TokenUsage | None = None

@@ -19,7 +19,11 @@ _CAUSE_OF_CODE = {
     "internal_error": Cause.INTERNAL,
 }
 # Codes that mean something else in one step than in the others.
-_CAUSE_OF_STEP_AND_CODE = {(steps.RUN_AGENT.name, "guest_unreachable"): Cause.MACHINE_LOST}
+_NO_ROOM = "no_room"
+_CAUSE_OF_STEP_AND_CODE = {
+    (steps.RUN_AGENT.name, "guest_unreachable"): Cause.MACHINE_LOST,
+    (steps.RESUME.name, _NO_ROOM): Cause.RESOURCES,
+}
 _CAUSE_OF_STEP = {
     steps.RESERVE.name: Cause.RESOURCES,
     steps.STAGE.name: Cause.REPOSITORY,
@@ -27,6 +31,8 @@ _CAUSE_OF_STEP = {
     steps.SECRETS.name: Cause.SECRET,
     steps.NETWORK.name: Cause.PROVISION,
     steps.RUN_AGENT.name: Cause.AGENT_START,
+    steps.PAUSE.name: Cause.BUDGET_EXCEEDED,
+    steps.RESUME.name: Cause.MACHINE_LOST,
     steps.COLLECT.name: Cause.COLLECT,
 }
 _CAUSE_OF_TIMEOUT = {
@@ -51,6 +57,9 @@ def ended_by(step: str, error: ActivityError, lifecycle: Lifecycle, host: str | 
         return _timed_out(step, cause, lifecycle, host)
     code = (cause.type if isinstance(cause, ApplicationError) else None) or ""
     message = cause.message if isinstance(cause, ApplicationError) else str(cause or error)
+    if (step, code) == (steps.RESUME.name, _NO_ROOM):
+        hours = round(steps.ROOM_PATIENCE.total_seconds() / 3600)
+        message = f"The run was continued, but host {host} had no room for its machine within {hours} h."
     by_code = _CAUSE_OF_STEP_AND_CODE.get((step, code)) or _CAUSE_OF_CODE.get(code)
     return RunEnded(by_code or _CAUSE_OF_STEP.get(step, Cause.INTERNAL), message)
 

@@ -10,7 +10,8 @@ from temporalio.common import SearchAttributeUpdate
 
 from workflows.messages import cut
 from workflows.names import CHANGED_KEY, STARTED_KEY, STATE_KEY, STATUS_MEMO
-from workflows.runs.messages import TaskStatus, TaskSubmission, Transition
+from workflows.runs.budget import CONTINUE_WITH, spent_in_words
+from workflows.runs.messages import TaskStatus, TaskSubmission, TokenUsage, Transition
 from workflows.runs.outcome import RunEnded
 from workflows.runs.requests import AgentResult
 from workflows.runs.states import STATE_MESSAGES, Cause, TaskState
@@ -35,16 +36,18 @@ class RunReport:
             transitions=[Transition(state=TaskState.PENDING, at=now)],
         )
 
-    def enter(self, state: TaskState, *, remember: bool = False, shown: bool = True) -> None:
+    def enter(
+        self, state: TaskState, *, remember: bool = False, shown: bool = True, message: str | None = None
+    ) -> None:
         """Change the state, in the search attributes and the UI's details; ``remember`` also in the memo.
 
-        One that is not ``shown`` is among the transitions only.
+        One that is not ``shown`` is among the transitions only. ``message`` is in place of the state's own.
         """
         now = workflow.now()
         status = self.status
         status.state = state
         status.state_changed_at = now
-        status.state_message = status.error or STATE_MESSAGES[state] if state.terminal else STATE_MESSAGES[state]
+        status.state_message = (status.error if state.terminal else message) or STATE_MESSAGES[state]
         status.transitions.append(Transition(state=state, at=now))
         if not shown:
             return
@@ -58,6 +61,20 @@ class RunReport:
         workflow.upsert_search_attributes(updates)
         if remember or state.terminal:
             self.remember()
+        workflow.set_current_details(self._details())
+
+    def await_decision(self, agent: AgentResult, until: datetime, sentence: str) -> None:
+        """The agent has used up the budget, and its run waits until then for somebody to decide."""
+        self._take_figures(agent)
+        self.status.decision_until = until
+        self.enter(TaskState.AWAITING_DECISION, remember=True, message=sentence)
+
+    def decided(self, usage: TokenUsage, message: str) -> None:
+        """No decision is awaited any more; the limits are others."""
+        self.status.decision_until = None
+        self.status.usage = usage
+        self.status.state_message = message
+        self.remember()
         workflow.set_current_details(self._details())
 
     def remember(self) -> None:
@@ -75,11 +92,20 @@ class RunReport:
         """How the agent ended, and the cause if that was no success."""
         self.status.exit_code = agent.exit_code
         self.status.result = agent.result
+        self._take_figures(agent)
+        if agent.cause is not None:
+            self.take_end(RunEnded(agent.cause, agent.error or STATE_MESSAGES[TaskState.FAILED]))
+
+    def _take_figures(self, agent: AgentResult) -> None:
         self.status.usage = agent.usage
         self.status.network = agent.network
         self.status.progress = agent.progress
-        if agent.cause is not None:
-            self.take_end(RunEnded(agent.cause, agent.error or STATE_MESSAGES[TaskState.FAILED]))
+        if agent.usage is not None and agent.usage.unpriced_models:
+            models = ", ".join(agent.usage.unpriced_models)
+            self.note(
+                f"The price table has no price for {models}: its tokens are counted, and what they cost is not known. "
+                "Against a budget in dollars they count as those of the dearest model of the table."
+            )
 
     def take_end(self, end: RunEnded) -> None:
         """The first cause stands, except that a cancellation before the end replaces it."""
@@ -103,6 +129,12 @@ class RunReport:
             rows.append(("Host", status.host))
         if status.vm_name:
             rows.append(("Machine", f"`{status.vm_name}`"))
+        if status.usage and (spent := spent_in_words(status.usage)):
+            rows.append(("Spent", spent))
+        if status.decision_until:
+            rows.append(
+                ("Decide", f"until {status.decision_until:%Y-%m-%d %H:%M} UTC: `{CONTINUE_WITH.format(status.id)}`")
+            )
         if status.ssh_command:
             rows.append(("Enter", f"`{status.ssh_command}`"))
         if status.cause:

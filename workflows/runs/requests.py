@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from pydantic import ConfigDict, Field
 
 from workflows.messages import Message, Name, Result, Sentence
+from workflows.runs.budget import Budget
 from workflows.runs.messages import AgentProgress, NetworkUse, TaskStatus, TokenUsage
 from workflows.runs.states import Cause
 from workflows.specs.wire import Claude, NetworkPolicy, Repository, SecretReference, VmSpec
@@ -101,7 +102,7 @@ class SecretsResult(Message):
 
 
 class AgentRequest(Message):
-    """Start (once) and follow the agent. ``secrets`` are redacted from what it writes."""
+    """Start (once) and follow the agent. ``secrets`` are redacted from what it writes; it may spend the ``budget``."""
 
     task_id: str
     machine_id: str
@@ -109,6 +110,7 @@ class AgentRequest(Message):
     subpath: str | None = None
     secrets: list[SecretReference] = []
     hang_timeout: timedelta
+    budget: Budget | None = None
 
 
 class AgentResult(Message):
@@ -155,6 +157,28 @@ class SetNetworkRequest(Message):
     policy: NetworkPolicy
     revision: int
     changes: Sentence = ""
+
+
+class PauseRequest(Message):
+    """Save the machine's memory and give its room back; its host keeps it until ``deadline``. ``message`` says why."""
+
+    task_id: str
+    machine_id: str
+    deadline: datetime
+    message: Sentence
+
+
+class ResumeRequest(Message):
+    """Let a paused machine go on with this budget, once its host has room for it: ``since`` is its place in the line.
+
+    Its host keeps it until ``deadline``.
+    """
+
+    task_id: str
+    machine_id: str
+    budget: Budget
+    deadline: datetime
+    since: datetime
 
 
 class DeliverRequest(Message):

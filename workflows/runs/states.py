@@ -6,13 +6,17 @@ from enum import StrEnum
 
 
 class TaskState(StrEnum):
-    """Where a task run stands (Task Orchestration contract, section 5.1)."""
+    """Where a task run stands (Task Orchestration contract, section 5.1), in the order in which it comes there.
+
+    Only from ``awaiting_decision``, which is an addition to the contract, a run may go back: to ``running``.
+    """
 
     PENDING = "pending"
     STAGING = "staging"
     PROVISIONING = "provisioning"
     READY = "ready"
     RUNNING = "running"
+    AWAITING_DECISION = "awaiting_decision"
     COMPLETING = "completing"
     COMPLETED = "completed"
     FAILED = "failed"
@@ -24,8 +28,15 @@ class TaskState(StrEnum):
         """True when the run has ended and nothing about it changes any more."""
         return self in _TERMINAL
 
+    @property
+    def recurs(self) -> bool:
+        """Whether a run may come into this state several times."""
+        return self in _RECURRING
+
 
 _TERMINAL = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.FAILED_PRESERVED, TaskState.CANCELLED})
+
+_RECURRING = frozenset({TaskState.RUNNING, TaskState.AWAITING_DECISION})
 
 STATE_MESSAGES: dict[TaskState, str] = {
     TaskState.PENDING: "Waiting for room on a host",
@@ -33,6 +44,7 @@ STATE_MESSAGES: dict[TaskState, str] = {
     TaskState.PROVISIONING: "Creating VM",
     TaskState.READY: "VM ready, starting execution",
     TaskState.RUNNING: "Claude Code executing",
+    TaskState.AWAITING_DECISION: "Budget used up, waiting for a decision",
     TaskState.COMPLETING: "Collecting artifacts",
     TaskState.COMPLETED: "Task completed successfully",
     TaskState.FAILED: "Task failed",
@@ -52,6 +64,7 @@ class Cause(StrEnum):
     RUN_TIMEOUT = "run_timeout"  # lifecycle.timeout passed
     NO_OUTPUT_TIMEOUT = "no_output_timeout"  # lifecycle.hang_timeout passed without output
     LOG_LIMIT = "log_limit"  # the agent wrote more than the host's log_limit
+    BUDGET_EXCEEDED = "budget_exceeded"  # claude.max_budget_usd or max_tokens_total is used up
     REPOSITORY = "repository"  # the repository, branch or commit cannot be staged
     STAGE_TIMEOUT = "stage_timeout"  # lifecycle.stage_timeout passed
     PROVISION = "provision"  # the machine could not be made or entered

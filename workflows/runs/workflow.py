@@ -17,9 +17,12 @@ with workflow.unsafe.imports_passed_through():
     from workflows.runs.agent import Agent
     from workflows.runs.calls import RunCalls
     from workflows.runs.conversation import Conversation
+    from workflows.runs.decision import Decision
     from workflows.runs.interruption import Interruption
     from workflows.runs.messages import (
         CancelRequest,
+        Continued,
+        ContinueRequest,
         NetworkChange,
         NetworkStanding,
         TaskStatus,
@@ -67,6 +70,7 @@ class TaskWorkflow:
             self._machine_id,
             headless=submission.manifest.claude.headless,
         )
+        self._decision = Decision(self._calls, self._report, self._interruption, self._machine_id, submission.manifest)
         self._network = Network(self._calls, self._report, self._machine_id, submission.manifest.vm.network())
         self._staged: StageResult | None = None
 
@@ -89,8 +93,26 @@ class TaskWorkflow:
 
     @workflow.signal(name=names.CLOSE, description="Close the agent's session once it has answered what it was given")
     def close(self) -> None:
-        """Public API: ends a run with ``headless: false`` as a success."""
+        """Public API: ends a run with ``headless: false`` as a success, and one that waits for a decision as it is."""
         self._conversation.want_close()
+        self._decision.close()
+
+    @workflow.signal(name=names.CONTINUE, description="Add to a budget that is used up, and let the run go on")
+    def continue_(self, more: ContinueRequest | None = None) -> None:
+        """Public API. What is refused is noted in the status."""
+        self._interruption.mind_history()
+        self._decision.take_or_note(more or ContinueRequest())
+
+    @workflow.update(name=names.CONTINUE_RUN, description="The signal 'continue', answered with the new limits")
+    def continue_run(self, more: ContinueRequest) -> Continued:
+        """Not public: sent by the API. A refusal has the code of an error of Taskyard's as its type."""
+        self._interruption.mind_history()
+        return self._decision.take(more)
+
+    @continue_run.validator
+    def check_continue(self, more: ContinueRequest) -> None:
+        """What is refused at once costs no history."""
+        self._decision.check(more)
 
     @workflow.signal(name=names.NETWORK, description="Change what the machine may reach: mode, rules to add and remove")
     async def network(self, change: NetworkChange) -> None:
@@ -232,7 +254,9 @@ class TaskWorkflow:
             )
             self._report.note(*injected.notes)
         self._report.enter(TaskState.RUNNING, remember=passing)
-        agent = Agent(self._calls, self._report, self._interruption, self._conversation, self._machine_id)
+        agent = Agent(
+            self._calls, self._report, self._interruption, self._conversation, self._decision, self._machine_id
+        )
         return await agent.run(self._task_id, manifest)
 
     async def _reserve(self) -> Lease:

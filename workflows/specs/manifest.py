@@ -218,6 +218,8 @@ class Claude(wire.Claude):
     output_format: Literal["stream-json"] = "stream-json"
     allowed_tools: list[Entry] = Field(default=[], max_length=MAX_ENTRIES)
     max_turns: Annotated[Number, Field(le=1_000_000)] | None = None
+    max_budget_usd: Annotated[float, Field(gt=0, le=1e9, strict=True)] | None = None
+    max_tokens_total: Annotated[Number, Field(le=10**15)] | None = None
 
     @field_validator("model")
     @classmethod
@@ -296,6 +298,8 @@ class Lifecycle(wire.Lifecycle):
     stage_timeout: Duration = "15m"
     provision_timeout: Duration = "10m"
     hang_timeout: Duration = "30m"
+    budget_action: Literal["fail", "pause"] = "fail"
+    decision_timeout: Duration = "168h"
 
     @field_validator("artifact_patterns")
     @classmethod

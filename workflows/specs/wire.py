@@ -69,6 +69,8 @@ class Claude(Part):
     allowed_tools: list[str] = Field(default=[], description="Tools the agent may use; empty means all")
     mcp_config: dict[str, Any] | None = Field(None, description="MCP servers; ${NAME} names a secret of the run")
     max_turns: int | None = Field(None, description="Most turns the agent may take")
+    max_budget_usd: float | None = Field(None, description="Most that it may cost in US dollars, by the price table")
+    max_tokens_total: int | None = Field(None, description="Most tokens it may use, those of the cache counted in")
 
 
 class NetworkPolicy(Part):
@@ -124,6 +126,8 @@ class Lifecycle(Part):
     stage_timeout: str = Field("15m", description="Longest clone")
     provision_timeout: str = Field("10m", description="Longest machine start")
     hang_timeout: str = Field("30m", description="Longest time without output of the agent")
+    budget_action: str = Field("fail", description="What becomes of a run that has used up its budget: fail or pause")
+    decision_timeout: str = Field("168h", description="How long a paused run waits for somebody to continue it")
 
     def seconds(self, field: str) -> timedelta:
         """The named duration as a timedelta."""

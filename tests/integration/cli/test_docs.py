@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -30,7 +31,9 @@ from tests.integration.cli.test_task import say
 from tests.seed_pages.replay import NODE
 from worker.metrics import WorkerMetrics
 from worker.scripted_model.scenario import read_scenario
+from workflows.runs.messages import TokenUsage
 from workflows.runs.requests import AgentRequest, AgentResult, CollectRequest, StopAgentRequest
+from workflows.runs.states import Cause
 
 # What is not run here, and why. Each of these stands in some page.
 NOT_RUN = {
@@ -44,6 +47,8 @@ NOT_RUN = {
 
 # Commands that need a run that is under way.
 _STEERS = re.compile(r"task (cancel|message|close|network)|DELETE|PATCH|/messages|/close|workflow signal")
+# And one that has used up its budget.
+_CONTINUES = re.compile(r"task continue|/continue|--name continue")
 _PATIENCE = 60.0
 
 
@@ -54,6 +59,7 @@ class Yard:
     site: ApiSite
     directory: Path
     steered: set[str] = field(default_factory=set)
+    spent: set[str] = field(default_factory=set)
     stopped: dict[str, asyncio.Event] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,9 +82,10 @@ class Yard:
 
     async def run(self, command: str) -> None:
         """Run a command of a page. Fails when it does."""
-        running = bool(_STEERS.search(command))
+        state = "running" if _STEERS.search(command) else "completed"
+        state = "awaiting_decision" if _CONTINUES.search(command) else state
         for word in dict.fromkeys(re.findall(r"\bID\d?\b|\bmy-task\b", command)):
-            command = re.sub(rf"\b{word}\b", await self._task(running=running), command)
+            command = re.sub(rf"\b{word}\b", await self._task(state), command)
         command = re.sub(r"\bNAME\b", "report.md", command).replace(".venv/bin/sandbox", "sandbox")
         command = re.sub(r"^curl ", "curl -sS --fail-with-body --max-time 30 ", command)
         await self._start("bash", "-c", self._here(command))
@@ -86,7 +93,7 @@ class Yard:
     async def run_program(self, interpreter: str, text: str) -> str:
         """Run a snippet as a program; what it writes. Fails when it does."""
         path = self.directory / "snippet"
-        path.write_text(self._here(re.sub(r"\bID\b", await self._task(running=False), text)))
+        path.write_text(self._here(re.sub(r"\bID\b", await self._task("completed"), text)))
         return await self._start(interpreter, str(path))
 
     def _here(self, text: str) -> str:
@@ -109,17 +116,24 @@ class Yard:
         assert process.returncode == 0, f"{shlex.join(words)}\n{told.decode()}"
         return told.decode()
 
-    async def _task(self, *, running: bool) -> str:
+    async def _task(self, state: str) -> str:
         task_id = f"docs-{uuid.uuid4().hex[:8]}"
-        if running:
+        if state == "running":
             self.steered.add(task_id)
-        await self.site.submit(metadata={"id": task_id}, claude={"headless": not running})
-        await self.site.until_state(task_id, "running" if running else "completed")
+        claude: dict[str, Any] = {"headless": state != "running"}
+        if state == "awaiting_decision":
+            self.spent.add(task_id)
+            claude["max_budget_usd"] = 1
+        await self.site.submit(metadata={"id": task_id}, claude=claude, lifecycle={"budget_action": "pause"})
+        await self.site.until_state(task_id, state)
         return task_id
 
     async def agent(self, request: AgentRequest) -> AgentResult:
         """An agent that says something and is done, or waits to be stopped."""
         await self.site.write_log(request.task_id, say("Hello."))
+        if request.task_id in self.spent:
+            self.spent.discard(request.task_id)
+            return AgentResult(running=True, cause=Cause.BUDGET_EXCEEDED, usage=TokenUsage(cost_usd=1.0))
         if request.task_id in self.steered:
             await self.stopped.setdefault(request.machine_id, asyncio.Event()).wait()
             return AgentResult(exit_code=143)

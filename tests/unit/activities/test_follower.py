@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import cast
 from unittest.mock import Mock
@@ -16,7 +16,7 @@ from activities.agent.session import AgentSession, Chunk, Ended
 from foundation.errors import GuestUnreachable, MachineError, MachineLost
 from storage.redaction import Redactor
 from storage.runlog import RunLogWriter, read_entries
-from storage.segments import GuestStream
+from storage.segments import GuestStream, LogEntry
 from tests.stand_ins.memory_bucket import TASK, Clock, MemoryBucket, stored
 from workflows.runs.states import Cause
 
@@ -55,7 +55,16 @@ class Guest:
 class Attempt:
     """One attempt at following."""
 
-    def __init__(self, bucket: MemoryBucket, clock: Clock, most_bytes: int = 10**9, *, closes: bool = False) -> None:
+    def __init__(
+        self,
+        bucket: MemoryBucket,
+        clock: Clock,
+        most_bytes: int = 10**9,
+        *,
+        closes: bool = False,
+        used_up: Callable[[], str | None] = lambda: None,
+        may_sleep: bool = False,
+    ) -> None:
         self.clock = clock
         self.turns: list[int] = []
         writer = RunLogWriter(bucket, TASK, Redactor({}))
@@ -65,7 +74,17 @@ class Attempt:
             return closes
 
         hang = timedelta(seconds=HANG)
-        self.follower = Follower(writer, AgentOutput(), hang, most_bytes, ended_turn, lambda: None, clock=clock)
+        self.follower = Follower(
+            writer,
+            AgentOutput(),
+            hang,
+            most_bytes,
+            ended_turn,
+            lambda: None,
+            used_up=used_up,
+            may_sleep=may_sleep,
+            clock=clock,
+        )
         self.offsets = writer.resume()
         self.follower.read_back(read_entries(bucket, TASK))
 
@@ -77,6 +96,53 @@ class Attempt:
 def verdicts(bucket: MemoryBucket) -> list[tuple[str, str]]:
     events = [json.loads(entry.data) for entry in read_entries(bucket, TASK) if entry.stream == "event"]
     return [(event["cause"], event["message"]) for event in events if event["type"] == VERDICT]
+
+
+SPENT = "The budget of this run is used up: 2 of 1 tokens are used."
+
+
+def test_an_agent_that_is_refused_for_good_may_leave_by_itself_and_is_stopped_otherwise() -> None:
+    bucket, clock = MemoryBucket(), Clock()
+    attempt = Attempt(bucket, clock, used_up=lambda: SPENT)
+    assert attempt.follow(2.0, *lines(1), Ended(1)) == Ended(1)
+    assert (attempt.follower.verdict, verdicts(bucket)) == (None, [])
+    other = MemoryBucket()
+    attempt = Attempt(other, clock, used_up=lambda: SPENT)
+    before = clock.now
+    assert attempt.follow(*lines(1)) is None
+    assert clock.now - before < 10
+    assert verdicts(other) == [("budget_exceeded", SPENT)]
+    assert attempt.follower.judgement == SPENT
+    # Whoever follows it next knows.
+    assert Attempt(other, clock).follower.verdict is Cause.BUDGET_EXCEEDED
+
+
+def test_an_agent_that_may_be_continued_is_left_at_once_and_judged_by_nobody() -> None:
+    bucket, clock = MemoryBucket(), Clock()
+    attempt = Attempt(bucket, clock, used_up=lambda: SPENT, may_sleep=True)
+    before = clock.now
+    assert attempt.follow(*lines(1)) is None
+    assert clock.now == before
+    assert (attempt.follower.verdict, attempt.follower.judgement) == (Cause.BUDGET_EXCEEDED, SPENT)
+    assert verdicts(bucket) == []
+    later = Attempt(bucket, clock)
+    assert later.follower.verdict is None
+    assert later.follow(*lines(1), Ended(0)) == Ended(0)
+    assert stored(bucket, "stdout").encode() == LINE
+
+
+def test_time_for_which_the_machine_slept_is_no_silence() -> None:
+    now = datetime.now(UTC)
+    running = json.dumps({"type": "state_change", "state": "running"})
+    before = [
+        LogEntry(id=1, ts=now - timedelta(days=3), stream="event", data=running),
+        LogEntry(id=2, ts=now - timedelta(days=3), stream="stdout", data=LINE.decode()),
+    ]
+    woken = LogEntry(id=3, ts=now - timedelta(seconds=5), stream="event", data=running)
+    for entries, least, most in ((before, 250_000, 260_000), ([*before, woken], 4, 60)):
+        attempt = Attempt(MemoryBucket(), Clock())
+        attempt.follower.read_back(entries)
+        assert least < attempt.follower.silent_for() < most
 
 
 def lines(count: int, first: int = 0) -> list[Chunk]:

@@ -115,6 +115,14 @@ def test_every_fault_is_told_at_once_with_its_field() -> None:
         ("claude", {"max_turns": 0}, "claude.max_turns"),
         ("claude", {"max_turns": True}, "claude.max_turns"),
         ("claude", {"max_turns": 1_000_001}, "claude.max_turns"),
+        *(
+            ("claude", {"max_budget_usd": value}, "claude.max_budget_usd")
+            for value in (0, -1, 0.0, True, "5", float("nan"), float("inf"), 1e10)
+        ),
+        *(("claude", {"max_tokens_total": value}, "claude.max_tokens_total") for value in (0, -1, 1.5, True, 10**16)),
+        ("lifecycle", {"budget_action": "wait"}, "lifecycle.budget_action"),
+        ("lifecycle", {"decision_timeout": "8d"}, "lifecycle.decision_timeout"),
+        ("lifecycle", {"decision_timeout": "169h"}, "lifecycle.decision_timeout"),
         ("vm", {"cpus": True}, "vm.cpus"),
         ("repository", {"url": "https://"}, "repository.url"),
         ("repository", {"url": "https://:80/a"}, "repository.url"),

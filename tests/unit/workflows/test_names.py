@@ -20,8 +20,9 @@ TABLE = ROOT / "workflows" / "names.py"
 def test_the_workflow_of_a_run_is_reached_by_these_names_and_no_others() -> None:
     definition = temporalio.workflow._Definition.must_from_class(TaskWorkflow)
     assert definition.name == names.RUNS.type
-    assert set(definition.signals) == {names.CANCEL, names.USER_MESSAGE, names.CLOSE, names.NETWORK, names.TURN_ENDED}
-    assert set(definition.updates) == {names.END_TURN, names.CHANGE_NETWORK}
+    public = {names.CANCEL, names.USER_MESSAGE, names.CLOSE, names.CONTINUE, names.NETWORK}
+    assert set(definition.signals) == {*public, names.TURN_ENDED}
+    assert set(definition.updates) == {names.END_TURN, names.CHANGE_NETWORK, names.CONTINUE_RUN}
     assert set(definition.queries) == {names.STATUS}
 
 

@@ -1,0 +1,114 @@
+"""Runs that use up their budget, in real machines: stopped within one request, or asleep until somebody decides."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client import Task
+from foundation.errors import Conflict, InvalidParameter, ServiceUnavailable
+from tests.e2e.conftest import Site, until
+
+pytestmark = pytest.mark.timeout(600)
+
+# The first request brings a run over it; the second is one too many.
+ONE_REQUEST = {"max_tokens_total": 1}
+
+
+def events_of(site: Site, task_id: str) -> list[dict[str, Any]]:
+    return [json.loads(line.data) for line in site.client.logs(task_id) if line.stream == "stdout" and line.data]
+
+
+def steps_in(site: Site, task_id: str, into: Path) -> list[str]:
+    patch = site.artifact(task_id, f"{task_id}.patch", into).read_text()
+    return [line for line in patch.splitlines() if line.startswith("+paid-step-")]
+
+
+def in_state(site: Site, task_id: str, state: str) -> Task | None:
+    task = site.client.get(task_id)
+    assert not task.terminal or task.state == state, task.error
+    return task if task.state == state else None
+
+
+def test_runs_over_budget_stop_within_one_request_and_lose_nothing(site: Site, tmp_path: Path) -> None:
+    pause = {"budget_action": "pause", "decision_timeout": "1s"}
+    stopped = site.submit("budget", claude={"max_budget_usd": 0.01})
+    forgotten = site.submit("budget", claude=ONE_REQUEST, lifecycle=pause)
+    for task_id, words in ((stopped, "of $0.01 are spent"), (forgotten, "Nobody continued it")):
+        task = site.client.wait(task_id, poll_seconds=0.5)
+        assert (task.state, task.cause) == ("failed", "budget_exceeded")
+        assert words in (task.error or "")
+        assert task.usage is not None
+        assert task.usage.requests == 1
+        assert task.usage.cost_usd == pytest.approx(task.usage.tokens / 1000)
+        # What the agent had done by then is there, though its machine slept and its disk was never unmounted.
+        assert steps_in(site, task_id, tmp_path) == ["+paid-step-1"]
+        (own := tmp_path / task_id).mkdir()
+        metadata = json.loads(site.artifact(task_id, "metadata.json", own).read_text())
+        assert metadata["cause"] == "budget_exceeded"
+        assert metadata["usage"]["cost_usd"] == task.usage.cost_usd
+    # The agent itself was told why.
+    assert "The budget of this run is used up" in events_of(site, stopped)[-1]["result"]
+
+
+def test_a_run_is_continued_in_the_same_session_after_everything_was_restarted(site: Site, tmp_path: Path) -> None:
+    patterns = {"artifact_patterns": ["sessions.txt"]}
+    task_id = site.submit("budget", claude=ONE_REQUEST, lifecycle={"budget_action": "pause", **patterns})
+    with pytest.raises(Conflict):
+        site.client.continue_task(task_id, tokens=10**9)
+    waiting = until(lambda: in_state(site, task_id, "awaiting_decision"), 300)
+    assert waiting.usage.budget_tokens == 1
+    assert waiting.decision_until is not None
+    records = site.settings.machines / str(waiting.vm_name) / "machine.json"
+    until(lambda: json.loads(records.read_text())["state"] == "paused", 120)
+    assert json.loads(records.read_text())["holds_room"] is False
+
+    before = {part: site.stack.pids()[part] for part in ("worker", "server", "temporal")}
+    for pid in before.values():
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: all(site.stack.pids().get(part) not in {None, pid} for part, pid in before.items()))
+
+    def answers() -> Task | None:
+        try:
+            return in_state(site, task_id, "awaiting_decision")
+        except ServiceUnavailable:
+            return None
+
+    until(answers, 120)
+    site.client.message(task_id, "Go on as before.")
+
+    def refused() -> bool:
+        try:
+            site.client.continue_task(task_id, tokens=1)
+        except ServiceUnavailable:
+            return False
+        except InvalidParameter as error:
+            return "is not enough" in error.message
+        return False
+
+    until(refused, 120)
+    first = waiting.usage.tokens
+    # Enough for one more request, and then for all.
+    assert site.client.continue_task(task_id, tokens=first + 1).budget_tokens == first + 2
+    until(lambda: (site.client.get(task_id).usage or waiting.usage).requests == 2, 300)
+    again = until(lambda: in_state(site, task_id, "awaiting_decision"), 300)
+    assert again.usage.requests == 2
+    site.client.continue_task(task_id, tokens=10**9)
+    task = site.client.wait(task_id, poll_seconds=0.5)
+    assert (task.state, task.cause, task.undelivered_messages) == ("completed", None, [])
+
+    events = events_of(site, task_id)
+    assert len({event["session_id"] for event in events if "session_id" in event}) == 1
+    assert [event.get("subtype") for event in events].count("init") >= 1
+    assert site.artifact(task_id, "sessions.txt", tmp_path).read_text().strip() == "1"
+    assert steps_in(site, task_id, tmp_path) == [f"+paid-step-{number}" for number in range(1, 7)]
+    lines = [line for line in site.client.logs(task_id) if line.id is not None]
+    assert [line.id for line in lines] == list(range(1, len(lines) + 1))
+    said = [line.event.get("state") for line in lines if line.type == "state_change"]
+    assert said.count("awaiting_decision") == 2
+    assert said.count("running") == 3
