@@ -42,6 +42,7 @@ _TRANSLATED = IPv6Network("64:ff9b::/96")
 _LAST_32 = 2**32 - 1
 
 _TRIED_MOST = 8
+_ANY_PORT = 9
 _NO_SUCH_NAME = {socket.EAI_NONAME, socket.EAI_NODATA}
 
 
@@ -67,12 +68,13 @@ def is_public(address: Address) -> bool:
 def is_own(address: Address) -> bool:
     """Whether the address is this host's, whose services may trust what comes from within."""
     family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
+    # No packet is sent: the system only says from where it would be.
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.bind((str(address), 0))
+            probe.connect((str(address), _ANY_PORT))
+            return ip_address(probe.getsockname()[0]) == address
     except OSError:
         return False
-    return True
 
 
 def resolve(name: str) -> list[str]:
@@ -168,7 +170,7 @@ class Dialer:
     async def _permitted(self, machine: str, target: Target, *, named: bool) -> list[Address]:
         """The addresses of the target that may be connected to, in the resolver's order. Never none."""
         addresses = [ip_address(target.host)] if target.is_address else await self._resolved(machine, target.host)
-        permitted = [each for each in addresses if self._permits(each, named=named)]
+        permitted = [each for each in addresses if self._permits(each, target.port, named=named)]
         if not permitted:
             listed = ", ".join(map(str, addresses[:3]))
             raise NotPublic(
@@ -196,7 +198,9 @@ class Dialer:
             raise Unreachable(f"{name} has no address")
         return addresses
 
-    def _permits(self, address: Address, *, named: bool) -> bool:
+    def _permits(self, address: Address, port: int, *, named: bool) -> bool:
+        if any(rule.allows(str(address), port) for rule in self._operator.denied):
+            return False
         if named and any(address in network for network in self._operator.private):
             return True
         return is_public(address) and not is_own(address)

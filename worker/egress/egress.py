@@ -31,6 +31,7 @@ from worker.egress.passage import EgressLimits, Passage
 from worker.egress.policy import OperatorRules, PolicyInForce, rules_of
 from worker.egress.refusals import OVERLOADED, Refusal
 from worker.egress.registries import registry_rules
+from worker.gateway.guest_connection import share
 from worker.gateway.handed_connections import HandedConnections
 from worker.metrics import WorkerMetrics
 from workflows.runs.messages import NetworkUse
@@ -172,7 +173,8 @@ class Egress:
 
     async def _take(self, guest: socket.socket, machine_id: str) -> None:
         machine = self._machine(machine_id)
-        if len(machine.connections) >= self._limits.for_each_machine:
+        counts = [len(each.connections) for each in self._machines.values() if each.connections]
+        if len(machine.connections) >= share(self._limits.for_each_machine, counts):
             refusal = Refusal(OVERLOADED, "this machine has too many connections open", "blocked")
             machine.note(refusal)
             with guest, suppress(OSError):

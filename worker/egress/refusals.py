@@ -10,6 +10,8 @@ from worker.egress.decisions import Outcome
 VERDICT_HEADER = "Taskyard-Verdict"
 #: How long a guest that still sends is listened to, so that it can read why it was refused.
 LINGER_SECONDS = 2.0
+# A parser's words may hold all that it was given.
+_REASON_MOST = 200
 BLOCKED, BAD_REQUEST, TIMED_OUT, UNREACHABLE, OVERLOADED = 403, 400, 408, 502, 503
 
 
@@ -51,7 +53,7 @@ def blocked(host: str, port: int, reason: str = "") -> Refusal:
 
 def bad_request(reason: str) -> Refusal:
     """What was sent is no request that the proxy could take one way only."""
-    return Refusal(BAD_REQUEST, f"this is no request for a proxy: {reason}", "blocked")
+    return Refusal(BAD_REQUEST, f"this is no request for a proxy: {reason[:_REASON_MOST]}", "blocked")
 
 
 def too_slow() -> Refusal:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import resource
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -32,6 +33,16 @@ class ConnectionLimits:
     stall_seconds: float = 60.0
     close_seconds: float = 15.0
     look_seconds: float = 5.0
+
+
+def share(most: int, counts: Sequence[int]) -> int:
+    """How many connections each machine may have: ``most``, and fewer when all have too many for this process.
+
+    ``counts`` are those of the machines that have some now.
+    """
+    # Each needs a second descriptor, and everything else of this process has needs of its own.
+    in_all = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+    return most if sum(counts) < in_all else min(most, max(1, in_all // max(1, len(counts))))
 
 
 class ConnectionTable:
@@ -69,11 +80,7 @@ class ConnectionTable:
 
     def _share(self, machine: str) -> int:
         most = self.limits.for_each_machine if machine else self.limits.without_machine
-        # An answer needs a second descriptor, and everything else of this process has needs of its own.
-        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
-        if sum(map(len, self._open.values())) < descriptors:
-            return most
-        return min(most, max(1, descriptors // max(1, len(self._open))))
+        return share(most, [len(own) for own in self._open.values()])
 
 
 @dataclass

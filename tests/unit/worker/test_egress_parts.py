@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.escapes.attempts import client_hello as made_hello
 from worker.egress import decisions
-from worker.egress.addresses import is_public
+from worker.egress.addresses import is_own, is_public
 from worker.egress.decisions import MachineTraffic
 from worker.egress.policy import NotNamed, target_of
 from worker.egress.tunnels.opening import Kind, opening
@@ -57,6 +57,12 @@ def test_what_is_given_out_to_hosts_is_public():
     assert is_public(IPv6Address("2a00::1"))
     assert is_public(IPv6Address("64:ff9b::1.0.0.1"))
     assert not is_public(IPv6Address("2a00::1%1"))
+
+
+def test_an_address_of_this_host_is_known_as_its_own():
+    assert is_own(IPv4Address("127.0.0.1"))
+    assert is_own(IPv4Address("127.0.4.1"))
+    assert not is_own(IPv4Address("1.0.0.1"))
 
 
 def real_hello(name: str) -> bytes:

@@ -15,10 +15,10 @@ from worker.egress.tunnels.server_name import Malformed, client_hello, looks_lik
 _LINE_MOST = 16 * 1024
 _SPACE = b" \t\r\n\v\f"
 # What a method is made of; servers differ in what they accept of it, so all of it is one.
-_METHOD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}"
+_METHOD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}"
 _TEXT = rb"[^\x00-\x08\x0e-\x1f\n]*"
-_REQUEST_LINE = re.compile(_METHOD + rb"[ \t]" + _TEXT + rb"HTTP/([0-9])" + _TEXT, re.IGNORECASE)
-_MAY_BECOME_REQUEST = re.compile(rb"(?:" + _METHOD + rb"(?:[ \t]" + _TEXT + rb")?)?", re.IGNORECASE)
+_REQUEST_LINE = re.compile(_METHOD + rb"[ \t\v\f]" + _TEXT + rb"HTTP/([0-9])" + _TEXT, re.IGNORECASE)
+_MAY_BECOME_REQUEST = re.compile(rb"(?:" + _METHOD + rb"(?:[ \t\v\f]" + _TEXT + rb")?)?", re.IGNORECASE)
 
 
 class Kind(Enum):
@@ -53,8 +53,9 @@ def opening(data: bytes) -> Opening | None:
 
 def _http_or_other(data: bytes) -> Opening | None:
     """As ``opening``, for what is no TLS, without the space before it, which some servers skip."""
-    line, newline, _ = data.partition(b"\n")
-    if not newline and _MAY_BECOME_REQUEST.fullmatch(line):
+    # One of them alone ends a line for some servers.
+    line, *rest = re.split(rb"[\r\n]", data, maxsplit=1)
+    if not rest and _MAY_BECOME_REQUEST.fullmatch(line):
         if len(line) > _LINE_MOST:
             raise Malformed("its first line does not end")
         return None
