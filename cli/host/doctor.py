@@ -71,6 +71,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         _ports,
         _model,
         _vault,
+        _certificates,
     )
     for check in checks:
         yield from check(settings)
@@ -270,3 +271,14 @@ def _vault(settings: Settings) -> Iterator[Finding]:
             yield Finding("Vault", "ok", vault.check())
     except VaultRefused as refused:
         yield Finding("Vault", "warn", f"no secret of source 'vault' {refused.reason}")
+
+
+def _certificates(settings: Settings) -> Iterator[Finding]:
+    from activities.machine.trust import host_authorities
+    from foundation.errors import HostNotReady
+
+    try:
+        if host_authorities(settings.guest_certificates):
+            yield Finding("certificates", "ok", f"guests trust those of {settings.guest_certificates} too")
+    except HostNotReady as error:
+        yield Finding("certificates", "fail", error.message)

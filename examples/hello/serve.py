@@ -21,8 +21,8 @@ Start = Callable[[str, list[tuple[str, str]]], Any]
 @contextmanager
 def serve(repository: Path, port: int = 0) -> Iterator[str]:
     """Serve while the context lasts; gives the repository's URL. Port 0 takes a free one. Raises OSError if taken."""
-    application = _git_backend(repository)
-    server = make_server("127.0.0.1", port, application, server_class=_Server, handler_class=_Handler)
+    application = git_backend(repository)
+    server = make_server("127.0.0.1", port, application, server_class=Server, handler_class=Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
     thread.start()
     try:
@@ -33,16 +33,22 @@ def serve(repository: Path, port: int = 0) -> Iterator[str]:
         server.server_close()
 
 
-class _Server(ThreadingMixIn, WSGIServer):
+class Server(ThreadingMixIn, WSGIServer):
+    """Serves each connection in a thread of its own."""
+
     daemon_threads = True
 
 
-class _Handler(WSGIRequestHandler):
+class Handler(WSGIRequestHandler):
+    """Serves the requests of one connection."""
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the name it has there
         """Says nothing: the git client tells what went wrong."""
 
 
-def _git_backend(repository: Path) -> Callable[[dict[str, Any], Start], Iterable[bytes]]:
+def git_backend(repository: Path) -> Callable[[dict[str, Any], Start], Iterable[bytes]]:
+    """The WSGI application that serves the repository, read-only, below its name."""
+
     def application(request: dict[str, Any], start: Start) -> Iterable[bytes]:
         environment = {
             **{name: request.get(name, "") for name in _CGI},

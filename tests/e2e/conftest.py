@@ -21,6 +21,7 @@ from examples.hello.serve import serve
 from foundation.settings import Settings
 from machines.host import MachineHost
 from machines.images.store import find_image
+from tests.e2e.network_site import Guest, guest_on_a_network
 from tests.stack_settings import isolated_settings
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
@@ -122,3 +123,11 @@ def site() -> Iterator[Site]:
     shutil.rmtree(home)
     shutil.rmtree(settings.sockets, ignore_errors=True)
     assert (machines, left) == ([], [])
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """One machine and its proxy for all tests of what a guest may reach."""
+    directory = tmp_path_factory.mktemp("network")
+    with guest_on_a_network(directory, small_repository(directory / "repository")) as running:
+        yield running

@@ -39,6 +39,8 @@ def test_a_crashed_agent_fails_the_run_and_its_machine_is_kept_to_be_entered(sit
     assert site.artifact(task.id, "draft.txt", tmp_path).read_text() == "unfinished\n"
     metadata = json.loads(site.artifact(task.id, "metadata.json", tmp_path).read_text())
     assert metadata["exit_code"] == 137
+    # The agent speaks to the model without the proxy, and asks it for nothing else.
+    assert (metadata["network"]["allowed"], metadata["network"]["blocked"]) == (0, 0)
 
     enter = task.ssh_command
     assert enter is not None

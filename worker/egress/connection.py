@@ -95,13 +95,16 @@ class Connection:
         return event, bytes(parser.trailing_data[0])
 
     async def _tunnel(self, request: h11.Request, rest: bytes) -> None:
+        reported = next((value for name, value in request.headers if name == _REPORTED), None)
         try:
             target = target_of(request.target.decode("latin-1"))
         except NotNamed as fault:
+            if reported is not None:
+                # Not every protocol has ports.
+                raise _reported(fault.host, fault.port, fault.host, reported) from None
             raise blocked(fault.host, fault.port, str(fault)) from None
-        reported = next((value for name, value in request.headers if name == _REPORTED), None)
         if reported is not None:
-            raise _reported(target, reported)
+            raise _reported(target.host, target.port, str(target), reported)
         self._passage.permit(target)
         remote = await self._passage.open()
         if self._passage.machine.injections.of(target.host, target.port):
@@ -173,9 +176,9 @@ class Connection:
                     return
 
 
-def _reported(target: Target, protocol: bytes) -> Refusal:
+def _reported(host: str, port: int, place: str, protocol: bytes) -> Refusal:
     word = shown(protocol.decode("latin-1"))[:_REPORTED_MOST]
-    return blocked(target.host, target.port, f"{word} {target}, says the guest")
+    return blocked(host, port, f"{word} {place}, says the guest")
 
 
 def _uncounted(_: int) -> None:

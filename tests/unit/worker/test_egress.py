@@ -125,13 +125,18 @@ async def test_name_that_leads_to_a_private_address_is_blocked_and_an_unknown_on
         assert b"Taskyard-Verdict: failed" in unknown
 
 
-async def test_report_of_the_guest_is_logged_and_never_connected(home):
+@pytest.mark.parametrize(
+    ("protocol", "host", "port", "said"),
+    [("udp", "192.0.2.1", 53, "udp 192.0.2.1:53"), ("icmp", "192.0.2.1", 0, "icmp 192.0.2.1")],
+)
+async def test_report_of_the_guest_is_logged_and_never_connected(home, protocol, host, port, said):
     async with serving(home) as egress:
         egress.set_policy(MACHINE, NetworkPolicy(mode=NetworkMode.FULL))
-        sent = connecting("192.0.2.1", 53).replace(b"\r\n\r\n", b"\r\nTaskyard-Protocol: udp\r\n\r\n")
+        header = f"\r\nTaskyard-Protocol: {protocol}\r\n\r\n".encode()
+        sent = connecting(host, port).replace(b"\r\n\r\n", header)
         assert b" 403 " in await ask(home, sent)
         (told,) = egress.drain(MACHINE)
-        assert "udp 192.0.2.1:53, says the guest" in told.reason
+        assert f"{said}, says the guest" in told.reason
 
 
 async def test_request_in_pieces_never_goes_on_whole(home):
