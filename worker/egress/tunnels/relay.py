@@ -29,6 +29,9 @@ class _Way:
     def __init__(self, source: socket.socket, sink: socket.socket, count: Callable[[int], None]) -> None:
         self.source = source
         self.sink = sink
+        # The event loop knows a descriptor at once; of a socket it makes a text before it does.
+        self.from_descriptor = source.fileno()
+        self.to_descriptor = sink.fileno()
         self.count = count
         self.unsent = memoryview(b"")
         self.ended = False
@@ -61,7 +64,7 @@ class Relay:
 
     def __enter__(self) -> Self:
         _, receiving = self._ways
-        self._loop.add_reader(receiving.source, self._read, receiving)
+        self._loop.add_reader(receiving.from_descriptor, self._read, receiving)
         self._look()
         return self
 
@@ -71,8 +74,8 @@ class Relay:
             self._timer.cancel()
         self._done.cancel()
         for way in self._ways:
-            self._loop.remove_reader(way.source)
-            self._loop.remove_writer(way.sink)
+            self._loop.remove_reader(way.from_descriptor)
+            self._loop.remove_writer(way.to_descriptor)
 
     @property
     def received(self) -> bool:
@@ -99,9 +102,9 @@ class Relay:
         sending, _ = self._ways
         sending.unsent = memoryview(first)
         if first:
-            self._loop.add_writer(sending.sink, self._send_rest, sending)
+            self._loop.add_writer(sending.to_descriptor, self._send_rest, sending)
         else:
-            self._loop.add_reader(sending.source, self._read, sending)
+            self._loop.add_reader(sending.from_descriptor, self._read, sending)
         await self._done
 
     def _read(self, way: _Way) -> None:
@@ -122,14 +125,14 @@ class Relay:
         if way.unsent:
             # Only what is left is kept: the place is another connection's next.
             way.unsent = memoryview(bytes(way.unsent))
-            self._loop.remove_reader(way.source)
-            self._loop.add_writer(way.sink, self._send_rest, way)
+            self._loop.remove_reader(way.from_descriptor)
+            self._loop.add_writer(way.to_descriptor, self._send_rest, way)
 
     def _send_rest(self, way: _Way) -> None:
         self._send(way)
         if not way.unsent and not way.ended:
-            self._loop.remove_writer(way.sink)
-            self._loop.add_reader(way.source, self._read, way)
+            self._loop.remove_writer(way.to_descriptor)
+            self._loop.add_reader(way.from_descriptor, self._read, way)
 
     def _send(self, way: _Way) -> None:
         try:
@@ -148,8 +151,8 @@ class Relay:
     def _end(self, way: _Way) -> None:
         way.ended = True
         way.unsent = memoryview(b"")
-        self._loop.remove_reader(way.source)
-        self._loop.remove_writer(way.sink)
+        self._loop.remove_reader(way.from_descriptor)
+        self._loop.remove_writer(way.to_descriptor)
         if all(each.ended for each in self._ways) and not self._done.done():
             self._done.set_result(None)
 
