@@ -34,7 +34,8 @@ from machines.ssh import GuestShell
 from storage.bucket import Bucket
 from worker.registry import Activity
 from workflows import steps
-from workflows.runs.messages import NetworkUse
+from workflows.runs.budget import Budget
+from workflows.runs.messages import NetworkUse, TokenUsage
 from workflows.runs.requests import CollectRequest, CollectResult, ProvisionRequest, ProvisionResult
 from workflows.specs.wire import NetworkPolicy
 
@@ -125,8 +126,14 @@ class _NoModel:
     def token(self, machine_id: str) -> str:
         return f"none-of-{machine_id}"
 
-    def usage(self, machine_id: str) -> dict[str, int]:  # noqa: ARG002 -- the gateway's own signature
-        return {}
+    def usage(self, machine_id: str) -> TokenUsage:  # noqa: ARG002 -- the gateway's own signature
+        return TokenUsage()
+
+    def set_budget(self, machine_id: str, budget: Budget) -> None:
+        """There is none."""
+
+    def used_up(self, machine_id: str) -> str | None:  # noqa: ARG002
+        return None
 
 
 class _NoNetwork:

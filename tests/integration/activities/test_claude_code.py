@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import tempfile
@@ -21,10 +22,12 @@ from foundation.settings import Settings
 from machines.images.profile import load_profile
 from tests.integration.activities.claude_code import ClaudeRun, bridge, claude, claude_program
 from tests.manifests import parse_yaml
+from tests.waiting import until
 from worker.gateway.model_gateway import Gateway
 from worker.gateway.unix_server import UnixServer
 from worker.scripted_model.scenario import load_scenarios
 from worker.scripted_model.server import create_model_app
+from workflows.runs.budget import Budget
 
 ROOT = Path(__file__).parents[3]
 MACHINE = "vm-00112233445566aa"
@@ -111,6 +114,33 @@ def _texts(block: dict[str, Any]) -> list[str]:
 
 def shell(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=directory, shell=True, check=False, capture_output=True, text=True)
+
+
+async def test_an_agent_over_budget_is_told_why_and_leaves_with_an_error(url, gateway, work):
+    gateway.set_budget(MACHINE, Budget(tokens=1))
+    run, exit_code = await play(url, gateway, work, "Scenario: budget")
+    assert exit_code == 1
+    assert [(result["is_error"], result["api_error_status"]) for result in run.results] == [(True, 400)]
+    assert gateway.used_up(MACHINE) in run.results[0]["result"]
+    assert (gateway.usage(MACHINE).requests, run.tools_used()) == (1, ["Bash"])
+
+
+async def test_an_agent_that_is_continued_goes_on_in_the_middle_of_its_turn(url, gateway, work, monkeypatch):
+    monkeypatch.setattr("worker.gateway.model_gateway._LATER", {"retry-after": "2"})
+    gateway.set_budget(MACHINE, Budget(tokens=1, pause=True))
+    async with claude(url, gateway.token(MACHINE), work, work.parent / "agent") as run:
+        await run.say("Scenario: budget", FIRST)
+        run.close()
+        await until(lambda: gateway.used_up(MACHINE) is not None, "the refusal")
+        # As a machine is paused: it waits before it tries again, and has nothing under way.
+        await asyncio.to_thread(gateway.settle, MACHINE)
+        waits = await run.until(type="system", subtype="api_retry")
+        assert (waits["error_status"], waits["retry_delay_ms"]) == (429, 2000)
+        gateway.set_budget(MACHINE, Budget(tokens=10**9, pause=True))
+        assert await run.exit_code() == 0
+    assert [(result["is_error"], result["num_turns"]) for result in run.results] == [(False, 8)]
+    assert len({event["session_id"] for event in run.events if "session_id" in event}) == 1
+    assert (work / "steps.txt").read_text() == "".join(f"paid-step-{number}\n" for number in range(1, 7))
 
 
 async def test_hello_scenario_mends_the_example(url, gateway, settings, work):
