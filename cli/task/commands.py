@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -255,6 +256,8 @@ def continue_(
 
     if budget is None and tokens is None:
         raise UsageError("Say how much is added: --budget USD, --tokens NUMBER, or both.")
+    if budget is not None and not isfinite(budget):
+        raise UsageError("--budget takes a number of US dollars.")
     with open_client(ctx) as client:
         reply = client.continue_task_raw(task_id, budget_usd=budget, tokens=tokens)
     if not print_data(reply, format_of(ctx, OutputFormat.TEXT)):

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 _LOOK_SECONDS = 1.0
 _REFRESHES_PER_SECOND = 8
 _WAY = ("pending", "staging", "provisioning", "ready", "running", "completing", "completed")
-_WIDTH = max(map(len, (*_WAY, "awaiting_decision"))) + 2
+# Whence a run may go back on its way.
+_ASLEEP = "awaiting_decision"
+_WIDTH = max(map(len, (*_WAY, _ASLEEP))) + 2
 
 
 def watch(client: TaskClient, task_id: str, timeout_seconds: float | None = None) -> Task:
@@ -120,7 +122,7 @@ class _States:
             self._done += 1
         if task.terminal:
             return
-        text = progress_of(task) or clean(task.state_message or "")
+        text = (None if task.state == _ASLEEP else progress_of(task)) or clean(task.state_message or "")
         if self.live is not None:
             self.live.update(self._going_on(task, text))
         elif (line := f"· {clean(task.state):<{_WIDTH}}{text}".rstrip()) != self._last_line:
@@ -132,5 +134,6 @@ class _States:
         line = Text.assemble(state_text(task.state), " " * (_WIDTH - len(task.state)))
         line.append(f"{format_seconds(age)}  ", "dim").append(text)
         self._spinner.update(text=line)
-        known = _WAY.index(task.state) if task.state in _WAY else len(_WAY)
+        state = "running" if task.state == _ASLEEP else task.state
+        known = _WAY.index(state) if state in _WAY else len(_WAY)
         return Group(self._spinner, *(Text(f"  {state}", "dim") for state in _WAY[known + 1 :]))

@@ -53,6 +53,7 @@ async def test_a_run_that_waits_is_shown_and_continued(site: ApiSite, sandbox: S
         for arguments, code, words in (
             ((), 2, "--budget"),
             (("--budget", "much"), 2, "--budget"),
+            (("--budget", "nan"), 2, "--budget"),
             (("--budget", "5"), 1, "is not enough"),
             (("--tokens", "20"), 1, "is not enough"),
             (("--tokens", "-1"), 1, "tokens"),
