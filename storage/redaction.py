@@ -66,9 +66,10 @@ class Redactor:
 
     def redact(self, data: bytes) -> bytes:
         """``data`` with every known value replaced."""
-        if self._search is None or self._find(data, 0) is None:
+        search = self._search_in(data)
+        if search is None:
             return data
-        return self._search.sub(lambda match: self._placeholders[match[0]], data)
+        return search.sub(lambda match: self._placeholders[match[0]], data)
 
     def redact_text(self, text: str) -> str:
         """``text`` with every known value replaced."""
@@ -98,10 +99,11 @@ class Redactor:
 
     def scan(self, data: bytes, *, final: bool) -> Iterator[Piece]:
         """Pieces of ``data`` from its start as far as no later byte can change them; all of it when ``final``."""
+        search = self._search_in(data)
         position = 0
         limit = len(data) if final else self._undecided(data, 0)
         while position < limit:
-            match = self._find(data, position)
+            match = search.search(data, position) if search else None
             begin = match.start() if match else limit
             literal_end = min(begin, limit)
             if literal_end > position:
@@ -114,12 +116,12 @@ class Redactor:
             if position > limit:
                 limit = self._undecided(data, position)
 
-    def _find(self, data: bytes, position: int) -> re.Match[bytes] | None:
-        """The first value from ``position`` on."""
+    def _search_in(self, data: bytes) -> re.Pattern[bytes] | None:
+        """What finds the values in the data; None when there are none in it."""
         # One search for each of a few is many times faster than one for all, and mostly there is none.
-        if self._search is None or (len(self._forms) <= _FEW and all(data.find(f, position) < 0 for f in self._forms)):
+        if len(self._forms) <= _FEW and not any(form in data for form in self._forms):
             return None
-        return self._search.search(data, position)
+        return self._search
 
     def _undecided(self, data: bytes, position: int) -> int:
         """First place from ``position`` on where the rest of ``data`` could be the beginning of a longer value."""

@@ -46,7 +46,7 @@ class Table:
 
 def read_table(**places: str) -> Table:
     """The table with its places filled in: port, origin, named, private."""
-    loaded = _filled(yaml.safe_load(_TABLE.read_text()), {**places, "huge": "x" * 100_000})
+    loaded = _filled(yaml.safe_load(_TABLE.read_text()), {**places, "huge": "x" * 100_000, "fields": "a: b\r\n" * 300})
     attempts = [
         Attempt(
             name=row["name"],

@@ -132,7 +132,10 @@ class Lookups:
                 loop.call_soon_threadsafe(give, found, fault)
 
         # Nobody waits for its end, nor for its start: a name server that does not answer does not hold up this process.
-        _thread.start_new_thread(ask, ())
+        try:
+            _thread.start_new_thread(ask, ())
+        except RuntimeError as fault:
+            give((), fault)
         return await answer
 
     def forget(self, machine: str) -> None:

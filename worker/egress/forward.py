@@ -20,6 +20,9 @@ from worker.egress.policy import NotNamed, Target, target_of
 from worker.egress.refusals import Refusal, bad_request, blocked, unreachable
 from worker.egress.upstream import CheckedBackend
 
+#: Fields of a request. Each is looked into by itself, and no program writes that many.
+FIELDS_MOST = 200
+
 _HTTP_PORT = 80
 _ABSOLUTE = re.compile(rb"http://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 # Fields that are about one connection, and end with it.
@@ -115,6 +118,8 @@ class Exchange:
         """The request as it is to be sent on, when it may be. Raises Refusal."""
         headers: Headers = scope["headers"]
         target, resource = self._target(scope)
+        if len(headers) > FIELDS_MOST:
+            raise bad_request("it has too many fields")
         framed = [name for name, _ in headers if name in {b"content-length", b"transfer-encoding"}]
         if len(framed) > 1:
             raise bad_request("it says more than once where its body ends")
@@ -123,8 +128,8 @@ class Exchange:
             raise blocked(target.host, target.port, "the Host header names another one")
         self.passage.permit(target)
         injections = self.passage.machine.injections
-        for name, value in [(b"address", scope["raw_path"] + b"?" + scope["query_string"]), *headers]:
-            injections.refuse_placeholders(target, name + b": " + value, "a request in the clear")
+        written = [scope["raw_path"] + b"?" + scope["query_string"], *(name + b": " + value for name, value in headers)]
+        injections.refuse_placeholders(target, b"\n".join(written), "a request in the clear")
         sent = end_to_end(headers)
         if named is None:
             sent.append((b"host", _host_field(target)))

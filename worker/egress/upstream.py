@@ -83,7 +83,8 @@ class _Stream(httpcore.AsyncNetworkStream):
         self._sent(len(buffer))
 
     async def aclose(self) -> None:
-        self._writer.close()
+        # Closing would wait for a host that takes nothing, for as long as it likes.
+        self._writer.transport.abort()
 
     async def start_tls(
         self,

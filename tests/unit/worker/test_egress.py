@@ -11,6 +11,7 @@ import pytest
 
 from foundation.errors import MachineNotFound
 from tests.egress_site import MACHINE, ORIGIN, connect, connect_without_reading, connecting, outbound, serving
+from tests.escapes.attempts import client_hello
 from tests.waiting import until
 from worker.egress.passage import EgressLimits
 from workflows.specs.wire import NetworkMode, NetworkPolicy
@@ -148,6 +149,20 @@ async def test_request_in_pieces_never_goes_on_whole(home):
         writer.write(b" / HTTP/1.1\r\nHost: other.example.org\r\n\r\n")
         assert await reader.read() == b""
         assert "a request came in pieces" in egress.drain(MACHINE, last=True)[-1].reason
+        writer.close()
+
+
+async def test_first_message_of_tls_has_to_come_whole_however_its_bytes_come(home):
+    async with serving(home, EgressLimits(head_seconds=0.1)) as egress, echo() as port:
+        egress.set_policy(MACHINE, outbound("allowed.example.org"))
+        reader, writer = await connect(home)
+        writer.write(connecting("allowed.example.org", port))
+        refused = asyncio.create_task(reader.readuntil(bytes.fromhex("15 03 01 00 02 02 31")))
+        for byte in client_hello(["allowed.example.org"]):
+            writer.write(bytes([byte]))
+            if (await asyncio.wait({refused}, timeout=0.005))[0]:
+                break
+        await asyncio.wait_for(refused, 10)
         writer.close()
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import ssl
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 
+import httpcore
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.escapes.attempts import client_hello as made_hello
-from worker.egress import decisions
-from worker.egress.addresses import is_own, is_public
+from tests.waiting import until
+from worker.egress import addresses, decisions
+from worker.egress.addresses import Lookups, is_own, is_public
 from worker.egress.decisions import MachineTraffic
 from worker.egress.policy import NotNamed, target_of
-from worker.egress.tunnels.opening import Kind, opening
+from worker.egress.tunnels.opening import Kind, Opening, opening
 from worker.egress.tunnels.server_name import ClientHello, Malformed, client_hello
+from worker.egress.upstream import CheckedBackend
 
 NOT_PUBLIC = st.ip_addresses(v=4).filter(lambda each: not is_public(each))
 
@@ -100,6 +106,53 @@ def test_whatever_begins_a_tunnel_is_told_in_the_end(data):
     with suppress(Malformed):
         found = opening(data)
         assert found is None or opening(data + b"more") == found or found.kind is Kind.OTHER
+
+
+ENDLESS = {
+    "space": b" " * 2**15,
+    "empty lines": b"\r\n" * 2**15,
+    "a word": b"GET " * 2**13,
+    "records of a byte": b"\x16\x03\x01\x00\x01\x01" + b"\x16\x03\x01\x00\x01\x00" * 2**12,
+    "a large message": b"\x16\x03\x01\x40\x00\x01\x01\x00\x00",
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_what_does_not_say_what_it_is_has_an_end(what):
+    with pytest.raises(Malformed):
+        opening(ENDLESS[what])
+
+
+def test_a_line_is_looked_into_once_whatever_is_in_it():
+    # With another look for each version in it, this would take minutes.
+    assert opening(b"GET " + b"HTTP/1" * 2**17 + b"\0\n") == Opening(Kind.OTHER)
+
+
+async def test_a_thread_that_cannot_be_started_takes_no_place_of_a_look_up(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("can't start new thread")
+
+    lookups = Lookups(lambda _: ["192.0.2.1"], for_each_machine=1, in_all=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(addresses._thread, "start_new_thread", fail)
+        with pytest.raises(RuntimeError):
+            await lookups.look_up("vm-1", "a.example.org")
+    assert await asyncio.wait_for(lookups.look_up("vm-1", "a.example.org"), 10) == ["192.0.2.1"]
+
+
+async def test_a_connection_to_a_host_that_takes_nothing_is_closed_at_once():
+    mine, theirs = socket.socketpair()
+    mine.setblocking(False)
+
+    async def connect(*_: object) -> socket.socket:
+        return mine
+
+    with theirs:
+        stream = await CheckedBackend(connect, lambda _: None, lambda _: None).connect_tcp("a.example.org", 80)
+        with pytest.raises(httpcore.WriteTimeout):
+            await stream.write(bytes(2**22), 0.01)
+        await stream.aclose()
+        await until(lambda: mine.fileno() < 0, "its end")
 
 
 @given(st.lists(st.text("abc.-", min_size=1, max_size=20), max_size=3))

@@ -190,6 +190,7 @@ HOSTILE = {
     ),
     "two numbers": "POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcde",
     "no chunk": "POST / HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
+    "many fields": "GET / HTTP/1.1\r\nHost: {host}\r\n" + "a: b\r\n" * 300 + "\r\n",
     "no HTTP": "\x00\x01\x02\x03\r\n\r\n",
 }
 

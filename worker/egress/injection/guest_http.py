@@ -79,12 +79,15 @@ class GuestHttp:
 
     async def next_request(self) -> h11.Request | None:
         """The next request's head; None when the guest has ended the connection between two of them."""
-        seconds = self._between_seconds
+        now = asyncio.get_running_loop().time
+        end, begun = now() + self._between_seconds, False
         while not isinstance(event := self._http.next_event(), h11.Request):
             if isinstance(event, h11.ConnectionClosed):
                 return None
             # A head that has begun to come has to come whole.
-            async with asyncio.timeout(self._head_seconds if self._http.trailing_data[0] else seconds):
+            if self._http.trailing_data[0] and not begun:
+                end, begun = now() + self._head_seconds, True
+            async with asyncio.timeout_at(end):
                 self._http.receive_data(await self._reader.read(_READ_BYTES))
         self._between_seconds = min(self._idle_seconds, _BETWEEN_SECONDS)
         return event

@@ -17,11 +17,11 @@ from http import HTTPStatus
 import h11
 import httpcore
 
-from worker.egress.forward import end_to_end
+from worker.egress.forward import FIELDS_MOST, end_to_end
 from worker.egress.injection.guest_http import GuestHttp, accept_tls
 from worker.egress.injection.injections import Injections, host_trust
 from worker.egress.policy import NotNamed, Target, shown, target_of
-from worker.egress.refusals import UNREACHABLE, Refusal, blocked
+from worker.egress.refusals import BAD_REQUEST, UNREACHABLE, Refusal, blocked
 from worker.egress.upstream import CheckedBackend
 
 Header = tuple[bytes, bytes]
@@ -82,8 +82,9 @@ class InjectedHost:
             while (request := await guest.next_request()) is not None:
                 if not await guest.unless_lost(self._exchange(guest, pool, request)):
                     return
-        except h11.RemoteProtocolError as fault:
-            await self._refuse(guest, Refusal(400, f"{target.host}: {fault}", "blocked", *_place(target)))
+        except h11.RemoteProtocolError:
+            sentence = f"{target.host}: this is no request as HTTP has it"
+            await self._refuse(guest, Refusal(BAD_REQUEST, sentence, "blocked", *_place(target)))
         except (OSError, TimeoutError, h11.LocalProtocolError):
             # The guest has left or stopped, or the host has answered with what HTTP cannot say.
             return
@@ -180,10 +181,12 @@ class InjectedHost:
         """Raises Refusal for what is no request to this host, or could be read in two ways."""
         target = self._target
         if not request.target.startswith(b"/") and request.target != b"*":
-            raise Refusal(400, f"{target.host}: the request's target is no path", "blocked", *_place(target))
+            raise Refusal(BAD_REQUEST, f"{target.host}: the request's target is no path", "blocked", *_place(target))
         names = [name for name, _ in request.headers]
+        if len(names) > FIELDS_MOST:
+            raise Refusal(BAD_REQUEST, f"{target.host}: the request has too many fields", "blocked", *_place(target))
         if b"content-length" in names and b"transfer-encoding" in names:
-            raise Refusal(400, f"{target.host}: the request's body has two lengths", "blocked", *_place(target))
+            raise Refusal(BAD_REQUEST, f"{target.host}: the request's body has two lengths", "blocked", *_place(target))
         hosts = [value.decode("ascii", "replace") for name, value in request.headers if name == b"host"]
         try:
             same = [target_of(text, _HTTPS_PORT) for text in hosts] == [target]

@@ -12,6 +12,8 @@ _HANDSHAKE = 0x16
 _CLIENT_HELLO = 0x01
 _MAJOR = 0x03
 _RECORD_HEAD, _RECORD_MOST = 5, 2**14
+# Clients send one, or a few; all are walked through again whenever a byte more has come.
+_RECORDS_MOST = 2048
 _MESSAGE_HEAD = 4
 _VERSION_AND_RANDOM = 34
 _SERVER_NAME = 0
@@ -48,7 +50,9 @@ def looks_like_tls(data: bytes) -> bool | None:
 def client_hello(data: bytes) -> ClientHello | None:
     """The first message of TLS out of what a client has sent; None when it is not whole yet. Raises Malformed."""
     message = bytearray()
-    for fragment in _fragments(data):
+    for number, fragment in enumerate(_fragments(data)):
+        if number == _RECORDS_MOST:
+            raise Malformed("the ClientHello comes in too many records")
         message += fragment
         size = _size(message)
         if len(message) >= size:

@@ -32,6 +32,8 @@ class Tunnel:
         self._server = server
         #: Whether the guest has begun to speak TLS.
         self.is_tls = False
+        # When the first message of TLS has to be whole, once it has begun.
+        self._whole_by: float | None = None
         self._loop = asyncio.get_running_loop()
 
     async def run(self, first: bytes) -> None:
@@ -89,9 +91,11 @@ class Tunnel:
 
     async def _more(self, *, held: bool) -> bytes:
         """What the guest sends next. Raises TimeoutError when it is to go on, and does not."""
+        now = self._loop.time()
+        if self.is_tls and self._whole_by is None:
+            self._whole_by = now + self._limits.head_seconds
         # A guest that only listens may do so, and so may one whose words have gone on.
-        seconds = self._limits.held_seconds if held else self._limits.head_seconds if self.is_tls else None
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout_at(now + self._limits.held_seconds if held else self._whole_by):
             return await self._loop.sock_recv(self._guest, _READ_BYTES)
 
     def _check(self, found: Opening) -> None:
