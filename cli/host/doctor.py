@@ -72,6 +72,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         _model,
         _vault,
         _certificates,
+        _network,
     )
     for check in checks:
         yield from check(settings)
@@ -282,3 +283,16 @@ def _certificates(settings: Settings) -> Iterator[Finding]:
             yield Finding("certificates", "ok", f"guests trust those of {settings.guest_certificates} too")
     except HostNotReady as error:
         yield Finding("certificates", "fail", error.message)
+
+
+def _network(settings: Settings) -> Iterator[Finding]:
+    from foundation.errors import HostNotReady
+    from worker.egress.policy import operator_rules
+
+    try:
+        operator_rules(settings)
+    except HostNotReady as error:
+        yield Finding("network", "fail", error.message)
+    else:
+        allowed = ", ".join(settings.egress_allowed_hosts) or "no host"
+        yield Finding("network", "ok", f"in mode outbound, guests reach {allowed} beside their own hosts")

@@ -9,14 +9,13 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
 from foundation.durable import ORDINARY, write_durably, write_whole
-from foundation.errors import HostNotReady, MachineError, MachineNotFound
+from foundation.errors import MachineError, MachineNotFound
 from foundation.machine_ids import MACHINE_ID
 from foundation.settings import Settings
 from foundation.units import parse_size
@@ -28,18 +27,15 @@ from worker.egress.guest_http import HttpServer
 from worker.egress.injection.injections import Injections, host_trust
 from worker.egress.machine import Machine
 from worker.egress.passage import EgressLimits, Passage
-from worker.egress.policy import OperatorRules, PolicyInForce, rules_of
+from worker.egress.policy import REGISTRIES, PolicyInForce, operator_rules
 from worker.egress.refusals import OVERLOADED, Refusal
 from worker.egress.registries import registry_rules
 from worker.gateway.guest_connection import share
 from worker.gateway.handed_connections import HandedConnections
 from worker.metrics import WorkerMetrics
 from workflows.runs.messages import NetworkUse
-from workflows.specs.hosts import HostRule
 from workflows.specs.wire import NetworkPolicy
 
-#: The word among the operator's allowed hosts that stands for this host's own package registries.
-REGISTRIES = "registries"
 _POLICY_FILE = "network.json"
 _USE_FILE = "network-use.json"
 _SAVE_SECONDS = 5.0
@@ -67,7 +63,7 @@ class Egress:
         self._metrics = metrics or WorkerMetrics()
         self._limits = limits or EgressLimits()
         self._byte_limit = parse_size(settings.egress_byte_limit)
-        self._operator = _operator_rules(settings)
+        self._operator = operator_rules(settings)
         self._lookups = Lookups(resolver)
         self._dialer = Dialer(self._operator, self._lookups, self._limits.resolve_seconds, self._limits.connect_seconds)
         self._server = HttpServer(self._limits)
@@ -258,23 +254,6 @@ class Egress:
         if not MACHINE_ID.fullmatch(machine_id) or not directory.is_dir():
             raise MachineNotFound(f"No machine {machine_id} is on this host")
         return directory
-
-
-def _operator_rules(settings: Settings) -> OperatorRules:
-    """The operator's rules. Raises HostNotReady with the setting's name when one is none."""
-    allowed = [text for text in settings.egress_allowed_hosts if text != REGISTRIES]
-    return OperatorRules(
-        allowed=_rules_of_setting("egress_allowed_hosts", allowed),
-        denied=_rules_of_setting("egress_denied_hosts", settings.egress_denied_hosts),
-        private=tuple(settings.egress_private_networks),
-    )
-
-
-def _rules_of_setting(name: str, texts: Iterable[str]) -> tuple[HostRule, ...]:
-    try:
-        return rules_of(texts)
-    except ValueError as fault:
-        raise HostNotReady(f"TASKYARD_{name.upper()} holds a rule that is none: {fault}") from None
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

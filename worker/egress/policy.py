@@ -8,9 +8,13 @@ from ipaddress import IPv4Network, IPv6Network
 
 import structlog
 
+from foundation.errors import HostNotReady
+from foundation.settings import Settings
 from workflows.specs.hosts import HostRule, host_name, host_rule, is_address
 from workflows.specs.wire import NetworkMode, NetworkPolicy
 
+#: The word among the operator's allowed hosts that stands for this host's own package registries.
+REGISTRIES = "registries"
 _SHOWN = 100
 _PORT_DIGITS = 5
 _log = structlog.get_logger(__name__)
@@ -117,7 +121,24 @@ def shown(text: str) -> str:
     return "".join(letter if "!" <= letter <= "~" else "?" for letter in text[:_SHOWN]) or "(nothing)"
 
 
-def rules_of(texts: Iterable[str]) -> tuple[HostRule, ...]:
+def operator_rules(settings: Settings) -> OperatorRules:
+    """The operator's rules. Raises HostNotReady with the setting's name when one is none."""
+    allowed = [text for text in settings.egress_allowed_hosts if text != REGISTRIES]
+    return OperatorRules(
+        allowed=_rules_of_setting("egress_allowed_hosts", allowed),
+        denied=_rules_of_setting("egress_denied_hosts", settings.egress_denied_hosts),
+        private=tuple(settings.egress_private_networks),
+    )
+
+
+def _rules_of_setting(name: str, texts: Iterable[str]) -> tuple[HostRule, ...]:
+    try:
+        return _rules_of(texts)
+    except ValueError as fault:
+        raise HostNotReady(f"TASKYARD_{name.upper()} holds a rule that is none: {fault}") from None
+
+
+def _rules_of(texts: Iterable[str]) -> tuple[HostRule, ...]:
     """Host rules of the operator's. Raises ValueError with a sentence."""
     found = []
     for text in texts:
