@@ -37,6 +37,7 @@ _SAYS_NOTHING = (
     "fatal: Could not read from remote",
     "Please make sure you have the correct",
     "and the repository exist",
+    "error: failed to fetch some objects from",
 )
 _PROGRESS = re.compile(r"^(?:remote: )?[A-Z][A-Za-z ]+: +\d+% ?\(")
 # Of git's own variables only those by which a host configures credentials, certificates and proxies for itself.

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 from activities.artifacts.pointers import POINTER_BYTES, Pointer, pointer
 from activities.repository.git import GitFailed, local_environment, run_git
 from activities.repository.mirror import Mirror
-from foundation.errors import HostNotReady, RepositoryError, RepositoryNotAllowed
+from activities.repository.remote import refusal
+from foundation.errors import HostNotReady, RepositoryError, RepositoryNotAllowed, RepositoryUnreachable
 from foundation.units import format_size
 from foundation.urls import has_credentials, without_credentials
 from guest.programs import workspace_program
@@ -57,7 +58,7 @@ def fill(mirror: Mirror, path: Path, clone: Path, staging: Path, most: int) -> N
         )
     store = path / "lfs" / "objects"
     missing = {each for each in wanted if not _is_there(store, each)}
-    said = ""
+    failed: RepositoryError | None = None
     if missing:
         # They lie in the mirror, in the tree, and twice in the image.
         need, free = sum(each.size for each in missing) + 2 * size, shutil.disk_usage(path).free
@@ -65,12 +66,12 @@ def fill(mirror: Mirror, path: Path, clone: Path, staging: Path, most: int) -> N
             have = f"{format_size(free)} of this host's disk are free"
             raise _unfilled(mirror, f"need {format_size(need)} while they are staged, and {have}; make room there")
         mirror.report(f"Fetching {len(missing)} contents of git LFS, {format_size(sum(each.size for each in missing))}")
-        said = _fetch(mirror, path, clone, staging, missing)
+        failed = _fetch(mirror, path, clone, staging, missing)
     for name, each in found.items():
         if not _is_there(store, each):
-            raise _unfilled(
-                mirror, f"cannot be had: that of {name} is missing ({said or 'its server has another one'})"
-            )
+            said = failed.message if failed else "its server has another one"
+            kind = RepositoryUnreachable if isinstance(failed, RepositoryUnreachable) else RepositoryError
+            raise _unfilled(mirror, f"cannot be had: that of {name} is missing ({said.rstrip('.')})", kind)
     _lay(store, wanted, clone)
     for name in found:
         (clone / name).unlink()
@@ -106,8 +107,10 @@ def _is_there(store: Path, each: Pointer) -> bool:
     return False
 
 
-def _fetch(mirror: Mirror, path: Path, clone: Path, staging: Path, missing: Iterable[Pointer]) -> str:
-    """Have git-lfs fetch contents into the mirror. What it said when it failed; what is there is looked at after it."""
+def _fetch(
+    mirror: Mirror, path: Path, clone: Path, staging: Path, missing: Iterable[Pointer]
+) -> RepositoryError | None:
+    """Have git-lfs fetch contents into the mirror. How it failed; what is there is looked at after it."""
     if shutil.which("git-lfs") is None:
         raise HostNotReady("git-lfs is not installed on this host; install it ('sandbox doctor' names the package).")
     scratch = staging / "lfs"
@@ -137,8 +140,8 @@ def _fetch(mirror: Mirror, path: Path, clone: Path, staging: Path, missing: Iter
                 file_bytes=max(each.size for each in missing) + 2**20,
             )
         except GitFailed as error:
-            return f"git-lfs: {mirror.access.redactor.redact_text(error.last_words)}"
-        return ""
+            return refusal(mirror.access, mirror.repository, error)
+        return None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -189,6 +192,6 @@ def _lay(store: Path, wanted: Iterable[Pointer], clone: Path) -> None:
         run_git(["-C", str(clone), "config", f"filter.lfs.{name}", value], local_environment())
 
 
-def _unfilled(mirror: Mirror, reason: str) -> RepositoryError:
+def _unfilled(mirror: Mirror, reason: str, kind: type[RepositoryError] = RepositoryError) -> RepositoryError:
     url = without_credentials(mirror.repository.url)
-    return RepositoryError(f"Contents of git LFS of repository {url} {reason}.", url=url)
+    return kind(f"Contents of git LFS of repository {url} {reason}.", url=url)

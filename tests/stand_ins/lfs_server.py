@@ -1,6 +1,7 @@
 """An LFS server for tests beside a git server: the batch protocol as its specification has it, over real connections.
 
-The registries' own server of it brings the clients of three clouds with it; what git-lfs asks for is the same here.
+The one server of it that the package registries have does not run with today's versions of what it stands on. What
+git-lfs asks it for is asked for here too.
 """
 
 from __future__ import annotations

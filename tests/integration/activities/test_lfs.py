@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from activities.repository.staging import stage
-from foundation.errors import HostNotReady, RepositoryError, RepositoryNotAllowed
+from foundation.errors import HostNotReady, RepositoryError, RepositoryNotAllowed, RepositoryUnreachable
 from foundation.settings import Settings
 from tests.git_servers import GitServer, commit, git, ssh_server, sshd_program
 from tests.stand_ins.lfs_server import LfsServer
@@ -249,6 +250,13 @@ def test_over_ssh_the_server_says_where_its_contents_are(
     assert (tmp_path / "asked").read_text() == f"{project} download\n"
     assert server.shown == []
     assert lfs.batches
+
+
+def test_a_server_of_contents_that_is_away_may_come_back(settings: Settings, server: GitServer, project: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        commit(project, ".lfsconfig", f"[lfs]\n\turl = http://127.0.0.1:{taken.getsockname()[1]}/x\n")
+        refused(RepositoryUnreachable, settings, server.url("project"), "Contents of git LFS", "cannot be reached")
 
 
 def test_a_full_host_is_told_before_it_is_filled(
