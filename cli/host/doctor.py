@@ -70,6 +70,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         _services,
         _ports,
         _model,
+        _prices,
         _vault,
         _certificates,
         _network,
@@ -260,6 +261,20 @@ def _model_proxy(settings: Settings) -> str | None:
 
     asyncio.run(model_client(settings).aclose())
     return proxy_for(settings.anthropic_base_url)
+
+
+def _prices(settings: Settings) -> Iterator[Finding]:
+    if settings.price_table is None:
+        return
+    from foundation.errors import InvalidParameter
+    from worker.gateway.prices import load_prices
+
+    try:
+        table = load_prices(settings.price_table)
+    except InvalidParameter as error:
+        yield Finding("prices", "fail", error.message, "mend the file, or unset TASKYARD_PRICE_TABLE")
+    else:
+        yield Finding("prices", "ok", f"{settings.price_table}, as of {table.as_of}")
 
 
 def _vault(settings: Settings) -> Iterator[Finding]:
