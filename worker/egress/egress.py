@@ -110,8 +110,8 @@ class Egress:
     def set_policy(self, machine_id: str, policy: NetworkPolicy) -> None:
         """Put the policy in force, for this worker and the next; returns when what it refuses has been cut.
 
-        Raises MachineNotFound for a machine that is not here, and MachineError when the policy cannot be kept; then
-        the one before stays in force.
+        Raises MachineNotFound for a machine that is not here, and MachineError when the policy cannot be kept, and the
+        one before stays in force, or when it is kept and the proxy is too busy to take it now.
         """
         directory = self._machine_directory(machine_id)
         # Of two that come at once, the one that is written last is in force last.
@@ -141,7 +141,11 @@ class Egress:
             return
         with suppress(RuntimeError):  # the proxy is stopping, and cuts all
             loop.call_soon_threadsafe(change)
-            done.wait(_CUT_SECONDS)
+            if not done.wait(_CUT_SECONDS):
+                raise MachineError(
+                    f"The network policy of {machine_id} is kept, and the egress proxy has not taken it in time; "
+                    "set it again"
+                )
 
     def policy(self, machine_id: str) -> NetworkPolicy | None:
         """The policy in force; None when the machine has none, or is not here, and so reaches nothing."""
@@ -241,6 +245,7 @@ class Egress:
                 write_whole(self._directory / machine.id / _USE_FILE, machine.traffic.use().model_dump_json(), ORDINARY)
             except OSError as error:
                 # The machine is gone, or the disk is full: what was let through is worth more than its count.
+                machine.traffic.changed = True
                 _log.warning("what a machine asked for was not written down", machine=machine.id, error=str(error))
 
     def _stored_use(self, machine_id: str) -> NetworkUse:

@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from worker.egress.passage import EgressLimits, Passage
 from worker.egress.policy import NotNamed, Target, target_of
-from worker.egress.refusals import Refusal, bad_request, blocked, unreachable
+from worker.egress.refusals import Refusal, bad_request, blocked, too_slow, unreachable
 from worker.egress.upstream import CheckedBackend
 
 #: Fields of a request. Each is looked into by itself, and no program writes that many.
@@ -62,7 +62,7 @@ class Exchange:
         self._remote = remote
         self._left = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        idle = limits.idle_seconds
+        self._idle_seconds = idle = limits.idle_seconds
         self._timeouts = {"timeout": {"read": idle, "write": idle}}
         self._pool = httpcore.AsyncConnectionPool(
             max_connections=1,
@@ -139,7 +139,7 @@ class Exchange:
             scope["method"],
             httpcore.URL(scheme=b"http", host=target.host.encode(), port=target.port, target=resource),
             headers=sent,
-            content=injections.searched(target, _body(receive)) if framed else None,
+            content=injections.searched(target, _body(receive, self._idle_seconds)) if framed else None,
             extensions=self._timeouts,
         )
 
@@ -199,10 +199,14 @@ async def _pass_on(response: httpcore.Response, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _body(receive: Receive) -> AsyncIterator[bytes]:
+async def _body(receive: Receive, idle_seconds: float) -> AsyncIterator[bytes]:
     more = True
     while more:
-        message = await receive()
+        try:
+            async with asyncio.timeout(idle_seconds):
+                message = await receive()
+        except TimeoutError:
+            raise too_slow("body") from None
         if message["type"] == "http.disconnect":
             raise ConnectionResetError("the guest has left")
         if message.get("body"):

@@ -56,9 +56,9 @@ def bad_request(reason: str) -> Refusal:
     return Refusal(BAD_REQUEST, f"this is no request for a proxy: {reason[:_REASON_MOST]}", "blocked")
 
 
-def too_slow() -> Refusal:
+def too_slow(part: str = "head") -> Refusal:
     """The request has begun and does not come whole in time."""
-    return Refusal(TIMED_OUT, "the request's head did not come in time", "blocked")
+    return Refusal(TIMED_OUT, f"the request's {part} did not come in time", "blocked")
 
 
 def unreachable(host: str, port: int, sentence: str) -> Refusal:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from foundation.errors import MachineNotFound
+from foundation.errors import MachineError, MachineNotFound
 from tests.egress_site import MACHINE, ORIGIN, connect, connect_without_reading, connecting, outbound, serving
 from tests.escapes.attempts import client_hello
 from tests.waiting import until
+from worker.egress import egress as egress_module
 from worker.egress.passage import EgressLimits
 from workflows.specs.wire import NetworkMode, NetworkPolicy
 
@@ -95,6 +98,48 @@ async def test_policy_outlives_the_worker_and_so_do_the_counts(home):
             assert egress.use(MACHINE).allowed == 1
             assert (await ask(home, connecting("allowed.example.org", port))).startswith(b"HTTP/1.1 200 ")
             assert egress.use(MACHINE).allowed == 2
+
+
+async def test_a_policy_that_is_not_in_force_in_time_is_no_success(home, monkeypatch):
+    monkeypatch.setattr(egress_module, "_CUT_SECONDS", 0.01)
+    told: list[Exception] = []
+
+    def change() -> None:
+        try:
+            egress.set_policy(MACHINE, outbound("allowed.example.org"))
+        except MachineError as error:
+            told.append(error)
+
+    async with serving(home) as egress:
+        thread = threading.Thread(target=change)
+        thread.start()
+        # The proxy's own loop stands still meanwhile.
+        thread.join()
+        assert "set it again" in str(told[0])
+        assert egress.policy(MACHINE) == outbound("allowed.example.org")
+
+
+async def test_counts_that_a_full_disk_did_not_take_are_written_when_it_has_room(home, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with serving(home) as egress:
+        await ask(home, connecting("allowed.example.org", 443))
+        with monkeypatch.context() as patched:
+            patched.setattr(egress_module, "write_whole", full)
+            egress._save()
+    async with serving(home) as egress:
+        assert egress.use(MACHINE).blocked == 1
+
+
+async def test_a_body_that_does_not_come_ends_its_request(home):
+    async with serving(home, EgressLimits(idle_seconds=0.05)) as egress, echo() as port:
+        egress.set_policy(MACHINE, outbound("allowed.example.org"))
+        host = f"allowed.example.org:{port}"
+        reader, writer = await connect(home)
+        writer.write(f"POST http://{host}/ HTTP/1.1\r\nHost: {host}\r\nContent-Length: 9\r\n\r\n".encode())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 the request's body")
+        writer.close()
 
 
 async def test_change_of_policy_cuts_what_it_no_longer_allows(home):

@@ -249,6 +249,9 @@ async def test_a_web_socket_is_let_through():
         # A masked frame with five letters.
         writer.write(b"\x81\x85\x00\x00\x00\x00hello")
         assert await reader.readexactly(7) == b"\x81\x05hello"
+        # One with the value, of which the guest reads nothing.
+        writer.write(b"\x81" + bytes([0x80 | len(VALUE)]) + bytes(4) + VALUE.encode())
+        assert await reader.readexactly(2 + len(VALUE)) == b"\x81" + bytes([len(VALUE)]) + it.placeholder.encode()
         assert it.origin.headers()["authorization"] == HEADER
         writer.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import h11
@@ -141,8 +141,16 @@ class GuestHttp:
                 if not await self._reader.read(_READ_BYTES):
                     return
 
-    async def switch(self, answer: httpcore.Response, headers: Sequence[Header]) -> None:
-        """Speak another protocol from now on: tell the guest so, and move bytes until one side ends."""
+    async def switch(
+        self,
+        answer: httpcore.Response,
+        headers: Sequence[Header],
+        without_values: Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]],
+    ) -> None:
+        """Speak another protocol from now on: tell the guest so, and move bytes until one side ends.
+
+        What the host says comes to the guest as ``without_values`` gives it.
+        """
         # The end of the request, which asks for it and has no body.
         self._http.next_event()
         named = [*headers, *((name, value) for name, value in answer.headers if name.lower() == b"upgrade")]
@@ -157,8 +165,12 @@ class GuestHttp:
                 await stream.write(data, self._idle_seconds)
                 data = await self._reader.read(_READ_BYTES)
 
-        async def inwards() -> None:
+        async def said() -> AsyncIterator[bytes]:
             while data := await stream.read(_READ_BYTES, self._idle_seconds):
+                yield data
+
+        async def inwards() -> None:
+            async for data in without_values(said()):
                 await self._write(data)
 
         tasks = [asyncio.create_task(outwards()), asyncio.create_task(inwards())]

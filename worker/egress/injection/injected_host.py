@@ -130,12 +130,12 @@ class InjectedHost:
                 if name.lower() != b"alt-svc"
             ]
             if answer.status == 101:  # noqa: PLR2004 -- switching protocols
-                await guest.switch(answer, headers)
+                await guest.switch(answer, headers, self._echoes.without_values)
                 return False
             bodiless = request.method == b"HEAD" or answer.status in {204, 304}
             if not (bodiless or self._echoes.keeps_length):
                 headers = [(name, value) for name, value in headers if name.lower() != b"content-length"]
-            await guest.begin(answer.status, headers, _reason(answer))
+            await guest.begin(answer.status, headers, self._echoes.redactor.redact(_reason(answer)))
             async for chunk in self._echoes.without_values(answer.aiter_stream()):
                 await guest.send(chunk)
             return await guest.end()
