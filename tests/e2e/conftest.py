@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import ssl
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from activities.machine.authority import ensure_authority
 from cli.stack.up import Stack
 from client import Task, TaskClient
 from examples.hello.serve import serve
@@ -27,6 +30,7 @@ from tests.stack_settings import isolated_settings
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
 PRICES = SCENARIOS.parent / "prices.yaml"
 CANARY = "canary-7c1f0e9a2b"
+_DEBIANS = "/etc/ssl/certs/ca-certificates.crt"
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,15 @@ class Site:
     settings: Settings
     client: TaskClient
     repository: str
+    #: Where an origin at ``localhost`` is to have its certificates, whose authority the worker trusts.
+    origin: Path
+
+    def secret_file(self, name: str, text: str) -> Path:
+        """A file that a secret may name."""
+        path = self.settings.home / "secrets" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return path
 
     def manifest(self, scenario: str, **parts: dict[str, Any]) -> dict[str, Any]:
         """A manifest for a small machine whose prompt chooses the scripted model's scenario."""
@@ -100,21 +113,42 @@ def small_repository(directory: Path) -> Path:
     return bare
 
 
+@contextmanager
+def trusting(directory: Path, pem: str) -> Iterator[None]:
+    """Have processes that are started meanwhile trust an authority beside those that this host trusts."""
+    places = (os.environ.get("SSL_CERT_FILE"), ssl.get_default_verify_paths().cafile, _DEBIANS)
+    own = next((Path(place) for place in places if place and Path(place).exists()), None)
+    bundle = directory / "trusted.pem"
+    bundle.write_text((own.read_text() if own else "") + pem)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SSL_CERT_FILE", str(bundle))
+        yield
+
+
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
     """One stack for all tests of the session; nothing of it is left afterwards."""
     home = Path(tempfile.mkdtemp(prefix="ty-e2e-"))
     os.environ["CANARY"] = CANARY
     settings = isolated_settings(
-        home, image_dir=Settings().images, scenario=SCENARIOS, price_table=PRICES, anthropic_api_key=None
+        home,
+        image_dir=Settings().images,
+        scenario=SCENARIOS,
+        price_table=PRICES,
+        anthropic_api_key=None,
+        # Origins of these tests are on loopback, where runs reach what their rules name.
+        egress_private_networks=["127.0.0.1/32"],
     )
     find_image(settings, "agentic-dev")
+    origin = home / "tls-origin"
+    origin.mkdir()
     with (
+        trusting(home, ensure_authority(origin, ["localhost"]).pem),
         serve(small_repository(home / "origin")) as url,
         Stack(settings) as stack,
         TaskClient(f"http://127.0.0.1:{settings.api_port}") as client,
     ):
-        yield Site(stack, settings, client, url)
+        yield Site(stack, settings, client, url, origin)
     host = MachineHost(settings)
     machines = [record.id for record in host.records()]
     for machine in machines:
