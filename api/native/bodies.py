@@ -12,6 +12,7 @@ from foundation.documents import Document, Unreadable, read_json, text_of
 from foundation.errors import InvalidBody, InvalidParameter, UnsupportedMediaType
 from foundation.faults import Fault
 from workflows.messages import SENTENCE_CHARS
+from workflows.runs.budget import TOKENS_MOST, USD_MOST
 from workflows.specs.faults import of_rules
 from workflows.specs.hosts import MAX_RULES
 from workflows.specs.manifest import HostText
@@ -51,8 +52,8 @@ class Addition(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    budget_usd: float | None = Field(None, gt=0, le=1e9, description="US dollars", examples=[5])
-    tokens: int | None = Field(None, ge=1, le=10**15)
+    budget_usd: float | None = Field(None, gt=0, le=USD_MOST, description="US dollars", examples=[5])
+    tokens: int | None = Field(None, ge=1, le=TOKENS_MOST)
 
 
 class Cancellation(BaseModel):

@@ -7,6 +7,8 @@ from workflows.runs.messages import Amount, ContinueRequest, Count, TokenUsage
 
 # Less than anybody is charged for: sums of dollars are compared beyond it.
 _DIGITS = 6
+# Most that is added at once: sums of so many as one run can have stay numbers that every message takes.
+USD_MOST, TOKENS_MOST = 1e9, 10**15
 CONTINUE_WITH = "sandbox task continue {} --budget USD"
 
 

@@ -9,7 +9,7 @@ from temporalio.exceptions import ApplicationError
 
 from foundation.errors import Conflict, InvalidParameter, TaskyardError
 from workflows import steps
-from workflows.runs.budget import Budget
+from workflows.runs.budget import TOKENS_MOST, USD_MOST, Budget
 from workflows.runs.calls import RunCalls
 from workflows.runs.interruption import Interruption
 from workflows.runs.messages import Continued, ContinueRequest, TokenUsage
@@ -136,9 +136,10 @@ class Decision:
         def decided() -> bool:
             return not self._awaited or self._closed or self._interruption.reason is not None
 
-        left = max(until - workflow.now(), timedelta())
         try:
-            await workflow.wait_condition(decided, timeout=left)
+            # Where pausing took all of that time, a decision that came meanwhile counts.
+            if not decided():
+                await workflow.wait_condition(decided, timeout=max(until - workflow.now(), timedelta()))
         except TimeoutError:
             limit = self._lifecycle.decision_timeout
             raise RunEnded(
@@ -152,6 +153,10 @@ class Decision:
     def _raised(self, more: ContinueRequest) -> Budget:
         if not self._awaited or self._closed or self._interruption.reason is not None:
             raise Conflict("The run does not wait for a decision about its budget; nothing was added to it.")
+        if (more.budget_usd or 0.0) > USD_MOST or (more.tokens or 0) > TOKENS_MOST:
+            raise InvalidParameter(
+                f"At most ${USD_MOST:,.0f} and {TOKENS_MOST:,} tokens are added at once, and nothing was; add less."
+            )
         budget = self.budget.raised(more)
         if (sentence := budget.used_up_by(self._usage)) is not None:
             raise InvalidParameter(f"{sentence} What is added is not enough, and nothing was; add more to that limit.")

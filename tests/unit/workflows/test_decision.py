@@ -164,23 +164,26 @@ def test_who_ends_a_run_that_waits_ends_it_at_once(name: str, payload: Any, caus
     assert any("does not wait for a decision" in note for note in status.notes)
 
 
-def test_a_run_that_is_continued_while_it_falls_asleep_wakes_once_it_sleeps() -> None:
-    clock = a_paid_run()
+@pytest.mark.parametrize("limit", ["72h", "2m"], ids=["in time", "though that takes all the time there is"])
+def test_a_run_that_is_continued_while_it_falls_asleep_wakes_once_it_sleeps(limit: str) -> None:
+    clock = a_paid_run(lifecycle={"decision_timeout": limit}, PAUSE=always(Act(takes=4 * MINUTE)))
     add(clock, USED_UP + 1.0)
-    status = clock.run(most=USED_UP + 5 * MINUTE + WORKS)
+    status = clock.run(most=USED_UP + 9 * MINUTE + WORKS)
     assert status.state is TaskState.COMPLETED
     assert [len(called(clock, step)) for step in (steps.PAUSE, steps.RESUME)] == [1, 1]
 
 
 @pytest.mark.parametrize(
-    ("more", "code"),
+    ("more", "words"),
     [
-        (ContinueRequest(), "invalid_parameter"),
-        (ContinueRequest(budget_usd=0.0), "invalid_parameter"),
-        (ContinueRequest(tokens=10**9), "invalid_parameter"),
+        (ContinueRequest(), "is not enough"),
+        (ContinueRequest(budget_usd=0.0), "is not enough"),
+        (ContinueRequest(tokens=10**9), "is not enough"),
+        (ContinueRequest(budget_usd=1e308), "add less"),
+        (ContinueRequest(budget_usd=5.0, tokens=2**63 - 1), "add less"),
     ],
 )
-def test_what_is_not_enough_is_refused_and_not_added(more: ContinueRequest, code: str) -> None:
+def test_what_is_not_enough_or_no_sum_is_refused_and_not_added(more: ContinueRequest, words: str) -> None:
     clock = a_paid_run()
     refused: list[Any] = []
     clock.at(ASLEEP, lambda: clock.update("continue_run", more, refused.append))
@@ -189,8 +192,8 @@ def test_what_is_not_enough_is_refused_and_not_added(more: ContinueRequest, code
     add(clock, ASLEEP + HOUR)
     status = clock.run(most=ASLEEP + 2 * HOUR)
     assert waiting[0].state is TaskState.AWAITING_DECISION
-    assert [clock.refusals, refused] == [[code], []]
-    assert any("is not enough" in note for note in status.notes)
+    assert [clock.refusals, refused] == [["invalid_parameter"], []]
+    assert any(words in note for note in status.notes)
     assert called(clock, steps.RESUME)[0].budget.usd == 10.0
 
 
@@ -269,6 +272,7 @@ def test_workers_that_are_away_while_it_waits_are_not_missed(back: float) -> Non
 MOMENTS: dict[str, Callable[[SkippingClock], None]] = {
     "continue": lambda clock: clock.signal("continue", ContinueRequest(budget_usd=1.0)),
     "too little": lambda clock: clock.signal("continue", ContinueRequest(budget_usd=0.0)),
+    "too much": lambda clock: clock.signal("continue", ContinueRequest(budget_usd=1.7e308, tokens=2**63 - 1)),
     "nothing": lambda clock: clock.signal("continue"),
     "cancel": lambda clock: clock.signal("cancel", CancelRequest()),
     "force": lambda clock: clock.signal("cancel", CancelRequest(force=True)),
