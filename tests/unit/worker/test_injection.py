@@ -285,14 +285,15 @@ async def test_a_guest_that_begins_tls_before_it_was_answered_is_understood():
         writer.close()
 
 
-async def test_a_host_with_a_certificate_that_this_host_does_not_trust_gets_nothing(monkeypatch, tmp_path):
+async def test_a_host_with_a_certificate_that_this_host_does_not_trust_gets_nothing(tmp_path):
     async with guest() as it:
         (tmp_path / "other").mkdir()
         other = tmp_path / "other.crt"
         other.write_text(ensure_authority(tmp_path / "other", ["example.org"]).pem)
-        monkeypatch.setenv("SSL_CERT_FILE", str(other))
-        host_trust.cache_clear()
-        line, _ = await it.ask()
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("SSL_CERT_FILE", str(other))
+            host_trust.cache_clear()
+            line, _ = await it.ask()
         assert line.startswith(f"HTTP/1.1 502 {HOST} could not be asked: ")
         assert "certificate verify failed" in line
         assert it.origin.asked == []
