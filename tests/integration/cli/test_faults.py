@@ -53,6 +53,8 @@ COMMON = {
 READING = {"task list", "task submit", "task logs", "health watchdog"}
 MANIFEST = "version: '1'\nkind: Task\n"
 _BAD_WORDS = ("Traceback", "did not expect")
+# Commands of which one of several options is required.
+_ONE_OF = {"task continue": ["--tokens", "1"]}
 
 
 def arguments(name: str, manifest: str) -> list[str]:
@@ -64,7 +66,7 @@ def arguments(name: str, manifest: str) -> list[str]:
             words.append(given.get(str(parameter.metavar), "x"))
         elif parameter.param_type_name == "option" and parameter.required:
             words += [parameter.opts[0], "http://127.0.0.1:9"]
-    return words
+    return words + _ONE_OF.get(name, [])
 
 
 @pytest.fixture(scope="module")
