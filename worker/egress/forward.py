@@ -90,6 +90,7 @@ class Exchange:
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, ConnectionError) as error:
             if begun:
                 self.guest.abort()
+                await self._until_left()
             else:
                 await self._refuse(self._broken(_what_happened(error)))
         except asyncio.CancelledError:

@@ -142,6 +142,31 @@ async def test_a_body_that_does_not_come_ends_its_request(home):
         writer.close()
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nno length",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabc",
+        b"no answer",
+    ],
+)
+async def test_an_answer_that_breaks_off_adds_nothing_to_the_workers_log(home, caplog, answer):
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, ORIGIN, 0)
+    async with server, serving(home) as egress:
+        egress.set_policy(MACHINE, outbound("allowed.example.org"))
+        host = f"allowed.example.org:{server.sockets[0].getsockname()[1]}"
+        with suppress(ConnectionError):
+            await ask(home, f"GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        await until(lambda: not egress._machine(MACHINE).connections, "the connection's end")
+    assert caplog.messages == []
+
+
 async def test_change_of_policy_cuts_what_it_no_longer_allows(home):
     async with serving(home) as egress, echo() as port:
         egress.set_policy(MACHINE, outbound("allowed.example.org", "other.example.org"))
