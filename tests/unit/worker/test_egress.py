@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -102,20 +102,10 @@ async def test_policy_outlives_the_worker_and_so_do_the_counts(home):
 
 async def test_a_policy_that_is_not_in_force_in_time_is_no_success(home, monkeypatch):
     monkeypatch.setattr(egress_module, "_CUT_SECONDS", 0.01)
-    told: list[Exception] = []
-
-    def change() -> None:
-        try:
-            egress.set_policy(MACHINE, outbound("allowed.example.org"))
-        except MachineError as error:
-            told.append(error)
-
     async with serving(home) as egress:
-        thread = threading.Thread(target=change)
-        thread.start()
-        # The proxy's own loop stands still meanwhile.
-        thread.join()
-        assert "set it again" in str(told[0])
+        with ThreadPoolExecutor() as pool, pytest.raises(MachineError, match="set it again"):
+            # The proxy's own loop stands still meanwhile.
+            pool.submit(egress.set_policy, MACHINE, outbound("allowed.example.org")).result()
         assert egress.policy(MACHINE) == outbound("allowed.example.org")
 
 
@@ -147,7 +137,6 @@ async def test_a_body_that_does_not_come_ends_its_request(home):
     [
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nno length",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabc",
         b"no answer",
     ],
 )

@@ -244,6 +244,7 @@ async def test_a_web_socket_is_let_through():
         reader, writer = await it.connect()
         key = base64.b64encode(bytes(16)).decode()
         upgrade = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}"
+        upgrade += "\r\nSec-WebSocket-Extensions: permessage-deflate"
         writer.write(f"GET /ws HTTP/1.1\r\nHost: {HOST}:{it.origin.port}\r\n{upgrade}\r\n\r\n".encode())
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         # A masked frame with five letters.
@@ -253,7 +254,18 @@ async def test_a_web_socket_is_let_through():
         writer.write(b"\x81" + bytes([0x80 | len(VALUE)]) + bytes(4) + VALUE.encode())
         assert await reader.readexactly(2 + len(VALUE)) == b"\x81" + bytes([len(VALUE)]) + it.placeholder.encode()
         assert it.origin.headers()["authorization"] == HEADER
+        assert "sec-websocket-extensions" not in it.origin.headers()
         writer.close()
+
+
+@pytest.mark.parametrize("protocols", [("h2", "http/1.1"), ("http/1.1",)])
+async def test_no_other_protocol_is_agreed_on_past_the_proxy(protocols):
+    async with guest(*protocols) as it:
+        settings = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
+        line, rest = await it.ask("/echo", *settings)
+        assert line == "HTTP/1.1 200 OK"
+        assert "upgrade" not in it.origin.headers()
+        assert VALUE.encode() not in rest
 
 
 async def test_a_guest_that_begins_tls_before_it_was_answered_is_understood():

@@ -28,6 +28,8 @@ Header = tuple[bytes, bytes]
 
 _HTTPS_PORT = 443
 _CONNECT_SECONDS = 15.0
+# An answer that is compressed could not be looked into.
+_COMPRESSING = frozenset({b"accept-encoding", b"sec-websocket-extensions"})
 _KEPT_SECONDS = 60.0
 
 
@@ -150,7 +152,6 @@ class InjectedHost:
             upgrade = [(b"Connection", b"Upgrade"), *((n, v) for n, v in request.headers if n.lower() == b"upgrade")]
         headers = [
             *self._filled(end_to_end(request.headers.raw_items())),
-            # A compressed answer could not be looked into.
             (b"Accept-Encoding", b"identity"),
             *upgrade,
         ]
@@ -202,7 +203,7 @@ class InjectedHost:
         filled: list[Header] = []
         missing = list(self._secrets)
         for name, value in headers:
-            if name.lower() == b"accept-encoding":
+            if name.lower() in _COMPRESSING:
                 continue
             secret = next((each for each in self._secrets if each.header.lower().encode() == name.lower()), None)
             text = secret.filled(value.decode("latin-1")) if secret else None
@@ -230,9 +231,15 @@ class InjectedHost:
 
 
 def _asks_to_switch(request: h11.Request) -> bool:
-    """Whether the request asks for another protocol on its connection, and can be what does."""
+    """Whether the request asks for a web socket on its connection, and can be what does.
+
+    Other protocols would go past what looks into requests and answers: HTTP/2 in the clear among them.
+    """
     names = {name for name, _ in request.headers}
-    return request.method == b"GET" and b"upgrade" in names and not names & {b"content-length", b"transfer-encoding"}
+    asked = [value.lower() for name, value in request.headers if name == b"upgrade"]
+    return (
+        request.method == b"GET" and asked == [b"websocket"] and not names & {b"content-length", b"transfer-encoding"}
+    )
 
 
 def _reason(answer: httpcore.Response) -> bytes:
