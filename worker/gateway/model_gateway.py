@@ -250,7 +250,7 @@ class Gateway:
         if answer.status_code in {401, 403} and not self._settings.model_is_scripted:
             _log.warning("the model API refuses the key", status=answer.status_code)
         headers = {name: value for name, value in answer.headers.items() if name.startswith(_RESPONSE_HEADERS)}
-        reader = UsageReader(answer.headers.get("content-type", ""), model)
+        reader = UsageReader(answer.headers.get("content-type", ""), model, asked)
         return _Relay(self._relay(answer, machine_id, reader, counted), answer.status_code, headers=headers)
 
     async def _refuse(self, machine_id: str, sentence: str, again: bool) -> Response:

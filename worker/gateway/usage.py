@@ -34,9 +34,12 @@ _log = structlog.get_logger(__name__)
 
 
 class UsageReader:
-    """Finds the usage in one answer, a JSON message or a stream of events, from its chunks."""
+    """Finds the usage in one answer, a JSON message or a stream of events, from its chunks.
 
-    def __init__(self, content_type: str, model: str = "") -> None:
+    ``asked_bytes`` is the size of the request, by which it counts when the answer does not say what it came to.
+    """
+
+    def __init__(self, content_type: str, model: str = "", asked_bytes: int = 0) -> None:
         self.streamed = content_type.startswith("text/event-stream")
         #: The model that answers by its own word; until it is known, the one that was asked for.
         self.model = model
@@ -44,6 +47,8 @@ class UsageReader:
         self.hour_tokens = 0
         #: True once the counts of the request are known; those of the answer follow at its end.
         self.begun = False
+        self._asked_bytes = asked_bytes
+        self._answer_bytes = 0
         self._pending = bytearray()
         self._skipping = False
         self._found: dict[str, int] = {}
@@ -52,6 +57,7 @@ class UsageReader:
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the answer."""
+        self._answer_bytes += len(chunk)
         self._pending += chunk
         if self.streamed:
             *lines, rest = self._pending.split(b"\n")
@@ -66,13 +72,17 @@ class UsageReader:
     def usage(self) -> dict[str, int]:
         """The counts found so far. Later events repeat the earlier counts or raise them, so the last one holds.
 
-        Of a stream that was left before its end, the text that had come is counted by its length.
+        What is not said, as in an answer that was left before its end, is counted by the length of what had come.
         """
         if not self.streamed and not self._skipping:
             self._take(_json_object(bytes(self._pending)))
         found = dict(self._found)
         if not self._ended and self._told > found.get("output_tokens", 0):
             found["output_tokens"] = self._told
+        if "input_tokens" not in found:
+            found["input_tokens"] = self._asked_bytes // TOKEN_BYTES
+        if "output_tokens" not in found:
+            found["output_tokens"] = self._answer_bytes // TOKEN_BYTES
         return found
 
     def _read_line(self, line: bytes) -> None:

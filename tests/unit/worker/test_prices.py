@@ -90,6 +90,26 @@ def test_a_table_that_is_wrong_is_refused_with_the_place(tmp_path: Path, text: s
         load_prices(tmp_path / "none")
 
 
+@pytest.mark.parametrize(
+    ("kind", "come", "counts"),
+    [
+        ("text/event-stream", b"", (10_000, 0)),
+        ("application/json", b"", (10_000, 0)),
+        ("application/json", b'{"content": "' + b"x" * 40_000, (10_000, 10_003)),
+        ("application/json", b'{"content": "told, and no word of what it came to", "usage": {}}', (10_000, 16)),
+        ("application/json", b'{"usage": {"input_tokens": 7, "output_tokens": 0}}', (7, 0)),
+    ],
+    ids=["nothing of a stream", "nothing", "a part", "no usage", "usage"],
+)
+def test_an_answer_that_does_not_say_what_it_came_to_is_counted_by_its_length(
+    kind: str, come: bytes, counts: tuple[int, int]
+) -> None:
+    reader = UsageReader(kind, "any", 40_000)
+    reader.feed(come)
+    usage = reader.usage()
+    assert (usage["input_tokens"], usage["output_tokens"]) == counts
+
+
 def test_text_of_a_stream_that_was_left_is_counted_by_its_length() -> None:
     def line(kind: str, rest: str) -> bytes:
         return f'event: {kind}\ndata: {{"type":"{kind}",{rest}}}\n\n'.encode()
