@@ -88,10 +88,7 @@ class Conversation:
             await workflow.wait_condition(lambda: not self._asleep and (bool(self.inbox) or self._may_close()))
             if self._closed:
                 return
-            if not self.inbox:
-                await self._close()
-                return
-            if not await self._deliver():
+            if not await (self._deliver() if self.inbox else self._close()):
                 return
 
     async def _deliver(self) -> bool:
@@ -121,14 +118,20 @@ class Conversation:
         self._report.note("A message could not be delivered; it was tried again for some minutes.")
         return True
 
-    async def _close(self) -> None:
+    async def _close(self) -> bool:
+        """Close the session, or have the run end. True when that is to be tried again: its machine fell asleep."""
+        sleeps = self._sleeps
         closed = await self._calls.attempt(steps.CLOSE, CloseRequest(machine_id=self._machine_id), "Close the session")
-        if not closed and not self._over and workflow.patched(names.REDELIVERS):
-            self._interruption.give_up(
-                RunEnded(
-                    Cause.MACHINE_LOST, "The agent had answered, but its guest could not be told to close the session."
-                )
+        if closed or self._over or not workflow.patched(names.REDELIVERS):
+            return False
+        if self._asleep or self._sleeps != sleeps:
+            return True
+        self._interruption.give_up(
+            RunEnded(
+                Cause.MACHINE_LOST, "The agent had answered, but its guest could not be told to close the session."
             )
+        )
+        return False
 
     def _may_close(self) -> bool:
         return self._idle and (self._headless or self._close_wanted)

@@ -28,7 +28,7 @@ from tests.unit.workflows.test_ending import (
 from workflows import steps
 from workflows.runs.budget import Budget
 from workflows.runs.decision import PAUSES_MOST
-from workflows.runs.messages import CancelRequest, ContinueRequest, TaskStatus, TokenUsage, UserMessage
+from workflows.runs.messages import CancelRequest, ContinueRequest, TaskStatus, TokenUsage, TurnEnded, UserMessage
 from workflows.runs.requests import AgentRequest, AgentResult
 from workflows.runs.states import Cause, TaskState
 
@@ -46,6 +46,7 @@ def a_paid_run(turns: int = 2, *, action: str = "pause", usd: float = 5.0, **mor
     lifecycle = {"budget_action": action, "decision_timeout": "72h", **more.pop("lifecycle", {})}
     manifest = a_manifest(**lifecycle)
     manifest.claude.max_budget_usd = usd
+    manifest.claude.headless = more.pop("headless", True)
     taken = [0]
 
     def follow(request: AgentRequest, attempt: int) -> Act:
@@ -229,6 +230,19 @@ def test_a_message_that_comes_while_it_waits_is_kept_and_delivered_after() -> No
     assert status.undelivered_messages == []
     assert [request.message_id for request in called(clock, steps.DELIVER)][-2:] == ["1", "2"]
     assert len(delivered) >= 2
+
+
+def test_a_session_whose_close_meets_a_machine_asleep_is_closed_after() -> None:
+    def close(_request: Any, _attempt: int) -> Act:
+        return Act(fails="guest_unreachable" if USED_UP - 2.0 <= clock.now < 30 * HOUR else None)
+
+    clock = a_paid_run(headless=False, CLOSE=close)
+    clock.at(USED_UP - 1.0, lambda: clock.update("end_turn", TurnEnded(results=1)))
+    clock.at(USED_UP - 0.5, lambda: clock.signal("close"))
+    add(clock, 30 * HOUR)
+    status = clock.run()
+    assert (status.state, status.error) == (TaskState.COMPLETED, None)
+    assert called(clock, steps.CLOSE)
 
 
 # What goes wrong with the machine, and what the run ends as; within which time of the moment it was continued.
