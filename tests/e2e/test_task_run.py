@@ -16,6 +16,8 @@ import psutil
 import pytest
 
 from tests.e2e.conftest import CANARY, Site, processes_of, until
+from tests.git_servers import GitServer, commit, git
+from tests.stand_ins.lfs_server import LfsServer
 
 PROGRAMS = Path(sys.executable).parent
 
@@ -218,3 +220,36 @@ def test_a_message_reaches_the_running_agent_and_cancel_ends_an_open_session(sit
 def test_after_all_runs_no_machine_is_left(site: Site) -> None:
     until(lambda: not list(site.settings.machines.glob("vm-*")))
     assert not [words for words in processes_of(site.settings.home) if "qemu-system" in words]
+
+
+def test_a_private_repository_is_worked_on_with_its_submodule_and_lfs(site: Site, tmp_path: Path) -> None:
+    with GitServer(tmp_path / "served") as server:
+        lfs = LfsServer(server)
+        for name in ("below", "top"):
+            path = server.root / name
+            path.mkdir()
+            git(path, "init", "--quiet", "--initial-branch=main")
+            (path / ".gitattributes").write_text("*.bin filter=lfs diff=lfs merge=lfs -text\n")
+            (path / "kept.bin").write_bytes(lfs.add(bytes(range(256)) * 400))
+            (path / "changed.bin").write_bytes(lfs.add(b"as it was"))
+            commit(path, "text.txt", "one\n")
+            server.private[name] = {f"x-access-token:{CANARY}"}
+        link = f"160000,{git(server.root / 'below', 'rev-parse', 'HEAD')},sub"
+        (path / ".gitmodules").write_text('[submodule "sub"]\n\tpath = sub\n\turl = ../below\n')
+        git(path, "add", ".gitmodules")
+        git(path, "update-index", "--add", "--cacheinfo", link)
+        git(path, "commit", "--quiet", "-m", "link")
+        repository = {"url": server.url("top"), "submodules": True, "lfs": True, "credentials": "OPENS_REPOSITORY"}
+        secrets = [{"name": "OPENS_REPOSITORY", "source": "env", "key": "CANARY"}]
+        task = site.run("submodules", repository=repository, secrets=secrets)
+    assert (task.state, task.error) == ("completed", None)
+
+    log = "".join(line.data or "" for line in site.client.logs(task.id))
+    for told in ("status: []", "sizes: 102400 102400", "for git: [0]", "left: [ M sub"):
+        assert told in log
+    patch = site.artifact(task.id, f"{task.id}.patch", tmp_path).read_text()
+    assert patch.count("+changed by the agent") == 2
+    assert "+++ b/sub/text.txt" in patch
+    assert "kept.bin" not in patch
+    held = ["grep", "--recursive", "--text", "--files-with-matches", CANARY, str(site.settings.home)]
+    assert subprocess.run(held, capture_output=True, text=True, check=False).stdout.splitlines() == []
