@@ -283,6 +283,7 @@ def _launch(request: AgentRequest, token: str, *, emulated: bool) -> Launch:
     if claude.mcp_config is not None:
         command += [f"--mcp-config={MCP_CONFIG}", "--strict-mcp-config"]
         # Servers are waited for, so that the model has their tools from its first turn on: npx fetches them first.
+        # Claude Code itself gives up on one whose first answer takes a minute.
         seconds = min(_MCP_SECONDS, request.hang_timeout.total_seconds() / 2)
         patience = {"MCP_CONNECTION_NONBLOCKING": "0"} | dict.fromkeys(
             ("MCP_TIMEOUT", "MCP_CONNECT_TIMEOUT_MS"), str(round(seconds * 1000))

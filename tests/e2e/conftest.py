@@ -24,12 +24,14 @@ from examples.hello.serve import serve
 from foundation.settings import Settings
 from machines.host import MachineHost
 from machines.images.store import find_image
-from tests.e2e.network_site import Guest, guest_on_a_network
+from tests.e2e.network_site import Guest, addresses, guest_on_a_network, host_authorities
 from tests.stack_settings import isolated_settings
+from worker.egress.registries import registry_rules
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
 PRICES = SCENARIOS.parent / "prices.yaml"
 CANARY = "canary-7c1f0e9a2b"
+GITHUB_TOKEN = "token-5b1e77c04d"
 _DEBIANS = "/etc/ssl/certs/ca-certificates.crt"
 
 
@@ -101,13 +103,15 @@ def processes_of(home: Path) -> list[str]:
 
 
 def small_repository(directory: Path) -> Path:
-    """A bare repository with a few files and two branches."""
+    """A bare repository with a few files and three branches."""
     work, bare = directory / "work", directory / "small.git"
     work.mkdir(parents=True)
     identity = ["-c", "user.name=Test", "-c", "user.email=test@localhost"]
     (work / "README").write_text("a small repository\n")
     (work / "data.bin").write_bytes(bytes(range(256)))
-    for command in (["init", "-qb", "main"], ["add", "-A"], [*identity, "commit", "-qm", "first"], ["branch", "other"]):
+    commit = [*identity, "commit", "-qm", "first"]
+    branches = (["branch", name] for name in ("other", "production"))
+    for command in (["init", "-qb", "main"], ["add", "-A"], commit, *branches):
         subprocess.run(["git", "-C", str(work), *command], check=True)
     subprocess.run(["git", "clone", "-q", "--bare", str(work), str(bare)], check=True)
     return bare
@@ -129,15 +133,19 @@ def trusting(directory: Path, pem: str) -> Iterator[None]:
 def site() -> Iterator[Site]:
     """One stack for all tests of the session; nothing of it is left afterwards."""
     home = Path(tempfile.mkdtemp(prefix="ty-e2e-"))
-    os.environ["CANARY"] = CANARY
+    os.environ |= {"CANARY": CANARY, "GITHUB_TOKEN": GITHUB_TOKEN}
+    own, authorities = host_authorities(), home / "authorities.pem"
+    authorities.write_bytes(own)
     settings = isolated_settings(
         home,
         image_dir=Settings().images,
         scenario=SCENARIOS,
         price_table=PRICES,
         anthropic_api_key=None,
-        # Origins of these tests are on loopback, where runs reach what their rules name.
-        egress_private_networks=["127.0.0.1/32"],
+        # Origins of these tests are on loopback, where runs reach what their rules name. A host's registries may be on
+        # its own network, behind an authority of its own.
+        egress_private_networks=["127.0.0.1/32", *addresses(rule.host for rule in registry_rules(Settings()))],
+        guest_certificates=authorities if own else None,
     )
     find_image(settings, "agentic-dev")
     origin = home / "tls-origin"
