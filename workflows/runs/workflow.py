@@ -207,10 +207,11 @@ class TaskWorkflow:
     async def _work(self) -> AgentResult:
         manifest = self._manifest
         lifecycle = manifest.lifecycle
-        self._calls.lease = await self._reserve()
-        self._report.status.host = self._calls.lease.host
+        # Asked before the step within this very workflow task, behind which a replay reads ahead.
         if not workflow.patched(names.EGRESS):
             self._network.keep_as_it_is()
+        self._calls.lease = await self._reserve()
+        self._report.status.host = self._calls.lease.host
         self._report.enter(TaskState.STAGING)
         self._staged = await self._calls.interruptible(
             steps.STAGE,
