@@ -71,7 +71,7 @@ def test_a_crashed_agent_fails_the_run_and_its_machine_is_kept_to_be_entered(sit
     ]
     probe = (
         # Without the guest's own redirect, which takes every connection, to lead it to the proxy.
-        "nft flush ruleset; for target in " + " ".join(["10.0.2.100:80", *closed]) + "; do "
+        "sudo nft flush ruleset; for target in " + " ".join(["10.0.2.100:80", *closed]) + "; do "
         'if timeout 10 bash -c "exec 3<>/dev/tcp/${target%:*}/${target##*:}" 2>/dev/null; '
         'then echo "$target open"; else echo "$target closed"; fi; done'
     )
