@@ -139,6 +139,9 @@ class Follower:
 
     def _has_spent_all(self) -> bool:
         """Whether the agent was refused for want of budget, and has had a moment to end by itself if it can do so."""
+        if self._closed:
+            # It has answered all that it was asked and is leaving.
+            return False
         now = self._clock()
         if self._refused_at is None:
             if (sentence := self._used_up()) is None:

@@ -153,9 +153,9 @@ class Decision:
     def _raised(self, more: ContinueRequest) -> Budget:
         if not self._awaited or self._closed or self._interruption.reason is not None:
             raise Conflict("The run does not wait for a decision about its budget; nothing was added to it.")
-        if (more.budget_usd or 0.0) > USD_MOST or (more.tokens or 0) > TOKENS_MOST:
+        if not (0 <= (more.budget_usd or 0.0) <= USD_MOST and 0 <= (more.tokens or 0) <= TOKENS_MOST):
             raise InvalidParameter(
-                f"At most ${USD_MOST:,.0f} and {TOKENS_MOST:,} tokens are added at once, and nothing was; add less."
+                f"From nothing to ${USD_MOST:,.0f} and {TOKENS_MOST:,} tokens can be added at once, and nothing was."
             )
         budget = self.budget.raised(more)
         if (sentence := budget.used_up_by(self._usage)) is not None:

@@ -64,10 +64,13 @@ class NetworkChange(Message):
 
 
 class ContinueRequest(Message):
-    """Payload of the signal ``continue``: what is added to the budget of a run that has used it up and waits."""
+    """Payload of the signal ``continue``: what is added to the budget of a run that has used it up and waits.
 
-    budget_usd: Amount | None = None
-    tokens: Count | None = None
+    What no budget can be raised by is refused by the run, which can say so; a payload that cannot be read is not.
+    """
+
+    budget_usd: float | None = None
+    tokens: int | None = None
 
 
 class Continued(Message):

@@ -131,6 +131,13 @@ def test_an_agent_that_may_be_continued_is_left_at_once_and_judged_by_nobody() -
     assert stored(bucket, "stdout").encode() == LINE
 
 
+def test_an_agent_whose_session_is_closed_may_leave_whatever_else_it_is_refused() -> None:
+    refused = iter([None, None, None])
+    attempt = Attempt(MemoryBucket(), Clock(), closes=True, used_up=lambda: next(refused, SPENT), may_sleep=True)
+    assert attempt.follow(Chunk("stdout", 0, GOOD), 1.0, 2.0, Ended(0)) == Ended(0)
+    assert (attempt.guest.closed, attempt.follower.verdict) == (1, None)
+
+
 def test_time_for_which_the_machine_slept_is_no_silence() -> None:
     now = datetime.now(UTC)
     running = json.dumps({"type": "state_change", "state": "running"})

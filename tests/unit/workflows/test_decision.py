@@ -180,8 +180,10 @@ def test_a_run_that_is_continued_while_it_falls_asleep_wakes_once_it_sleeps(limi
         (ContinueRequest(), "is not enough"),
         (ContinueRequest(budget_usd=0.0), "is not enough"),
         (ContinueRequest(tokens=10**9), "is not enough"),
-        (ContinueRequest(budget_usd=1e308), "add less"),
-        (ContinueRequest(budget_usd=5.0, tokens=2**63 - 1), "add less"),
+        (ContinueRequest(budget_usd=1e308), "can be added at once"),
+        (ContinueRequest(budget_usd=5.0, tokens=2**63 - 1), "can be added at once"),
+        (ContinueRequest(budget_usd=-1.0), "can be added at once"),
+        (ContinueRequest(budget_usd=5.0, tokens=-1), "can be added at once"),
     ],
 )
 def test_what_is_not_enough_or_no_sum_is_refused_and_not_added(more: ContinueRequest, words: str) -> None:
