@@ -39,7 +39,8 @@ def registry_rules(settings: Settings) -> tuple[HostRule, ...]:
     for what, ask in (("npm", _npm), ("pip", _pip), ("apt", lambda: _apt(settings))):
         try:
             rules = [rule for url in ask() if (rule := _rule(url)) is not None]
-        except (OSError, subprocess.SubprocessError, TaskyardError) as error:
+        except (OSError, subprocess.SubprocessError, TaskyardError, ValueError, LookupError) as error:
+            # The last two: what a program or a file says that has another form than it should have.
             _log.warning("the registry of a program is not known, and not allowed", program=what, error=str(error))
             continue
         found |= dict.fromkeys(rules)

@@ -324,7 +324,7 @@ async def test_a_watched_run_tells_states_and_progress_and_ctrl_c_leaves_it(site
         done = await sandbox.end(watching)
         assert (done.code, f"sandbox task status {task_id} --watch" in done.err) == (130, True)
     assert "✓ staging" in told
-    assert "· running       now Bash, 3 tool calls, 2.0 KiB of output\n" in told
+    assert "· running            now Bash, 3 tool calls, 2.0 KiB of output\n" in told
 
 
 async def test_at_a_terminal_a_watched_run_shows_its_way_and_cancel_asks_first(site: ApiSite, sandbox: Sandbox) -> None:
