@@ -79,7 +79,8 @@ class Egress:
     async def start(self) -> None:
         """Take connections, on this event loop."""
         self._loop = asyncio.get_running_loop()
-        # Read once, which takes a while.
+        # Read once for each proxy, which takes a while: one that this process had before may have found something else.
+        host_trust.cache_clear()
         await asyncio.to_thread(host_trust)
         self._handed = HandedConnections(self._socket, self._directory, self._take)
         self._handed.start()
