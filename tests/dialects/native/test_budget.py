@@ -11,6 +11,7 @@ from temporalio import activity
 
 from tests.api_site import ApiSite
 from tests.dialects.native.test_ws import next_of, stream, told
+from tests.waiting import until
 from workflows.runs.messages import AgentProgress, LiveProgress, TokenUsage
 from workflows.runs.requests import AgentRequest, AgentResult
 from workflows.runs.states import Cause
@@ -63,8 +64,13 @@ async def test_a_run_shows_what_it_spends_waits_and_is_continued(site: ApiSite, 
     assert (waiting["state_message"], waiting["usage"]["cost_usd"]) == (SPENT, 5.0)
     assert waiting["decision_until"] is not None
     assert waiting["error"] is None
-    listed = (await site.http.get(TASKS, params={"state": "awaiting_decision"})).json()["tasks"]
-    assert task_id in [each["id"] for each in listed]
+
+    async def is_listed() -> bool:
+        listed = (await site.http.get(TASKS, params={"state": "awaiting_decision"})).json()["tasks"]
+        return task_id in [each["id"] for each in listed]
+
+    # Lists are of what Temporal's visibility store has, which comes a moment after the run's own answer.
+    await until(is_listed, "the run in the list of those that wait")
 
     for body, status, code in BODIES:
         reply = await site.http.post(f"{TASKS}/{task_id}/continue", json=body)
