@@ -33,6 +33,7 @@ from foundation.settings import Settings
 from machines.hypervisor.handover import handover_command
 from machines.network import EGRESS_SOCKET
 from worker.egress.egress import Egress
+from worker.event_loop import run_on_loop
 from workflows.specs.wire import NetworkMode, NetworkPolicy
 
 _STREAM_BYTES = 200 * 2**20
@@ -210,7 +211,7 @@ def _process(serve: Callable[..., None], *arguments: object) -> Iterator[tuple[p
 
 
 def _serve_proxy(told: Connection, settings: Settings, name: str, address: str) -> None:
-    asyncio.run(_proxy(told, settings, name, address))
+    run_on_loop(_proxy(told, settings, name, address))
 
 
 async def _proxy(told: Connection, settings: Settings, name: str, address: str) -> None:

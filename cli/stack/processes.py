@@ -24,11 +24,10 @@ def server() -> None:
 
 def worker() -> None:
     """Run the worker of this VM host until SIGTERM or Ctrl-C. One per VM host; machines outlive it."""
-    import asyncio
-
     from cli.stack.up import prepare_engine
     from foundation.logs import configure_logs
     from foundation.settings import Settings
+    from worker.event_loop import run_on_loop
     from worker.main import run
 
     settings = Settings()
@@ -37,7 +36,7 @@ def worker() -> None:
     _allow_descriptors()
     if not settings.embedded_temporal:
         prepare_engine(settings)
-    asyncio.run(run(settings))
+    run_on_loop(run(settings))
 
 
 def _allow_descriptors() -> None:

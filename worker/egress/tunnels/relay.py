@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from time import monotonic
 from typing import Any, Self, TypeVar
 
 # What one connection moves before others have their turn. All of a thread's read into one place.
@@ -58,7 +59,7 @@ class Relay:
         self._ways = (_Way(guest, remote, sent), _Way(remote, guest, received))
         self._idle_seconds = idle_seconds
         self._turn = _place()
-        self._moved = self._loop.time()
+        self._moved = monotonic()
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -114,7 +115,7 @@ class Relay:
             return
         except OSError:
             size = 0
-        self._moved = self._loop.time()
+        self._moved = monotonic()
         if not size:
             with suppress(OSError):
                 way.sink.shutdown(socket.SHUT_WR)
@@ -143,7 +144,7 @@ class Relay:
             # Nobody takes it any more; what comes the other way may still be of use.
             self._end(way)
             return
-        self._moved = self._loop.time()
+        self._moved = monotonic()
         way.moved = True
         way.count(taken)
         way.unsent = way.unsent[taken:]
@@ -157,7 +158,7 @@ class Relay:
             self._done.set_result(None)
 
     def _look(self) -> None:
-        idle = self._loop.time() - self._moved
+        idle = monotonic() - self._moved
         if idle < self._idle_seconds:
             self._timer = self._loop.call_later(self._idle_seconds - idle, self._look)
         elif not self._done.done():
