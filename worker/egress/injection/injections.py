@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from activities.machine.authority import kept_authority
 from activities.machine.injection import InjectedSecret
 from activities.machine.secrets import RunSecrets
 from foundation.settings import Settings
-from machines.paths import machine_paths
+from machines.paths import machine_paths, volatile_file
 from worker.egress.injection.certificates import Certificates
 from worker.egress.injection.placeholders import Echoes, PlaceholderSearch
 from worker.egress.policy import Target
@@ -30,6 +31,7 @@ class Injections:
     def __init__(self, settings: Settings, machine_id: str) -> None:
         self._settings = settings
         self._machine_id = machine_id
+        self._held_at = volatile_file(settings, machine_id)
         self._secrets: tuple[InjectedSecret, ...] | None = None
         self._certificates: Certificates | None = None
         self._open = 0
@@ -39,7 +41,8 @@ class Injections:
 
     def all(self) -> tuple[InjectedSecret, ...]:
         """Every injected secret; none of them before the guest has its placeholders."""
-        if self._secrets is None:
+        # Most machines have none, and are asked about at each of their connections.
+        if self._secrets is None and os.path.lexists(self._held_at):
             try:
                 self._secrets = RunSecrets(self._settings).injected(self._machine_id)
             except (OSError, ValueError, KeyError, TypeError) as error:
