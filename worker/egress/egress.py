@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ from worker.egress.addresses import Dialer, Lookups, Resolver, resolve
 from worker.egress.connection import Connection
 from worker.egress.decisions import Decision
 from worker.egress.guest_http import HttpServer
-from worker.egress.injection.injections import Injections, host_trust
+from worker.egress.injection.injections import Injections
 from worker.egress.machine import Machine
 from worker.egress.passage import EgressLimits, Passage
 from worker.egress.policy import REGISTRIES, PolicyInForce, operator_rules
@@ -72,16 +73,17 @@ class Egress:
         self._changing = threading.Lock()
         self._handed: HandedConnections | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        # What this host trusts: its own store, or what SSL_CERT_FILE and SSL_CERT_DIR name.
+        self._host_trust: ssl.SSLContext | None = None
         self._saver: asyncio.Task[None] | None = None
         self._registries: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Take connections, on this event loop."""
+        # Read once for each proxy, off the loop, for it takes a while; until then no machine is known.
+        self._host_trust = await asyncio.to_thread(ssl.create_default_context)
         self._loop = asyncio.get_running_loop()
-        # Read once for each proxy, which takes a while: one that this process had before may have found something else.
-        host_trust.cache_clear()
-        await asyncio.to_thread(host_trust)
         self._handed = HandedConnections(self._socket, self._directory, self._take)
         self._handed.start()
         self._saver = asyncio.create_task(self._keep_saving())
@@ -197,6 +199,7 @@ class Egress:
             guest.close()
 
     def _machine(self, machine_id: str) -> Machine:
+        assert self._host_trust is not None  # noqa: S101 -- the proxy has started
         with self._lock:
             machine = self._machines.get(machine_id)
             if machine is None:
@@ -207,7 +210,7 @@ class Egress:
                     self._byte_limit,
                     in_force,
                     self._metrics,
-                    Injections(self._settings, machine_id),
+                    Injections(self._settings, machine_id, self._host_trust),
                 )
                 machine.restore(self._stored_use(machine_id))
                 self._machines[machine_id] = machine

@@ -26,7 +26,6 @@ from tests.stand_ins.tls_origin import Origin, tls_origin
 from tests.waiting import until
 from worker.egress.egress import Egress
 from worker.egress.injection import injections
-from worker.egress.injection.injections import host_trust
 from workflows.specs.wire import Injection, SecretReference
 
 HOST = "allowed.example.org"
@@ -86,7 +85,6 @@ async def _guest(
     async with tls_origin(home / "origin", ORIGIN, HOST, protocols) as origin:
         monkeypatch.setenv("SSL_CERT_FILE", str(origin.authority))
         monkeypatch.setenv("TASK_TOKEN", VALUE)
-        host_trust.cache_clear()
         settings = Settings(home=home)
         injection = Injection(hosts=[f"{HOST}:{origin.port}"], **inject)
         references = [SecretReference(name="TOKEN", source="env", key="TASK_TOKEN", inject=injection)]
@@ -98,7 +96,6 @@ async def _guest(
                 egress.set_policy(MACHINE, outbound("*.example.org"))
                 yield Guest(home, origin, egress, RunSecrets(settings).given(MACHINE)["TOKEN"], trust)
         finally:
-            host_trust.cache_clear()
             monkeypatch.undo()
             MachineHost(settings).destroy(MACHINE)
 
@@ -304,8 +301,9 @@ async def test_a_host_with_a_certificate_that_this_host_does_not_trust_gets_noth
         other.write_text(ensure_authority(tmp_path / "other", ["example.org"]).pem)
         with pytest.MonkeyPatch.context() as environment:
             environment.setenv("SSL_CERT_FILE", str(other))
-            host_trust.cache_clear()
-            line, _ = await it.ask()
+            # Of a proxy that starts now, and takes the connections in place of the one before.
+            async with serving(it.home):
+                line, _ = await it.ask()
         assert line.startswith(f"HTTP/1.1 502 {HOST} could not be asked: ")
         assert "certificate verify failed" in line
         assert it.origin.asked == []

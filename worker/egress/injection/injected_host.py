@@ -19,7 +19,7 @@ import httpcore
 
 from worker.egress.forward import FIELDS_MOST, end_to_end
 from worker.egress.injection.guest_http import GuestHttp, accept_tls
-from worker.egress.injection.injections import Injections, host_trust
+from worker.egress.injection.injections import Injections
 from worker.egress.policy import NotNamed, Target, shown, target_of
 from worker.egress.refusals import BAD_REQUEST, UNREACHABLE, Refusal, blocked
 from worker.egress.upstream import CheckedBackend
@@ -97,7 +97,7 @@ class InjectedHost:
     def _pool(self, *, upgrading: bool = False) -> httpcore.AsyncConnectionPool:
         """The client for this connection's requests; another protocol can be asked for in HTTP/1.1 alone."""
         return httpcore.AsyncConnectionPool(
-            ssl_context=host_trust(),
+            ssl_context=self._injections.host_trust,
             max_connections=1,
             keepalive_expiry=_KEPT_SECONDS,
             http2=not upgrading,

@@ -6,7 +6,6 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import structlog
 
@@ -28,13 +27,15 @@ _log = structlog.get_logger(__name__)
 class Injections:
     """The injected secrets of a machine, read once they are there: they are the same for as long as it lives."""
 
-    def __init__(self, settings: Settings, machine_id: str) -> None:
+    def __init__(self, settings: Settings, machine_id: str, host_trust: ssl.SSLContext) -> None:
         self._settings = settings
         self._machine_id = machine_id
         self._held_at = volatile_file(settings, machine_id)
         self._secrets: tuple[InjectedSecret, ...] | None = None
         self._certificates: Certificates | None = None
         self._open = 0
+        #: What this host trusts, for connections to the hosts.
+        self.host_trust = host_trust
         #: Finds the placeholders of all, and takes their values out of answers.
         self.search = PlaceholderSearch(())
         self.echoes = Echoes(())
@@ -104,9 +105,3 @@ class Injections:
             authority = kept_authority(machine_paths(self._settings, self._machine_id).directory)
             self._certificates = Certificates(authority) if authority else None
         return self._certificates
-
-
-@cache
-def host_trust() -> ssl.SSLContext:
-    """What this host trusts: its own store, or what SSL_CERT_FILE and SSL_CERT_DIR name. Read once."""
-    return ssl.create_default_context()
