@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from temporalio import activity
 from temporalio.client import Client
@@ -46,6 +46,8 @@ _MCP_SECONDS = 300.0
 _HEARTBEAT_SECONDS = 1.0
 _UPDATE_SECONDS = 10.0
 
+T = TypeVar("T")
+
 
 class RunGateway(Protocol):
     """What the steps need of the model gateway."""
@@ -53,14 +55,11 @@ class RunGateway(Protocol):
     def token(self, machine_id: str) -> str:
         """The run's token, worth nothing elsewhere."""
 
-    def usage(self, machine_id: str) -> TokenUsage:
-        """Tokens and costs counted so far, and the limits."""
-
     def set_budget(self, machine_id: str, budget: Budget) -> None:
         """Hold the machine to a budget from now on."""
 
-    def used_up(self, machine_id: str) -> str | None:
-        """Why requests of the machine are refused, once one was; None while it may ask."""
+    def account(self, machine_id: str) -> tuple[TokenUsage, str | None]:
+        """Tokens and costs counted so far, and the limits; and why the machine is refused, once it was: None if not."""
 
 
 class Agent:
@@ -104,8 +103,8 @@ class Agent:
         writer = RunLogWriter(self._bucket, place, redactor)
         output = AgentOutput(redactor.redact_text)
         budget = request.budget or Budget()
-        used_up = _Seldom(lambda: self._gateway.used_up(machine_id))
-        ticker = _Ticker(output.progress, network, writer, lambda: self._gateway.usage(machine_id))
+        account = _Seldom(lambda: self._gateway.account(machine_id))
+        ticker = _Ticker(output.progress, network, writer, lambda: account()[0])
         most = parse_size(self._settings.log_limit)
         follower = Follower(
             writer,
@@ -114,7 +113,7 @@ class Agent:
             most,
             self._turn_end_report(),
             ticker,
-            used_up=used_up,
+            used_up=lambda: account()[1],
             may_sleep=budget.pause,
         )
         with beating(output.progress):
@@ -129,13 +128,13 @@ class Agent:
         if shell is not None:
             with GuestFigures(shell) as ticker.figures:
                 ended = follower.follow(AgentSession(shell), offsets)
-        usage = self._gateway.usage(machine_id)
+        usage, spent = self._gateway.account(machine_id)
         result = output.outcome(ended.exit_code if ended else None, usage)
         result.network = network.use()
         if ended is None:
             # The workflow keeps it, and stops the agent.
             result.running, result.cause, result.error = True, follower.verdict, follower.judgement
-        elif result.cause is not None and (spent := self._gateway.used_up(machine_id)) is not None:
+        elif result.cause is not None and spent is not None:
             result.cause, result.error = Cause.BUDGET_EXCEEDED, spent
         self._on_result(result)
         return result
@@ -249,16 +248,16 @@ class _Ticker:
             self._due = time.monotonic() + _HEARTBEAT_SECONDS
 
 
-class _Seldom:
+class _Seldom(Generic[T]):
     """Asks once a second, and gives the last answer in between."""
 
-    def __init__(self, ask: Callable[[], str | None]) -> None:
+    def __init__(self, ask: Callable[[], T]) -> None:
         self._ask = ask
-        self._answer: str | None = None
+        self._answer: T | None = None
         self._due = 0.0
 
-    def __call__(self) -> str | None:
-        if time.monotonic() >= self._due:
+    def __call__(self) -> T:
+        if self._answer is None or time.monotonic() >= self._due:
             self._answer, self._due = self._ask(), time.monotonic() + _HEARTBEAT_SECONDS
         return self._answer
 

@@ -126,14 +126,11 @@ class _NoModel:
     def token(self, machine_id: str) -> str:
         return f"none-of-{machine_id}"
 
-    def usage(self, machine_id: str) -> TokenUsage:  # noqa: ARG002 -- the gateway's own signature
-        return TokenUsage()
-
     def set_budget(self, machine_id: str, budget: Budget) -> None:
         """There is none."""
 
-    def used_up(self, machine_id: str) -> str | None:  # noqa: ARG002
-        return None
+    def account(self, machine_id: str) -> tuple[TokenUsage, str | None]:  # noqa: ARG002 -- the gateway's own signature
+        return TokenUsage(), None
 
 
 class _NoNetwork:

@@ -51,15 +51,20 @@ class BudgetBook:
 
     def usage(self, machine_id: str) -> TokenUsage:
         """What the machine has used so far, beside its limits."""
-        counts = self._ledger.read(machine_id)
+        return self._usage(machine_id, self._read(machine_id))
+
+    def account(self, machine_id: str) -> tuple[TokenUsage, str | None]:
+        """``usage`` and ``used_up``, as they were at one moment."""
         budget = self._read(machine_id)
-        limits = {"budget_usd": budget.usd, "budget_tokens": budget.tokens} if budget else {}
-        return TokenUsage.model_validate({**counts, **limits})
+        usage = self._usage(machine_id, budget)
+        if budget is None or not self._is_refused(machine_id, budget):
+            return usage, None
+        return usage, budget.used_up_by(usage)
 
     def refusal(self, machine_id: str) -> tuple[str, bool] | None:
         """Why a request of the machine is refused now, and whether it may try again; None when it is not refused."""
         budget = self._read(machine_id)
-        if budget is None or (sentence := budget.used_up_by(self.usage(machine_id))) is None:
+        if budget is None or (sentence := budget.used_up_by(self._usage(machine_id, budget))) is None:
             return None
         if not self._is_refused(machine_id, budget):
             self._note_refusal(machine_id, budget)
@@ -67,10 +72,11 @@ class BudgetBook:
 
     def used_up(self, machine_id: str) -> str | None:
         """The sentence of the refusal, once a request was refused and while the next one would be; None otherwise."""
-        budget = self._read(machine_id)
-        if budget is None or not self._is_refused(machine_id, budget):
-            return None
-        return budget.used_up_by(self.usage(machine_id))
+        return self.account(machine_id)[1]
+
+    def _usage(self, machine_id: str, budget: KeptBudget | None) -> TokenUsage:
+        limits = {"budget_usd": budget.usd, "budget_tokens": budget.tokens} if budget else {}
+        return TokenUsage.model_validate({**self._ledger.read(machine_id), **limits})
 
     def _is_refused(self, machine_id: str, budget: KeptBudget) -> bool:
         return budget.refused or machine_id in self._refused

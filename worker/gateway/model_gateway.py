@@ -149,6 +149,10 @@ class Gateway:
         """Requests, tokens and costs of a machine so far, and its limits."""
         return self._budgets.usage(machine_id)
 
+    def account(self, machine_id: str) -> tuple[TokenUsage, str | None]:
+        """``usage`` and ``used_up`` in one look."""
+        return self._budgets.account(machine_id)
+
     def set_budget(self, machine_id: str, budget: Budget) -> None:
         """Hold the machine to a budget from now on, also after crashes. Raises OSError when it cannot be kept."""
         self._budgets.set(machine_id, budget)
