@@ -7,6 +7,7 @@ import base64
 import json
 import mmap
 import shlex
+import ssl
 import subprocess
 import sys
 import threading
@@ -33,6 +34,7 @@ from tests.e2e.conftest import Site, until
 from tests.stand_ins.memory_bucket import TASK, MemoryBucket
 from tests.stand_ins.tls_origin import Origin, tls_origin
 from worker.egress.egress import Egress
+from worker.egress.injection.injections import Injections
 from workflows.runs.requests import SecretsRequest
 from workflows.specs.wire import Injection, NetworkMode, NetworkPolicy, SecretReference
 
@@ -248,8 +250,7 @@ def test_the_values_are_nowhere_in_the_guest(guest: Guest) -> None:
 
 
 def test_a_worker_that_starts_again_goes_on_with_the_same_placeholders(guest: Guest) -> None:
-    later = Egress(guest.settings, resolver=_resolve)
-    knows = later._machine(MACHINE).injections
+    knows = Injections(guest.settings, MACHINE, ssl.create_default_context())
     assert {secret.name for secret in knows.all()} == {"API_TOKEN", "GIT_TOKEN"}
     code, output = guest.says(f"curl -sS {URL}")
     assert code == 0, output
