@@ -20,7 +20,9 @@
     ├── Conflict                         409  3   conflict
     │   ├── DuplicateTaskId                       duplicate_task_id
     │   ├── TaskAlreadyTerminal                   task_already_terminal
-    │   └── SessionClosed                         session_closed
+    │   ├── SessionClosed                         session_closed
+    │   └── MachineUnavailable                    machine_unavailable
+    ├── StaleEpoch                       421  1   stale_epoch
     ├── RepositoryError                  422  1   repository_error
     │   ├── RepositoryNotFound                    repository_not_found
     │   ├── RepositoryDenied                      repository_denied
@@ -30,20 +32,23 @@
     ├── SecretUnavailable                422  1   secret_unavailable
     │   └── SecretSourceAway                      secret_source_away
     ├── MachineError                     500  1   machine_error
-    │   ├── MachineLost                           machine_lost
-    │   ├── GuestUnreachable                      guest_unreachable
+    │   ├── MachineLost                  410  1   machine_lost
+    │   ├── GuestUnreachable             504  1   guest_unreachable
     │   ├── AgentNotStopped                       agent_not_stopped
     │   └── ImageBuildFailed                      image_build_failed
     ├── InsufficientResources            507  1   insufficient_resources
     ├── ServiceUnavailable               503  5   service_unavailable
     │   ├── EngineUnavailable                     engine_unavailable
-    │   └── BucketUnavailable                     bucket_unavailable
+    │   ├── BucketUnavailable                     bucket_unavailable
+    │   └── HostUnreachable                       host_unreachable
     ├── TimedOut                         504  5   timed_out
     ├── ForeignServer                    502  1   foreign_server
     └── HostNotReady                     503  1   host_not_ready
 
 Exit codes follow the published client: 1 anything else, 2 not found, 3 conflict, 4 not authorised, 5 timed out or
 not reachable (Task Orchestration contract, section 4.3).
+
+Above 400 lines: it is one tree, drawn and read as a whole, and each error is a few lines.
 """
 
 from __future__ import annotations
@@ -245,6 +250,20 @@ class SessionClosed(Conflict):
     code = "session_closed"
 
 
+class MachineUnavailable(Conflict):
+    """The run has no machine that could be entered now: not yet, not any more, or it is paused."""
+
+    code = "machine_unavailable"
+
+
+class StaleEpoch(TaskyardError):
+    """The machine has been started anew since it was looked up; look again."""
+
+    code = "stale_epoch"
+    http_status = 421
+    retryable = True
+
+
 class RepositoryError(TaskyardError):
     """The repository could not be staged."""
 
@@ -308,6 +327,7 @@ class MachineLost(MachineError):
     """The machine's process has ended."""
 
     code = "machine_lost"
+    http_status = 410
     retryable = False
 
 
@@ -315,6 +335,7 @@ class GuestUnreachable(MachineError):
     """The machine runs, but its guest does not answer; it may yet."""
 
     code = "guest_unreachable"
+    http_status = 504
 
 
 class AgentNotStopped(MachineError):
@@ -357,6 +378,12 @@ class BucketUnavailable(ServiceUnavailable):
     """The bucket cannot be reached."""
 
     code = "bucket_unavailable"
+
+
+class HostUnreachable(ServiceUnavailable):
+    """The service of the VM host that has the machine cannot be reached; the machine may run all the same."""
+
+    code = "host_unreachable"
 
 
 class TimedOut(TaskyardError):

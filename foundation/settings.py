@@ -24,6 +24,7 @@ from foundation.units import parse_duration, parse_size
 # A unix socket's address holds 108 bytes; the longest name below the socket directory takes 40 of them.
 _SOCKET_DIR_MAX = 66
 _OTHERS = 0o077
+_KEY_CHARS = 32
 
 
 RateKind = Literal["submit", "list", "get", "logs", "stream"]
@@ -79,6 +80,23 @@ class Settings(BaseSettings):
     s3_port: int = Field(8333, ge=1, le=65535, description="Port of the embedded S3 server")
 
     host_name: str = Field(default_factory=socket.gethostname, description="Name of this VM host")
+    host_listen: str | None = Field(
+        None,
+        description="host:port at which this VM host's service is reached over TLS by API servers on other hosts; "
+        "default: by those of the same home alone",
+    )
+    host_address: str | None = Field(
+        None, description="host:port at which the servers find it; default: where it listens, or this host's name"
+    )
+    host_key: SecretStr | None = Field(
+        None,
+        description="Key that API servers and VM hosts share, at least 32 characters: whoever has it may enter "
+        "every machine; default: made at first start, for the processes of this home",
+    )
+    host_certificate: Path | None = Field(
+        None, description="PEM file with the certificate of the host's service; default: made at first start"
+    )
+    host_certificate_key: Path | None = Field(None, description="PEM file with the certificate's private key")
     cpu_overcommit: float = Field(4.0, ge=1, description="Virtual CPUs handed out for each real one")
     memory_reserve: str = Field("1G", description="Memory of this host that machines may not use")
     acceleration: Literal["auto", "kvm", "tcg"] = Field(
@@ -195,6 +213,27 @@ class Settings(BaseSettings):
         parse_size(value)
         return value
 
+    @field_validator("host_listen", "host_address")
+    @classmethod
+    def _host_and_port(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        try:
+            parts = urlsplit(f"//{value}")
+            whole = parts.hostname and parts.port and parts.netloc == value and "@" not in value
+        except ValueError:
+            whole = False
+        if not whole:
+            raise ValueError("must be host:port, such as 10.0.0.7:8124 or [::]:8124")
+        return value
+
+    @field_validator("host_key")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < _KEY_CHARS:
+            raise ValueError(f"must have at least {_KEY_CHARS} characters")
+        return value
+
     @field_validator("vault_address")
     @classmethod
     def _web_address(cls, value: str | None) -> str | None:
@@ -302,6 +341,25 @@ class Settings(BaseSettings):
                 "TASKYARD_S3_ENDPOINT is set without keys; set TASKYARD_S3_ACCESS_KEY and TASKYARD_S3_SECRET_KEY too"
             )
         return self._embedded_credentials()
+
+    def service_key(self) -> bytes:
+        """Key of the tokens for services of VM hosts: the one set, else this home's own, made at first use.
+
+        Raises HostNotReady when it cannot be read or made.
+        """
+        if self.host_key is not None:
+            return self.host_key.get_secret_value().encode()
+        path = self.home / "host.key"
+        self.make_home()
+        try:
+            if not path.exists():
+                write_once(path, secrets.token_urlsafe(_KEY_CHARS))
+            key = path.read_bytes().strip()
+        except OSError as error:
+            raise HostNotReady(f"The key {path} cannot be read or made ({error.strerror})") from error
+        if len(key) < _KEY_CHARS:
+            raise HostNotReady(f"The key {path} is not whole; remove the file, and start server and worker anew")
+        return key
 
     def _embedded_credentials(self) -> tuple[str, str]:
         path = self.home / "credentials.json"

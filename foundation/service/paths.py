@@ -1,0 +1,18 @@
+"""Where things are in a host's service, and the headers of its requests."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+BASE = "/v1"
+#: Name of the unix socket of the service, in ``Settings.sockets``.
+SOCKET = "host.sock"
+#: The machine's boot epoch as the asker knows it; without it, whatever machine has the id answers.
+EPOCH = "Taskyard-Epoch"
+#: Answers without a token and without looking at anything: whoever gets an answer knows that the service is there.
+ALIVE = f"{BASE}/alive"
+
+
+def machine_path(machine_id: str, *parts: str) -> str:
+    """The path of a machine, or of something of it: the parts are put behind it, each quoted as one segment."""
+    return "/".join((f"{BASE}/machines/{quote(machine_id, safe='')}", *(quote(part, safe="") for part in parts)))
