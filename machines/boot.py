@@ -20,7 +20,7 @@ from machines.hypervisor.qmp import Monitor
 from machines.identity import Introduction, identity_message, make_keys
 from machines.images.store import Image
 from machines.paths import MachinePaths
-from machines.records import MachineRecord, RecordStore
+from machines.records import MachineRecord, RecordStore, new_epoch
 from machines.shape import Shape, recorded, shape_of
 from machines.snapshots.saved_state import load
 from machines.snapshots.snapshot import Snapshot, discard_snapshot, held_snapshot
@@ -126,6 +126,7 @@ class Boot:
                     "pid": None,
                     "process_start": None,
                     "ssh_port": None,
+                    "epoch": new_epoch(),
                     "snapshot": snapshot,
                     "boot_seconds": None,
                     "booted_once": not fresh,

@@ -24,7 +24,7 @@ from machines.identity import CLIENT_KEY, HOST_KEY, Introduction, make_keys, nam
 from machines.images.store import Image, current_digests
 from machines.ledger import NoRoom, admit, host_capacity
 from machines.paths import CONSOLE, OUTPUT, OVERLAY, MachinePaths, machine_paths
-from machines.records import MachineRecord, RecordStore, Reservation
+from machines.records import MachineRecord, RecordStore, Reservation, new_epoch
 from machines.shape import recorded, same_size, serves
 from machines.snapshots.snapshot import Snapshot, list_snapshots
 from machines.ssh import GuestShell
@@ -219,6 +219,7 @@ class Handover:
             record.model_copy(
                 update={
                     "state": "starting",
+                    "epoch": new_epoch(),
                     **{field: getattr(member, field) for field in ("pid", "process_start", "ssh_port", "snapshot")},
                     **recorded(member),
                 }

@@ -54,7 +54,8 @@ class MachineRecord(BaseModel):
 
     What follows is of the present process: ``process_start`` is in clock ticks since the host's boot, ``boot_seconds``
     the time from QEMU's start until the guest could be used, null until then, and ``snapshot`` the key of the one that
-    it was restored from, null when it was booted.
+    it was restored from, null when it was booted. ``epoch`` is a word by chance for the life of the guest's memory: new
+    at each boot and restore and for its owner, kept by a pause.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -78,6 +79,7 @@ class MachineRecord(BaseModel):
     pid: int | None = None
     process_start: int | None = None
     ssh_port: int | None = None
+    epoch: str | None = None
     snapshot: str | None = None
     boot_seconds: float | None = None
 
@@ -85,6 +87,11 @@ class MachineRecord(BaseModel):
     def preserved(self) -> bool:
         """Whether it is kept for people to look into; its run has ended."""
         return "preserved" in {self.state, self.paused_from}
+
+
+def new_epoch() -> str:
+    """An epoch that no machine has had."""
+    return secrets.token_hex(8)
 
 
 def record_of(request: Reservation) -> MachineRecord:

@@ -1,4 +1,4 @@
-"""The room of each VM host as it last wrote it, so that a server can refuse what no host will ever have."""
+"""What each VM host last wrote of itself: its room, so that a server can refuse what none has, and where to find it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,23 @@ SAY_SECONDS = 10.0
 STALE = timedelta(seconds=60)
 
 
+class ServiceAddress(BaseModel):
+    """Where a host's service is: for processes of its home the path of a socket, for others host:port, if it listens.
+
+    ``since`` is when it began to serve; ``certificate`` (PEM) is the one with which it answers over TLS.
+    """
+
+    since: datetime
+    socket: str
+    address: str | None = None
+    certificate: str | None = None
+
+
 class HostRoom(BaseModel):
-    """Room of one host at ``at``: what its machines may have, and what none of them has now. Sizes in bytes."""
+    """Room of one host at ``at``: what its machines may have, and what none of them has now. Sizes in bytes.
+
+    Hosts of earlier versions have no ``service``.
+    """
 
     host: str
     at: datetime
@@ -29,6 +44,7 @@ class HostRoom(BaseModel):
     free_cpus: int
     free_memory_bytes: int
     free_disk_bytes: int
+    service: ServiceAddress | None = None
 
 
 def say_room(store: ObjectStore, room: HostRoom) -> None:
@@ -44,6 +60,11 @@ def withdraw(store: ObjectStore, host: str) -> None:
 def live_hosts(store: ObjectStore) -> list[HostRoom]:
     """The rooms of hosts that have written theirs lately."""
     return _live(store.get(found.key) for found in store.list(hosts_prefix()))
+
+
+def live_host(store: ObjectStore, name: str) -> HostRoom | None:
+    """What the host of that name has written lately; None when it has not, or has withdrawn."""
+    return next(iter(_live([store.get(host_key(name))])), None)
 
 
 def require_host(rooms: Sequence[HostRoom], *, cpus: int, memory: str, disk: str) -> None:

@@ -1,4 +1,4 @@
-"""The worker process of a VM host: polls the shared queue and the host's own two, serves the gateway, sweeps."""
+"""The worker process of a VM host: polls the shared queue and its own two, serves gateway and machines, sweeps."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from worker.metrics import WorkerMetrics
 from worker.pool import kept_pool
 from worker.registry import WORKFLOWS, implementations, placed
 from worker.room import published_room
+from worker.service.server import HostService
 from worker.sweeper import sweep_forever
 
 # Steps that are no machine's own: looks for room, and the ends of runs.
@@ -67,6 +68,9 @@ async def run(settings: Settings) -> None:
         egress = Egress(settings, metrics)
         await egress.start()
         stack.push_async_callback(egress.stop)
+        service = HostService(settings, host, bucket)
+        await service.start()
+        stack.push_async_callback(service.stop)
         for poller in _pollers(settings, client, host, bucket, gateway, egress, metrics):
             await stack.enter_async_context(poller)
         sweeper = asyncio.create_task(sweep_forever(host, client))
@@ -74,7 +78,7 @@ async def run(settings: Settings) -> None:
         disks = asyncio.create_task(watch_disks(settings, host, metrics, bucket))
         stack.callback(disks.cancel)
         stack.enter_context(metrics.serving(settings.worker_metrics_port, host))
-        await stack.enter_async_context(published_room(settings.host_name, host, bucket))
+        await stack.enter_async_context(published_room(settings.host_name, host, bucket, service.address))
         await stack.enter_async_context(kept_pool(settings, host))
         log.info("ready", host=settings.host_name, queue=host_queue(settings), temporal=settings.temporal_target)
         if settings.model_is_scripted:

@@ -68,6 +68,7 @@ class Machines:
                 acceleration=record.acceleration or "unknown",
                 image=image.digest,
                 boot_seconds=record.boot_seconds or 0.0,
+                machine_epoch=record.epoch,
             )
 
     def start_early(self, request: StageRequest) -> None:

@@ -17,7 +17,7 @@ import structlog
 from foundation.machine_ids import MACHINE_ID
 from machines.hypervisor.unprivileged import is_machine_user
 from machines.paths import machine_of
-from worker.gateway.unix_server import bind_beside
+from worker.serving import bind_beside
 
 _NAME_BYTES = 64
 _TAKEN_AT_ONCE = 64

@@ -191,7 +191,8 @@ class TaskStatus(Message):
     messages while ``takes_messages``; ``waiting_messages`` of them are still to be delivered. The machine may reach
     what ``network_policy`` says once that is ``network_in_force``; ``network`` is what it asked for. A run that has
     used up its budget and may be continued waits for that until ``decision_until``. Texts are cut to the limits of
-    workflows/messages.py, also when they are assigned.
+    workflows/messages.py, also when they are assigned. ``machine_epoch`` says which start of the machine is meant; null
+    when its host did not say.
     """
 
     model_config = ConfigDict(validate_assignment=True)
@@ -206,6 +207,7 @@ class TaskStatus(Message):
     state_changed_at: datetime
     vm_name: str | None = None
     vm_ip: str | None = None
+    machine_epoch: str | None = None
     host: str | None = None
     exit_code: int | None = None
     cause: Cause | None = None

@@ -77,13 +77,14 @@ class ProvisionRequest(Message):
 
 
 class ProvisionResult(Message):
-    """The running machine; ``image`` is the guest image's digest."""
+    """The running machine; ``image`` is the guest image's digest. Hosts of before say no ``machine_epoch``."""
 
     vm_name: str
     vm_ip: str
     acceleration: str
     image: str
     boot_seconds: float
+    machine_epoch: str | None = None
 
 
 class SecretsRequest(Message):

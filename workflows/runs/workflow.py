@@ -243,6 +243,7 @@ class TaskWorkflow:
         await self._network.machine_started()
         self._report.status.vm_name = machine.vm_name
         self._report.status.vm_ip = machine.vm_ip
+        self._report.status.machine_epoch = machine.machine_epoch
         # Without secrets, the next state is entered in the same breath: nobody could see this one.
         secrets = manifest.guest_secrets()
         passing = workflow.patched(names.LEAN) and not secrets

@@ -1,0 +1,130 @@
+"""A machine as a request to the host's service has it: let in by its token, of the epoch asked for, and entered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar, TypeVarTuple
+from weakref import WeakValueDictionary
+
+from anyio import CapacityLimiter, to_thread
+from starlette.requests import HTTPConnection
+
+from foundation.errors import MachineLost, MachineUnavailable, StaleEpoch
+from foundation.service.paths import EPOCH
+from foundation.service.tokens import Purpose, check_authorization
+from foundation.settings import Settings
+from machines.host import MachineHost
+from machines.records import MachineRecord
+from machines.ssh import GuestShell
+from storage.bucket import Bucket
+from worker.service.access import AccessLog
+
+_T = TypeVar("_T")
+_Arguments = TypeVarTuple("_Arguments")
+
+# Blocking calls into one machine at once: a guest that hangs takes no threads of the others.
+_THREADS_FOR_EACH = 16
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine that the request may use. ``shell`` is open."""
+
+    record: MachineRecord
+    shell: GuestShell
+    threads: CapacityLimiter
+    accesses: AccessLog
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    async def run(
+        self,
+        function: Callable[[*_Arguments], _T],
+        *arguments: *_Arguments,
+        abandoned: bool = False,
+    ) -> _T:
+        """Call what blocks in a thread, of which each machine has a limited number.
+
+        A request that is cancelled waits for the call to end, unless it may be ``abandoned``.
+        """
+        return await to_thread.run_sync(function, *arguments, limiter=self.threads, abandon_on_cancel=abandoned)
+
+    def note_access(self, kind: str, message: str) -> None:
+        """Have the use in the run's log: ``kind`` is one of exec, shell, files and port, ``message`` a sentence."""
+        self.accesses.note(self.record, kind, message)
+
+
+class Admission:
+    """Lets requests to the machines of this host in. ``key`` is that of the tokens."""
+
+    def __init__(self, settings: Settings, host: MachineHost, bucket: Bucket, accesses: AccessLog) -> None:
+        self.settings = settings
+        self.host = host
+        self.bucket = bucket
+        self.accesses = accesses
+        self._key = settings.service_key()
+        self._threads: WeakValueDictionary[str, CapacityLimiter] = WeakValueDictionary()
+
+    def check_token(self, connection: HTTPConnection, subject: str, purpose: Purpose) -> None:
+        """Return when the request brings a token for this. Raises Unauthorized."""
+        given = connection.headers.get("authorization")
+        check_authorization(self._key, given, host=self.settings.host_name, subject=subject, purpose=purpose)
+
+    async def machine(self, connection: HTTPConnection, purpose: Purpose) -> Machine:
+        """The machine of the path (``machine_id``), its guest entered.
+
+        Raises Unauthorized, MachineNotFound, StaleEpoch when it was started anew since, MachineUnavailable while it is
+        paused, MachineLost when its process has ended, GuestUnreachable.
+        """
+        machine_id = str(connection.path_params["machine_id"])
+        self.check_token(connection, machine_id, purpose)
+        threads = self._threads_of(machine_id)
+        record, shell = await to_thread.run_sync(
+            self._enter, machine_id, connection.headers.get(EPOCH), limiter=threads, abandon_on_cancel=True
+        )
+        return Machine(record, shell, threads, self.accesses)
+
+    async def look(self, connection: HTTPConnection) -> MachineRecord:
+        """The record of the machine of the path, whatever state it is in. Raises as ``machine`` does before it enters.
+
+        A token for any use of the machine would do no harm; the one asked for is that of purpose ``machine``.
+        """
+        machine_id = str(connection.path_params["machine_id"])
+        self.check_token(connection, machine_id, "machine")
+        return await to_thread.run_sync(
+            self._record, machine_id, connection.headers.get(EPOCH), limiter=self._threads_of(machine_id)
+        )
+
+    def _enter(self, machine_id: str, epoch: str | None) -> tuple[MachineRecord, GuestShell]:
+        record = self._record(machine_id, epoch)
+        return record, self.host.connect(machine_id)
+
+    def _record(self, machine_id: str, epoch: str | None) -> MachineRecord:
+        record = self.host.record(machine_id)
+        if epoch and epoch != record.epoch:
+            raise StaleEpoch(f"Machine {machine_id} was started anew since it was looked up; look again")
+        if record.state == "paused":
+            raise MachineUnavailable(f"Machine {machine_id} is paused: nobody can enter it before it goes on")
+        if record.state == "destroying" or not self.host.is_alive(machine_id):
+            raise MachineLost(f"The process of machine {machine_id} has ended")
+        return record
+
+    def _threads_of(self, machine_id: str) -> CapacityLimiter:
+        threads = self._threads.get(machine_id)
+        if threads is None:
+            threads = self._threads[machine_id] = CapacityLimiter(_THREADS_FOR_EACH)
+        return threads
+
+
+def admission_of(connection: HTTPConnection) -> Admission:
+    """What lets requests in, for the routes of the service."""
+    admission: Admission = connection.app.state.admission
+    return admission
+
+
+async def machine_of(connection: HTTPConnection, purpose: Purpose) -> Machine:
+    """``Admission.machine`` for a route: the first thing that each does."""
+    return await admission_of(connection).machine(connection, purpose)

@@ -1,0 +1,126 @@
+"""The server of a host's service: on the unix socket of its home and, where servers are elsewhere, on TCP with TLS."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+import structlog
+import uvicorn
+from starlette.routing import BaseRoute
+
+from foundation.errors import HostNotReady
+from foundation.service.paths import SOCKET
+from foundation.settings import Settings
+from machines.host import MachineHost
+from storage.bucket import Bucket
+from storage.hosts import ServiceAddress
+from worker.service.access import AccessLog
+from worker.service.application import ROUTES, make_application
+from worker.service.certificate import Certificate, host_certificate
+from worker.service.machine import Admission
+from worker.serving import BACKLOG, BackgroundServer, SocketFile, ending_quietly
+
+# What follows a guest has no end of its own; whoever reads it goes on with the next worker.
+_GRACE_SECONDS = 2
+# Longer than a server keeps a connection that it does not use.
+_IDLE_SECONDS = 130
+_FRAME_BYTES = 2**20
+# Over TCP, a server whose host has gone is noticed after a minute; a slow reader is no such.
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 4))
+_ANY = {"0.0.0.0", "::"}  # noqa: S104 -- addresses that no client can be told
+
+_log = structlog.get_logger("service")
+
+
+class HostService:
+    """The service while it runs. ``address`` is where servers find it."""
+
+    def __init__(
+        self, settings: Settings, host: MachineHost, bucket: Bucket, routes: Sequence[BaseRoute] = ROUTES
+    ) -> None:
+        """Raises HostNotReady when the settings are of no use."""
+        self._settings = settings
+        self._accesses = AccessLog(settings, bucket)
+        self._app = ending_quietly(make_application(Admission(settings, host, bucket, self._accesses), routes))
+        self._file = SocketFile(settings.sockets / SOCKET)
+        certificate = host_certificate(settings) if settings.host_listen else None
+        self._local = BackgroundServer(self._config(None))
+        self._remote = BackgroundServer(self._config(certificate)) if certificate else None
+        self.address = ServiceAddress(
+            since=datetime.now(UTC),
+            socket=str(self._file.path),
+            address=_told(settings) if certificate else None,
+            certificate=certificate.pem if certificate else None,
+        )
+
+    async def start(self) -> None:
+        """Returns when requests are taken. Raises HostNotReady when TASKYARD_HOST_LISTEN cannot be listened on."""
+        await self._local.start(self._file.listen())
+        if self._remote is not None:
+            await self._remote.start(self._listen())
+        _log.info("serving", socket=self.address.socket, address=self.address.address)
+
+    async def stop(self) -> None:
+        """Takes no more requests, and returns when those under way have ended or had their grace."""
+        self._file.remove()
+        for server in (self._local, self._remote):
+            if server is not None:
+                await server.stop()
+        await self._accesses.close()
+
+    def _config(self, certificate: Certificate | None) -> uvicorn.Config:
+        return uvicorn.Config(
+            self._app,
+            ws="websockets-sansio",
+            ws_max_size=_FRAME_BYTES,
+            # A reader that is slow answers no ping for as long.
+            ws_ping_interval=None,
+            ws_per_message_deflate=False,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_IDLE_SECONDS,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+            backlog=BACKLOG,
+            ssl_certfile=certificate.chain if certificate else None,
+            ssl_keyfile=certificate.key if certificate else None,
+        )
+
+    def _listen(self) -> socket.socket:
+        host, port = _host_and_port(self._settings.host_listen or "")
+        listener = socket.socket(
+            socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
+        )
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE:
+                listener.setsockopt(socket.IPPROTO_TCP, option, value)
+            listener.bind((host, port))
+            listener.listen(BACKLOG)
+        except OSError as error:
+            listener.close()
+            raise HostNotReady(
+                f"The host's service cannot listen on {host}:{port} ({error.strerror}); look at TASKYARD_HOST_LISTEN"
+            ) from error
+        listener.setblocking(False)
+        return listener
+
+
+def _told(settings: Settings) -> str:
+    """host:port as servers are told it."""
+    if settings.host_address:
+        return settings.host_address
+    host, port = _host_and_port(settings.host_listen or "")
+    if host in _ANY:
+        return f"{settings.host_name}:{port}"
+    return settings.host_listen or ""
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    return parts.hostname or "", parts.port or 0
