@@ -18,10 +18,12 @@ from api.http import downloads
 from api.http.metrics import Metrics, RequestTimes
 from api.http.origins import OwnOrigins
 from api.http.rates import RateHeaders, Rates
+from api.machines.hosts import Hosts
 from api.native.dialect import make_native
 from api.runs.acceptance import Submissions
 from api.runs.core import Core
 from api.runs.events import RunEvents
+from api.runs.machine import RunMachines
 from api.runs.recorded import TASK_RUNS
 from api.runs.watch import RunWatches
 from api.temporal.client import Engine
@@ -102,6 +104,7 @@ async def _lifespan(service: Service) -> AsyncIterator[None]:
     filling.cancel()
     await asyncio.gather(filling, return_exceptions=True)
     await service.services.index.close()
+    await service.services.hosts.close()
 
 
 async def _fill(index: RunIndex[TaskStatus]) -> None:
@@ -128,4 +131,6 @@ def _make_services(settings: Settings) -> Services:
         submissions=Submissions(),
         followers=followers,
         events=RunEvents(core, bucket, followers, RunWatches(core)),
+        hosts=Hosts(settings, bucket),
+        machines=RunMachines(core),
     )

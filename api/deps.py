@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,9 +19,11 @@ from starlette.types import ASGIApp
 from api.http.limits import BodyLimit
 from api.http.metrics import Metrics
 from api.http.rates import Rates, count
+from api.machines.hosts import Hosts
 from api.runs.acceptance import Submissions
 from api.runs.core import Core
 from api.runs.events import RunEvents
+from api.runs.machine import RunMachines
 from api.temporal.index import RunIndex
 from foundation.errors import TaskyardError
 from foundation.settings import RateKind, Settings
@@ -47,6 +50,9 @@ class Services:
     submissions: Submissions
     followers: RunLogFollowers
     events: RunEvents
+    # The VM hosts, and which of them has a run's machine.
+    hosts: Hosts
+    machines: RunMachines
 
 
 @dataclass(frozen=True)
@@ -63,11 +69,20 @@ class Answers:
 class Dialect(FastAPI):
     """The application of one dialect, whose ``answers`` put every failure below its paths into the dialect's own body.
 
-    A body of more than ``most_body_bytes`` is not read. ``described`` is what its OpenAPI document says of it. It has
-    no life of its own: nobody runs a ``lifespan``, ``on_startup`` or ``on_shutdown`` of a dialect or of its routers.
+    A body of more than ``most_body_bytes`` is not read, except at the paths that are ``streamed``. ``described`` is
+    what its OpenAPI document says of it. It has no life of its own: nobody runs a ``lifespan``, ``on_startup`` or
+    ``on_shutdown`` of a dialect or of its routers.
     """
 
-    def __init__(self, services: Services, answers: Answers, *, most_body_bytes: int, **described: Any) -> None:
+    def __init__(
+        self,
+        services: Services,
+        answers: Answers,
+        *,
+        most_body_bytes: int,
+        streamed: re.Pattern[str] | None = None,
+        **described: Any,
+    ) -> None:
         super().__init__(
             docs_url=None,
             redoc_url=None,
@@ -81,7 +96,7 @@ class Dialect(FastAPI):
             **described,
         )
         self.services = services
-        self.add_middleware(BodyLimit, most_bytes=most_body_bytes)
+        self.add_middleware(BodyLimit, most_bytes=most_body_bytes, streamed=streamed)
 
     async def answer(self, request: Request, error: Exception) -> Response:
         """What this dialect answers to an error that was raised around it, or that none of its handlers foresees."""

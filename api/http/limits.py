@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,15 +18,18 @@ _BODILESS = frozenset({"GET", "HEAD"})
 class BodyLimit:
     """Stops reading a body that is too large; the refusal comes from where the body is read.
 
-    The framework's own limit answers in plain text whatever the application says.
+    The framework's own limit answers in plain text whatever the application says. What passes through to a machine, at
+    the paths that are ``streamed``, is held nowhere: its end is who limits it.
     """
 
-    def __init__(self, app: ASGIApp, most_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, most_bytes: int, streamed: re.Pattern[str] | None = None) -> None:
         self._app = app
         self._most = most_bytes
+        self._streamed = streamed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in _BODILESS:
+        streamed = self._streamed is not None and self._streamed.fullmatch(get_route_path(scope))
+        if scope["type"] != "http" or scope["method"] in _BODILESS or streamed:
             # A stream that answers a GET only looks out for its client's leaving: a refusal would cut it off.
             await self._app(scope, receive, send)
             return

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from fastapi_offline import FastAPIOffline
 
 from api.deps import Dialect, Services
-from api.native import errors, health, stream, tasks
+from api.native import errors, health, stream, tasks, views
 from api.native.bodies import MAX_BODY_BYTES
 
 _TITLE = "Taskyard"
+# What goes on into a machine.
+_STREAMED = re.compile(rf"{views.BASE}/[^/]+/(?:files(?:/.*)?|ports/.*|processes/[^/]+/stdin)", re.DOTALL)
 
 
 def make_native(services: Services) -> Dialect:
@@ -17,6 +21,7 @@ def make_native(services: Services) -> Dialect:
         services,
         errors.ANSWERS,
         most_body_bytes=MAX_BODY_BYTES,
+        streamed=_STREAMED,
         title=_TITLE,
         version=health.VERSION,
         summary="Runs coding-agent tasks to the end, each in a throw-away virtual machine",

@@ -33,7 +33,7 @@ class Certificate:
 
 
 def host_certificate(settings: Settings) -> Certificate:
-    """The one set, else this home's own. Raises HostNotReady when it cannot be read or made, or its key is another's."""
+    """The one set, else this home's own. Raises HostNotReady when it cannot be read, or its key is another's."""
     chain, key = settings.host_certificate, settings.host_certificate_key
     if (chain is None) != (key is None):
         raise HostNotReady("Set TASKYARD_HOST_CERTIFICATE and TASKYARD_HOST_CERTIFICATE_KEY, or neither")
