@@ -120,7 +120,7 @@ class HostConnection:
                     return await unix_connect(uri=f"ws://host{path}", sock=connection, **options)
                 return await connect(f"wss://{self._far}{path}", sock=connection, ssl=self._tls, **options)
         except InvalidStatus as refusal:
-            raise error_from(refusal.response.body or b"", refusal.response.status_code) from None
+            raise error_from(bytes(refusal.response.body), refusal.response.status_code) from None
         except (OSError, EOFError, InvalidHandshake) as error:
             raise self.unreachable("went away") from error
 

@@ -32,7 +32,7 @@ async def enter(
     try:
         check_origin(socket, services.settings)
         find = services.machines.finder(task_id)
-        with services.rates.stream(address(socket)), services.metrics.entered.track_inprogress():
+        with services.rates.stream(address(socket)), services.metrics.tied.track_inprogress():
             await relay(socket, services.hosts, find, purpose, parts, params=params, subprotocols=subprotocols)
     except TaskyardError as error:
         await refuse(socket, error)

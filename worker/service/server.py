@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
 import uvicorn
 from starlette.routing import BaseRoute
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from foundation.errors import HostNotReady
 from foundation.service.paths import SOCKET
@@ -35,6 +38,23 @@ _ANY = {"0.0.0.0", "::"}  # noqa: S104 -- addresses that no client can be told
 _log = structlog.get_logger("service")
 
 
+_quiet = logging.getLogger(__name__)
+_quiet.setLevel(logging.WARNING)
+
+
+class _WebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's, which takes a refusal for a handshake that was not completed, and has a line for each connection."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.logger = _quiet
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True
+
+
 class HostService:
     """The service while it runs. ``address`` is where servers find it."""
 
@@ -44,7 +64,7 @@ class HostService:
         """Raises HostNotReady when the settings are of no use."""
         self._settings = settings
         self._accesses = AccessLog(settings, bucket)
-        self._app = ending_quietly(make_application(Admission(settings, host, bucket, self._accesses), routes))
+        self.application = make_application(Admission(settings, host, bucket, self._accesses), routes)
         self._file = SocketFile(settings.sockets / SOCKET)
         certificate = host_certificate(settings) if settings.host_listen else None
         self._local = BackgroundServer(self._config(None))
@@ -73,8 +93,8 @@ class HostService:
 
     def _config(self, certificate: Certificate | None) -> uvicorn.Config:
         return uvicorn.Config(
-            self._app,
-            ws="websockets-sansio",
+            ending_quietly(self.application),
+            ws=_WebSocket,
             ws_max_size=_FRAME_BYTES,
             # A reader that is slow answers no ping for as long.
             ws_ping_interval=None,
