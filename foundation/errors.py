@@ -34,6 +34,8 @@
     ├── MachineError                     500  1   machine_error
     │   ├── MachineLost                  410  1   machine_lost
     │   ├── GuestUnreachable             504  1   guest_unreachable
+    │   ├── PortRefused                  502  1   port_refused
+    │   ├── GuestAnswerInvalid           502  1   guest_answer_invalid
     │   ├── AgentNotStopped                       agent_not_stopped
     │   └── ImageBuildFailed                      image_build_failed
     ├── InsufficientResources            507  1   insufficient_resources
@@ -336,6 +338,20 @@ class GuestUnreachable(MachineError):
 
     code = "guest_unreachable"
     http_status = 504
+
+
+class PortRefused(MachineError):
+    """Nothing listens on that port in the machine."""
+
+    code = "port_refused"
+    http_status = 502
+
+
+class GuestAnswerInvalid(MachineError):
+    """What listens on that port in the machine does not answer as HTTP has it, or broke off."""
+
+    code = "guest_answer_invalid"
+    http_status = 502
 
 
 class AgentNotStopped(MachineError):

@@ -24,9 +24,12 @@ _HOST_KEYS = ("ecdsa-sha2-nistp256",)
 _CIPHERS = ("aes128-ctr",)
 _MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-256")
 _CONNECT_SECONDS = 30.0
+_DIAL_SECONDS = 15.0
 _KEEPALIVE_SECONDS = 15
 _CHUNK = 64 * 1024
 _STDERR_SHOWN = 2000
+# As SSH numbers why a channel is not opened.
+_OPEN_CONNECT_FAILED = 2
 # The guest belongs to the agent: nothing it sends may fill the host's memory. No command of ours says as much.
 _OUTPUT_MAX = 2**20
 
@@ -73,9 +76,9 @@ class GuestShell:
         try:
             completed = _drain(channel, input, end)
         except TimeoutError:
-            raise self._broken(f"A command in the guest did not end within {timeout:g} s") from None
+            raise self.broken(f"A command in the guest did not end within {timeout:g} s") from None
         except (paramiko.SSHException, OSError, EOFError) as error:
-            raise self._broken(f"The connection to the guest broke ({error or type(error).__name__})") from error
+            raise self.broken(f"The connection to the guest broke ({error or type(error).__name__})") from error
         finally:
             channel.close()
         if check and completed.exit_code != 0:
@@ -88,9 +91,22 @@ class GuestShell:
 
     def stream(self, command: str) -> paramiko.Channel:
         """Start ``command`` and give its channel: read it with ``recv`` and ``recv_stderr``, end it with ``close``."""
+        return self._opened(lambda transport: _execute(transport, command))
+
+    def dial(self, address: str, port: int, window_bytes: int) -> paramiko.Channel:
+        """Connect to a port in the guest, which has ``address``; its channel, for ``window_bytes`` that nobody reads.
+
+        Raises ConnectionRefusedError when nothing listens there.
+        """
+        return self._opened(lambda transport: _dial(transport, address, port, window_bytes))
+
+    def _opened(self, begin: Callable[[paramiko.Transport], paramiko.Channel]) -> paramiko.Channel:
+        """A channel of the open connection, or of a new one."""
         transport = self._connected()
         try:
-            return _execute(transport, command)
+            return begin(transport)
+        except ConnectionRefusedError:
+            raise
         except paramiko.ChannelException as error:
             # The guest lives and serves others over this connection: it stays.
             raise GuestUnreachable(f"The guest takes no further command now ({error})") from error
@@ -98,12 +114,14 @@ class GuestShell:
             hung = transport.is_active()
             self._discard(transport)
             if hung:
-                raise self._broken(f"The guest does not take commands ({error})") from error
+                raise self.broken(f"The guest does not take commands ({error})") from error
         # The connection had broken unnoticed and nothing has run, so a new one may try.
         try:
-            return _execute(self._connected(), command)
+            return begin(self._connected())
+        except ConnectionRefusedError:
+            raise
         except (paramiko.SSHException, OSError, EOFError) as error:
-            raise self._broken(f"The guest does not take commands ({error})") from error
+            raise self.broken(f"The guest does not take commands ({error})") from error
 
     def write(self, path: str, data: bytes, mode: int = 0o600, owner: str = "root") -> None:
         """Write ``data`` to the absolute ``path``, at once and whole; the data never appears in arguments."""
@@ -183,7 +201,7 @@ class GuestShell:
             )
         except (paramiko.SSHException, OSError, EOFError) as error:
             client.close()
-            raise self._broken(f"The guest does not answer over SSH ({error or type(error).__name__})") from error
+            raise self.broken(f"The guest does not answer over SSH ({error or type(error).__name__})") from error
         transport = client.get_transport()
         if transport is not None:
             transport.set_keepalive(_KEEPALIVE_SECONDS)
@@ -195,7 +213,8 @@ class GuestShell:
                 self._client.close()
                 self._client = None
 
-    def _broken(self, sentence: str) -> MachineError:
+    def broken(self, sentence: str) -> MachineError:
+        """What to raise when a connection broke off: MachineLost when the machine's process has ended."""
         if self._is_alive():
             return GuestUnreachable(f"{sentence}; the machine runs, so it may answer later")
         return MachineLost(f"{sentence}; the machine's process has ended")
@@ -235,6 +254,31 @@ def _execute(transport: paramiko.Transport, command: str) -> paramiko.Channel:
     finally:
         watchdog.cancel()
     return channel
+
+
+def _dial(transport: paramiko.Transport, address: str, port: int, window_bytes: int) -> paramiko.Channel:
+    """Open the channel, within ``_DIAL_SECONDS``. Raises ConnectionRefusedError, GuestUnreachable."""
+    end = time.monotonic() + _DIAL_SECONDS
+    try:
+        return transport.open_channel(
+            "direct-tcpip",
+            (address, port),
+            ("127.0.0.1", 0),
+            window_size=window_bytes,
+            timeout=_DIAL_SECONDS,
+        )
+    except paramiko.ChannelException as error:
+        if error.code == _OPEN_CONNECT_FAILED:
+            raise ConnectionRefusedError(error.text) from error
+        raise
+    except paramiko.SSHException as error:
+        if not transport.is_active():
+            raise
+        if not _left(end):
+            # That is the port's doing, or a filter's before it: the guest serves others over this connection.
+            raise GuestUnreachable(f"Port {port} in the machine took no connection in {_DIAL_SECONDS:g} s") from error
+        # Of two refusals at once, paramiko remembers the reason of one alone.
+        raise ConnectionRefusedError(str(error)) from error
 
 
 def _drain(channel: paramiko.Channel, data: bytes | None, end: float) -> Completed:
