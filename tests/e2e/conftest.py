@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import ssl
@@ -80,6 +81,34 @@ class Site:
         target = into / name.replace("/", "_")
         self.client.download(task_id, name, target)
         return target
+
+
+@dataclass(frozen=True)
+class Entered:
+    """A run for whoever enters machines: its agent has answered and waits for messages, so that the guest is idle."""
+
+    site: Site
+    id: str
+    machine: str
+
+    @property
+    def url(self) -> str:
+        """Of the run in the API; what is below it is asked of its machine."""
+        return f"http://127.0.0.1:{self.site.settings.api_port}/api/v1/tasks/{self.id}"
+
+    @property
+    def ws_url(self) -> str:
+        """The same for WebSockets."""
+        return self.url.replace("http", "ws", 1)
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """The events of one type in the run's log, once it has one."""
+
+        def found() -> list[dict[str, Any]]:
+            lines = [line for line in self.site.client.logs(self.id) if line.stream == "event" and line.data]
+            return [event for event in (json.loads(line.data or "") for line in lines) if event["type"] == kind]
+
+        return list(until(found))
 
 
 def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
@@ -165,6 +194,19 @@ def site() -> Iterator[Site]:
     shutil.rmtree(home)
     shutil.rmtree(settings.sockets, ignore_errors=True)
     assert (machines, left) == ([], [])
+
+
+@pytest.fixture(scope="session")
+def entered(site: Site) -> Iterator[Entered]:
+    """One run and its machine for all tests of the way into a machine. They leave it as they have found it."""
+    lasting = {"timeout": "2h", "hang_timeout": "2h"}
+    task_id = site.submit("open session", claude={"headless": False}, lifecycle=lasting)
+    until(lambda: any("Answer 1." in (line.data or "") for line in site.client.logs(task_id)), 300)
+    machine = site.client.get(task_id).vm_name
+    assert machine is not None
+    yield Entered(site, task_id, machine)
+    site.client.cancel(task_id, "the tests have ended", force=True)
+    site.client.wait(task_id, poll_seconds=0.5, timeout_seconds=120)
 
 
 @pytest.fixture(scope="session")

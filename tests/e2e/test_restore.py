@@ -274,6 +274,8 @@ def test_a_paused_machine_goes_on_where_it_stood(
     # Another process of the host, which knows nothing but what is on disk.
     resumed = host.resume(machine_id)
     assert (resumed.state, resumed.holds_room) == ("running", True)
+    # It is the same start of the machine: whoever knew of it before comes in.
+    assert resumed.epoch == paused.epoch is not None
     assert host.resume(machine_id) == resumed
     number, at = said(host, machine_id, "cat /run/count").split()
     assert counted < int(number) < counted + 400
@@ -344,10 +346,11 @@ def test_a_machine_of_the_pool_is_handed_over_once_and_is_its_new_owners(
     pooled: MachineHost, settings: Settings, image: Image
 ) -> None:
     (member,) = pool_of(pooled)
-    process = pooled.record(member).pid
+    process, epoch = pooled.record(member).pid, pooled.record(member).epoch
     one, two = reserve(pooled), reserve(pooled)
     record = pooled.ensure_running(one, image, print)
     assert said(pooled, one, "hostname") == one
+    assert record.epoch not in {None, epoch}
     assert (record.pid, record.state, record.owner_workflow) == (process, "running", "task-x")
     assert [each.id for each in pooled.records()] == [one, two]
     assert not (settings.machines / member).exists()

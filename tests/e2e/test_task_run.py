@@ -218,8 +218,10 @@ def test_a_message_reaches_the_running_agent_and_cancel_ends_an_open_session(sit
 
 
 def test_after_all_runs_no_machine_is_left(site: Site) -> None:
-    until(lambda: not list(site.settings.machines.glob("vm-*")))
-    assert not [words for words in processes_of(site.settings.home) if "qemu-system" in words]
+    kept = {task.vm_name for task in site.client.find(state="running").tasks}
+    until(lambda: {path.name for path in site.settings.machines.glob("vm-*")} == kept)
+    left = [words for words in processes_of(site.settings.home) if "qemu-system" in words]
+    assert len(left) == len(kept)
 
 
 def test_a_private_repository_is_worked_on_with_its_submodule_and_lfs(site: Site, tmp_path: Path) -> None:
