@@ -69,6 +69,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         _image,
         _services,
         _ports,
+        _host_service,
         _model,
         _prices,
         _vault,
@@ -94,6 +95,30 @@ def _os_packages(_settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding("OS packages", "ok", f"all {len({tool[1] for tool in tools})} are here")
+
+
+def _host_service(settings: Settings) -> Iterator[Finding]:
+    from foundation.errors import HostNotReady
+    from worker.service.certificate import host_certificate
+
+    if not settings.host_listen:
+        return
+    if settings.host_certificate or settings.host_certificate_key:
+        # One of its own is made when the worker starts: here nothing is made.
+        try:
+            host_certificate(settings)
+        except HostNotReady as error:
+            yield Finding("host service", "fail", error.message)
+            return
+    if settings.host_key is None:
+        yield Finding(
+            "host service",
+            "warn",
+            f"will listen on {settings.host_listen}, with a key that servers elsewhere do not have",
+            "set TASKYARD_HOST_KEY to the same on servers and hosts: openssl rand -hex 32",
+        )
+    else:
+        yield Finding("host service", "ok", f"listens on {settings.host_listen} for API servers")
 
 
 def _acceleration(settings: Settings) -> Iterator[Finding]:

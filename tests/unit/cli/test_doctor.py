@@ -35,12 +35,16 @@ def test_doctor_names_every_fault_and_its_remedy(settings: Settings, monkeypatch
         settings.guest_certificates = settings.home / "missing.pem"
         settings.egress_denied_hosts = ["https://a.example.org"]
         settings.price_table = settings.home / "missing.yaml"
+        settings.host_listen = "127.0.0.1:1"
+        settings.host_certificate = settings.home / "missing.crt"
+        settings.host_certificate_key = settings.home / "missing.key"
         findings = {finding.name: finding for finding in examine(settings)}
     assert findings["certificates"].grade == "fail"
     assert "missing.pem" in findings["certificates"].text
     assert findings["network"].grade == "fail"
     assert "TASKYARD_EGRESS_DENIED_HOSTS" in findings["network"].text
     assert (findings["prices"].grade, "missing.yaml" in findings["prices"].text) == ("fail", True)
+    assert (findings["host service"].grade, "missing.crt" in findings["host service"].text) == ("fail", True)
     assert findings["OS packages"].grade == "fail"
     assert "apt-get install --no-install-recommends qemu-system-x86 qemu-utils" in findings["OS packages"].mend
     assert findings["ports"].grade == "fail"
