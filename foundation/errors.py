@@ -23,6 +23,14 @@
     │   ├── SessionClosed                         session_closed
     │   └── MachineUnavailable                    machine_unavailable
     ├── StaleEpoch                       421  1   stale_epoch
+    ├── FileError                        422  1   file_error
+    │   ├── FileNotFound                 404  2   file_not_found
+    │   ├── FileExists                   409  3   file_exists
+    │   ├── FileDenied                   403  4   file_denied
+    │   ├── WrongFileType                409  3   wrong_file_type
+    │   ├── DirectoryNotEmpty            409  3   directory_not_empty
+    │   ├── GuestDiskFull                507  1   guest_disk_full
+    │   └── ArchiveRefused               422  1   archive_refused
     ├── RepositoryError                  422  1   repository_error
     │   ├── RepositoryNotFound                    repository_not_found
     │   ├── RepositoryDenied                      repository_denied
@@ -264,6 +272,67 @@ class StaleEpoch(TaskyardError):
     code = "stale_epoch"
     http_status = 421
     retryable = True
+
+
+class FileError(TaskyardError):
+    """The guest could not do this with the file; ``details["path"]`` names it."""
+
+    code = "file_error"
+    http_status = 422
+
+
+class FileNotFound(FileError):
+    """The machine has no such file or directory."""
+
+    code = "file_not_found"
+    http_status = 404
+    exit_code = 2
+
+
+class FileExists(FileError):
+    """Something is there already, and was not to be replaced."""
+
+    code = "file_exists"
+    http_status = 409
+    exit_code = 3
+
+
+class FileDenied(FileError):
+    """The guest's user may not do this with the file."""
+
+    code = "file_denied"
+    http_status = 403
+    exit_code = 4
+
+
+class WrongFileType(FileError):
+    """It is a directory where a file is needed, a file where a directory is, or neither."""
+
+    code = "wrong_file_type"
+    http_status = 409
+    exit_code = 3
+
+
+class DirectoryNotEmpty(FileError):
+    """The directory has something in it."""
+
+    code = "directory_not_empty"
+    http_status = 409
+    exit_code = 3
+
+
+class GuestDiskFull(FileError):
+    """The machine's disk has no room for this."""
+
+    code = "guest_disk_full"
+    http_status = 507
+
+
+class ArchiveRefused(FileError):
+    """The archive is damaged, or has a member that would leave its directory."""
+
+    code = "archive_refused"
+    http_status = 422
 
 
 class RepositoryError(TaskyardError):

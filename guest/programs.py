@@ -34,9 +34,10 @@ def shell_command(name: str) -> str:
 
 
 @cache
-def perl_command(name: str) -> str:
-    """The command that has perl run a program of ``commands/`` in place of the shell."""
-    return f"exec perl -e '\n{_text(f'{name}.pl')}\n'"
+def perl_command(*names: str) -> str:
+    """The command that has perl run a program of ``commands/``, or the parts of one, in place of the shell."""
+    program = "\n".join(_text(f"{name}.pl") for name in names)
+    return f"exec perl -e '\n{program}\n'"
 
 
 def _text(name: str) -> str:
