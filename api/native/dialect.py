@@ -9,10 +9,11 @@ from fastapi_offline import FastAPIOffline
 from api.deps import Dialect, Services
 from api.native import errors, health, stream, tasks, views
 from api.native.bodies import MAX_BODY_BYTES
+from api.native.machines import files
 
 _TITLE = "Taskyard"
 # What goes on into a machine.
-_STREAMED = re.compile(rf"{views.BASE}/[^/]+/(?:files(?:/.*)?|ports/.*|processes/[^/]+/stdin)", re.DOTALL)
+_STREAMED = re.compile(rf"{views.BASE}/[^/]+/(?:files/(?:content|archive)|ports/.*|processes/[^/]+/stdin)", re.DOTALL)
 
 
 def make_native(services: Services) -> Dialect:
@@ -30,5 +31,6 @@ def make_native(services: Services) -> Dialect:
     app.include_router(FastAPIOffline(redoc_url=None, title=_TITLE).router)
     app.include_router(stream.router)
     app.include_router(tasks.router)
+    app.include_router(files.router)
     app.include_router(health.router)
     return app

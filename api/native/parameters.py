@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from typing import get_args
 
 from fastapi import Request
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.params import Query
 from fastapi.routing import APIRoute
 
 from api.runs.events import KINDS, Kind
@@ -22,7 +24,9 @@ async def known_parameters(request: Request) -> None:
     route = request.scope.get("route")
     if not isinstance(route, APIRoute):
         return
-    known = {parameter.alias for parameter in route.dependant.query_params}
+    known = {
+        parameter.alias for parameter in get_flat_params(route.dependant) if isinstance(parameter.field_info, Query)
+    }
     labelled = "label.KEY" in str(route.openapi_extra)
     seen: dict[str, str] = {}
     for name, value in request.query_params.multi_items():

@@ -14,7 +14,9 @@ PATH_BYTES = 4095
 _NAME_MOST = 255
 _TEXT_BYTES = 2**20
 _CHANGES_MOST = 1000
-_USER = r"^(?:[A-Za-z_][A-Za-z0-9_.-]{0,31}|\d{1,10})$"
+#: Files that a list gives at most.
+LISTED_MOST = 1_000_000
+OWNER = r"^(?:[A-Za-z_][A-Za-z0-9_.-]{0,31}|\d{1,10})$"
 #: A name, or uid, or either with a group.
 USER = r"^(?:[A-Za-z_][A-Za-z0-9_.-]{0,31}|\d{1,10})(?::(?:[A-Za-z_][A-Za-z0-9_.-]{0,31}|\d{1,10}))?$"
 MODE = r"^[0-7]{1,5}$"
@@ -110,7 +112,7 @@ _TEXT_SCHEMA = WithJsonSchema({"type": "string"})
 #: A path in the guest: relative to the workspace, or to the user's home in a machine that has none.
 GuestPath = Annotated[bytes, BeforeValidator(_path_from), _AS_NAME, WithJsonSchema(_PATH_SCHEMA)]
 Mode = Annotated[str, Field(pattern=MODE, description="Octal, such as 0644")]
-Owner = Annotated[str, Field(pattern=_USER, description="A name, or a number")]
+Owner = Annotated[str, Field(pattern=OWNER, description="A name, or a number")]
 
 
 class _Change(BaseModel):
@@ -221,9 +223,89 @@ class Files(BaseModel):
     files: list[FileInfo]
 
 
+class FileList(Files):
+    """Files of a directory, with paths relative to it: ``truncated`` when there are more, and what was not let in."""
+
+    truncated: bool = False
+    unreadable: list[str] = []
+
+
 class Extracted(BaseModel):
     """What came of an archive: members laid out, their bytes, and those left out, as they are no files."""
 
     files: int
     size_bytes: int
     skipped: list[str] = []
+
+
+# --- What a host is asked for: each in the parameter ``request`` of its path, as JSON ---------------------------------
+
+#: Name of that parameter, and the parts of the paths below that of a machine.
+REQUEST = "request"
+INFO, LISTED, CONTENT, CHANGED, ARCHIVE = (
+    ("files", "info"), ("files", "list"), ("files", "content"), ("files", "changes"), ("files", "archive"),
+)  # fmt: skip
+
+
+class _Request(BaseModel):
+    """``user`` is a name or a number of the guest, or either with ``:group``."""
+
+    user: str = Field("agent", pattern=USER)
+
+
+class LookAt(_Request):
+    """Facts of files; with ``follow``, of what links lead to."""
+
+    paths: list[GuestPath] = Field(min_length=1, max_length=_CHANGES_MOST)
+    follow: bool = False
+
+
+class ListFiles(_Request):
+    """What is below a directory, to a depth (0: all of it), all or what matches a pattern."""
+
+    path: GuestPath
+    depth: int = Field(1, ge=0, le=2**16)
+    pattern: str | None = None
+    files_only: bool = False
+    most: int = Field(LISTED_MOST, ge=1, le=LISTED_MOST)
+
+
+class ReadFile(_Request):
+    """A file, from one byte to another, the last bytes when only ``last`` is given, or lines from ``line`` (1) on."""
+
+    path: GuestPath
+    first: int | None = Field(None, ge=0, lt=2**63)
+    last: int | None = Field(None, ge=0, lt=2**63)
+    line: int | None = Field(None, ge=1, lt=2**63)
+    lines: int | None = Field(None, ge=0, lt=2**63)
+
+
+class WriteFile(_Request):
+    """A file written whole. What is not given is kept of one that is there; ``new`` refuses one."""
+
+    path: GuestPath
+    mode: Mode | None = None
+    owner: Owner | None = None
+    group: Owner | None = None
+    modified_ns: int | None = Field(None, ge=-(2**62), lt=2**62)
+    parents: bool = True
+    new: bool = False
+
+
+class ChangeFiles(_Request):
+    """Who makes the changes of the body."""
+
+
+class PackArchive(_Request):
+    """What is at a path as an archive."""
+
+    path: GuestPath
+    format: ArchiveFormat = "tar.gz"
+
+
+class UnpackArchive(_Request):
+    """An archive laid out below a directory; without ``format``, the one that it begins like."""
+
+    path: GuestPath
+    format: ArchiveFormat | None = None
+    keep_owners: bool = False

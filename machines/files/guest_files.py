@@ -7,12 +7,12 @@ its kinds, GuestUnreachable, MachineLost, InvalidParameter for a user or a patte
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 
 from foundation.archives import Piece, zeros
 from foundation.errors import GuestUnreachable
 from foundation.service.files import (
+    LISTED_MOST,
     Change,
     Changed,
     FileInfo,
@@ -27,8 +27,8 @@ from machines.files import glob
 from machines.files.entry import Entry, entry_from
 from machines.files.exchange import LONG_SECONDS, Exchange, Request, Shell, fields
 
-#: Files that a list or a search gives at most, unless it is asked for fewer.
-LISTED_MOST = 1_000_000
+# What an archive has at most.
+_WALKED_MOST = 2**31
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class GuestFiles:
         A directory is ``.`` and first. With ``hard_links``, a further name of a file is of kind L and has the first
         one as its target.
         """
-        request: Request = [self._user, "walk", path, 0, "", 0, "", LISTED_MOST * 10, 1, _flag(hard_links)]
+        request: Request = [self._user, "walk", path, 0, "", 0, "", _WALKED_MOST, 1, _flag(hard_links)]
         with Exchange(self._shell, "files-walk", request=request) as exchange:
             kind, content = exchange.frame()
             while kind in "IL":
@@ -187,7 +187,7 @@ class GuestFiles:
     ) -> Generator[FileInfo | Unreadable, None, bool]:
         wanted = glob.expression(pattern) if pattern else ""
         request: Request = [self._user, "walk", path, depth, wanted, _flag(glob.is_path(pattern)), kinds, most, "", ""]
-        with closing(Exchange(self._shell, "files-walk", request=request)) as exchange:
+        with Exchange(self._shell, "files-walk", request=request) as exchange:
             for kind, content in exchange.frames():
                 if kind == "I":
                     yield entry_from(content).info()

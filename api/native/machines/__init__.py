@@ -1,0 +1,1 @@
+"""What the Task Orchestration dialect offers of the machine of a run: commands in it."""
