@@ -94,11 +94,19 @@ sub put_content {
         }
         sysseek $file, $at, 0;
         while ($at < $end) {
-            my $count = sysread $file, my $piece, $end - $at < $PIECE ? $end - $at : $PIECE;
-            defined $count or return 0;
-            if (!$count) { put_hole($size - $at); return 1 }
-            put("D", $piece);
+            # Read to where it leaves from, behind its head.
+            my $before = length $leaving;
+            $leaving .= "D....";
+            my $count = sysread $file, $leaving, $end - $at < $PIECE ? $end - $at : $PIECE, $before + 5;
+            if (!$count) {
+                substr $leaving, $before, 5, "";
+                defined $count or return 0;
+                put_hole($size - $at);
+                return 1;
+            }
+            substr $leaving, $before + 1, 4, pack "N", $count;
             $at += $count;
+            flush() if length $leaving >= $PIECE;
         }
     }
     return 1;
