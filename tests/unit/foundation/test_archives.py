@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import random
 import tarfile
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from foundation import archives
 from foundation.archives import Member, Members
-from foundation.errors import ArchiveRefused, GuestDiskFull, TaskyardError
+from foundation.errors import ArchiveRefused, GuestDiskFull
 
 PARTS = st.binary(min_size=1, max_size=120).map(lambda raw: raw.replace(b"/", b"-").replace(b"\0", b"-"))
 NAMES = (
@@ -102,6 +101,7 @@ def sized(size: bytes) -> bytes:
     return bytes(head)
 
 
+SPARSE = {"GNU.sparse.size": "9"}
 HOSTILE: dict[str, bytes] = {
     "up": entry("../a"),
     "up in the middle": entry("a/../../b"),
@@ -121,8 +121,11 @@ HOSTILE: dict[str, bytes] = {
     "only half of a file": entry("a", size=5000) + b"x" * 2000,
     "no archive": b"hello" * 1000,
     "very many headers": (pax(b"a", 512) + b"11 path=aa\n".ljust(512, b"\0")) * 5000,
-    "a map that leads back": entry("a", size=512, pax_headers={"GNU.sparse.map": "512,100,0,100", "GNU.sparse.size": "9"}),
-    "a map that is none": entry("a", size=512, pax_headers={"GNU.sparse.map": "x", "GNU.sparse.size": "9"}) + bytes(512),
+    "a map that leads back": entry(
+        "a", size=512, pax_headers={"GNU.sparse.map": "512,100,0,100", "GNU.sparse.size": "9"}
+    ),
+    "a map that is none": entry("a", size=512, pax_headers={"GNU.sparse.map": "x", "GNU.sparse.size": "9"})
+    + bytes(512),
 }
 
 
