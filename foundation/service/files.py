@@ -182,7 +182,7 @@ class Changes(BaseModel):
 class Changed(BaseModel):
     """What came of a change: how often a text was replaced, whether something was there to be removed."""
 
-    operation: str
+    operation: str = Field(examples=["replace"])
     replaced: int | None = None
     removed: bool | None = None
 
@@ -190,7 +190,7 @@ class Changed(BaseModel):
 class AllChanged(BaseModel):
     """What came of each change, in their order."""
 
-    changed: list[Changed]
+    changed: list[Changed] = Field(examples=[[{"operation": "replace", "replaced": 3}]])
 
 
 class FileInfo(BaseModel):
@@ -200,7 +200,7 @@ class FileInfo(BaseModel):
     symbolic link points. ``allocated_bytes`` is what it takes of the disk.
     """
 
-    path: str
+    path: str = Field(examples=["src/main.py"])
     path_base64: str | None = None
     type: FileType
     size: int
@@ -217,10 +217,18 @@ class FileInfo(BaseModel):
     target_base64: str | None = None
 
 
+_SHOWN = [
+    {
+        "path": "src/main.py", "type": "file", "size": 812, "mode": "0644", "owner": "agent", "group": "agent",
+        "uid": 1000, "gid": 1000, "modified_at": "2026-01-29T10:30:00.123456Z",
+    }
+]  # fmt: skip
+
+
 class Files(BaseModel):
     """Facts of files, in the order in which they were asked for."""
 
-    files: list[FileInfo]
+    files: list[FileInfo] = Field(examples=[_SHOWN])
 
 
 class FileList(Files):
@@ -233,7 +241,7 @@ class FileList(Files):
 class Extracted(BaseModel):
     """What came of an archive: members laid out, their bytes, and those left out, as they are no files."""
 
-    files: int
+    files: int = Field(examples=[12])
     size_bytes: int
     skipped: list[str] = []
 

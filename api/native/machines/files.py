@@ -230,7 +230,8 @@ async def change_files(task_id: str, services: ServicesOf, changes: Changes, use
     "/archive",
     summary="Download an archive of files",
     response_class=Response,
-    responses=errors.responses(*_FILE) | {200: {"description": "The archive", "content": {"*/*": {"example": ""}}}},
+    responses=errors.responses(*_FILE)
+    | {200: {"description": "The archive", "content": {"application/gzip": {"example": "…"}}}},
 )
 async def pack_archive(
     task_id: str,
@@ -248,7 +249,7 @@ async def pack_archive(
     summary="Upload an archive of files",
     response_model=Extracted,
     responses=errors.responses(*_FILE, ArchiveRefused, FileExists, GuestDiskFull, PayloadTooLarge),
-    openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {"example": ""}}}},
+    openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {"example": "…"}}}},
 )
 async def unpack_archive(
     task_id: str,
