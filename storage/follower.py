@@ -3,6 +3,10 @@
 The poller keeps a window of the newest entries. A subscriber that is behind the window (it came late, or its client
 is slow) reads from the bucket until it has caught up; so memory is bounded by the window, and nobody slows anybody
 down. Subscribers that read the same object of the bucket share it, and one whose client is slow lets go of it.
+
+Where the host of the run tells of its log, entries come from there as they are written, and the bucket is looked at
+seldom, for what the host does not have. Ids are the same on both ways, so the follower changes from one to the other
+at any entry.
 """
 
 from __future__ import annotations
@@ -10,13 +14,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from itertools import islice
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Protocol, Self
 
-from foundation.errors import BucketUnavailable
+import structlog
+
+from foundation.errors import BucketUnavailable, TaskyardError
 from storage.bucket import ObjectInfo, ObjectStore
 from storage.layout import Place
 from storage.reader import LogReader
@@ -30,13 +36,40 @@ _BATCH = 500
 # What one subscriber holds for a client that takes nothing.
 _HANDED_BATCH = 100
 _SLOW_SECONDS = 1.0
+# Between looks into the bucket while the host tells of the log.
+_SELDOM_SECONDS = 2.0
+# A host that tells nothing is asked again when the log has grown, and now and then.
+_ASK_SECONDS = 0.5
+_ASK_SECONDS_MOST = 10.0
+
+log = structlog.get_logger("follower")
+
+
+class LiveNews(NamedTuple):
+    """What a run's host tells: entries, and whether it writes the log now, so that more come before they are stored."""
+
+    live: bool
+    entries: Sequence[LogEntry] = ()
+
+
+class LiveSource(Protocol):
+    """Where entries of logs are told as they are written."""
+
+    def listen(self, place: Place, after_id: int) -> AsyncGenerator[LiveNews]:
+        """Entries behind an id as they are written, until the source has nothing more to say, or no longer has them.
+
+        A source that is silent for long raises. May raise TaskyardError and OSError.
+        """
 
 
 class RunLogFollowers:
     """The followers of one process by run: made with the first subscriber, ended with the last."""
 
-    def __init__(self, store: ObjectStore, *, poll_seconds: float = POLL_SECONDS) -> None:
+    def __init__(
+        self, store: ObjectStore, live: LiveSource | None = None, *, poll_seconds: float = POLL_SECONDS
+    ) -> None:
         self._store = store
+        self._live = live
         self._poll_seconds = poll_seconds
         self._followers: dict[Place, RunLogFollower] = {}
         self._subscribers: dict[Place, int] = {}
@@ -48,7 +81,8 @@ class RunLogFollowers:
         """
         follower = self._followers.get(place)
         if follower is None:
-            follower = self._followers[place] = RunLogFollower(self._store, place, poll_seconds=self._poll_seconds)
+            follower = RunLogFollower(self._store, place, self._live, poll_seconds=self._poll_seconds)
+            self._followers[place] = follower
         self._subscribers[place] = self._subscribers.get(place, 0) + 1
         try:
             async with aclosing(follower.follow(after_id)) as entries:
@@ -70,9 +104,18 @@ class RunLogFollowers:
 class RunLogFollower:
     """Follows the log of one run with a single poller. ``async with`` it, or ``stop`` it."""
 
-    def __init__(self, store: ObjectStore, place: Place, *, poll_seconds: float = POLL_SECONDS) -> None:
+    def __init__(
+        self, store: ObjectStore, place: Place, source: LiveSource | None = None, *, poll_seconds: float = POLL_SECONDS
+    ) -> None:
         self._store = store
         self._place = place
+        self._source = source
+        self._ask_seconds = min(_ASK_SECONDS, 4 * poll_seconds)
+        # Whether the source tells what is written, as it is written.
+        self._live = False
+        # Set when the bucket is to be looked at now, and when the source may have something.
+        self._look_now = asyncio.Event()
+        self._ask_now = asyncio.Event()
         self._poll_seconds = poll_seconds
         self._window: deque[LogEntry] = deque()
         self._window_characters = 0
@@ -83,6 +126,7 @@ class RunLogFollower:
         self._latest_object = _LatestObject(store)
         self._news = asyncio.Condition()
         self._poller: asyncio.Task[None] | None = None
+        self._listener: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -99,6 +143,9 @@ class RunLogFollower:
         """
         if self._poller is None:
             self._poller = asyncio.create_task(self._poll(), name=f"follow-{self._place.id}")
+            if self._source is not None:
+                listening = self._listen(self._source)
+                self._listener = asyncio.create_task(listening, name=f"listen-{self._place.id}")
         position = after_id
         stored: list[Iterator[LogEntry]] = []
         while await self._wait_for_news(position):
@@ -115,7 +162,8 @@ class RunLogFollower:
             slow = asyncio.get_running_loop().call_later(_SLOW_SECONDS, self._let_go, stored)
             try:
                 for entry in batch:
-                    yield entry
+                    if not entry.unused:
+                        yield entry
                     position = entry.id
             finally:
                 slow.cancel()
@@ -125,9 +173,10 @@ class RunLogFollower:
 
     async def stop(self) -> None:
         """End the poller. Subscribers that are left end too."""
-        if self._poller:
-            self._poller.cancel()
-            await asyncio.gather(self._poller, return_exceptions=True)
+        tasks = [task for task in (self._poller, self._listener) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         async with self._news:
             self._closed = True
             self._seen = self._seen or 0
@@ -154,9 +203,11 @@ class RunLogFollower:
         reader: LogReader | None = None
         try:
             while not self._closed:
-                pause = self._poll_seconds
+                self._look_now.clear()
+                pause = _SELDOM_SECONDS if self._live else self._poll_seconds
                 try:
-                    if reader is None:
+                    # A reader of before stands behind what the source has told since.
+                    if reader is None or (self._seen is not None and reader.position < self._seen):
                         start = self._seen
                         if start is None:
                             start = (await asyncio.to_thread(chain_end, self._store, self._place)).last
@@ -167,11 +218,15 @@ class RunLogFollower:
                     # What the broken look had read is lost with it: begin again behind what was given out.
                     reader = None
                 if not self._closed:
-                    await asyncio.sleep(pause)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._look_now.wait(), pause)
         except Exception as error:  # noqa: BLE001 -- whatever it was, those who wait must hear of it
             async with self._news:
                 self._failure = error
                 self._news.notify_all()
+        finally:
+            if self._listener is not None:
+                self._listener.cancel()
 
     async def _look(self, reader: LogReader) -> None:
         """One look into the bucket, in batches, so that a burst does not stay in memory as a whole."""
@@ -179,21 +234,61 @@ class RunLogFollower:
         while True:
             start = reader.position
             batch = await asyncio.to_thread(lambda: list(islice(entries, _BATCH)))
-            async with self._news:
-                if self._seen is None:
-                    self._seen = start
-                    self._news.notify_all()
-                for entry in batch:
+            grown = await self._take(batch, start=start, closed=reader.closed)
+            if grown and not self._live:
+                self._ask_now.set()
+            if len(batch) < _BATCH:
+                return
+
+    async def _take(self, entries: Sequence[LogEntry], *, start: int | None = None, closed: bool = False) -> bool:
+        """Have the entries behind those seen in the window; whether there were any. A first look began at ``start``.
+
+        Neighbours only: what comes behind a gap is left out.
+        """
+        grown = False
+        async with self._news:
+            if self._seen is None and start is not None:
+                self._seen = start
+                self._ask_now.set()
+                self._news.notify_all()
+            for entry in entries:
+                if self._seen is not None and entry.id == self._seen + 1:
                     self._window.append(entry)
                     self._window_characters += len(entry.data)
                     self._seen = entry.id
-                while len(self._window) > _WINDOW_ENTRIES or self._window_characters > _WINDOW_CHARACTERS:
-                    self._window_characters -= len(self._window.popleft().data)
-                self._closed = reader.closed
-                if batch or reader.closed:
-                    self._news.notify_all()
-            if len(batch) < _BATCH:
-                return
+                    grown = True
+            while len(self._window) > _WINDOW_ENTRIES or self._window_characters > _WINDOW_CHARACTERS:
+                self._window_characters -= len(self._window.popleft().data)
+            self._closed = self._closed or closed
+            if grown or self._closed:
+                self._news.notify_all()
+        return grown
+
+    async def _listen(self, source: LiveSource) -> None:
+        """Take what the source tells, for as long as it does, and ask it again when there is reason to."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ask_now.wait(), _ASK_SECONDS_MOST)
+            self._ask_now.clear()
+            if self._seen is None:
+                continue
+            try:
+                async with aclosing(source.listen(self._place, self._seen)) as coming:
+                    async for news in coming:
+                        if news.live is not self._live:
+                            self._live = news.live
+                            # What was stored before the host began to tell, or by somebody else when it has ended.
+                            self._look_now.set()
+                        await self._take(news.entries)
+                        if news.entries and news.entries[-1].id > self._seen:
+                            break
+            except (TaskyardError, OSError) as error:
+                log.debug("the host does not tell of the log", place=str(self._place), error=str(error))
+            except Exception as error:  # noqa: BLE001 -- the bucket has all of it, only later
+                log.warning("the host's log could not be followed", place=str(self._place), error=repr(error))
+            self._live = False
+            self._look_now.set()
+            await asyncio.sleep(self._ask_seconds)
 
 
 def _next_stored(stored: Iterator[LogEntry]) -> list[LogEntry]:

@@ -24,15 +24,15 @@ _TAIL_TRIES = 5
 
 def read_entries(store: ObjectStore, place: Place, after_id: int = 0) -> Iterator[LogEntry]:
     """All entries with an id above ``after_id`` that the bucket holds now; none when the run has no log."""
-    return LogReader(store, place, after_id).read()
+    return (entry for entry in LogReader(store, place, after_id).read() if not entry.unused)
 
 
 def tail(store: ObjectStore, place: Place, count: int) -> list[LogEntry]:
     """The last ``count`` entries (fewer when there are not so many), oldest first."""
     for _ in range(_TAIL_TRIES):
-        entries = _backwards(store, place, lambda found: len(found) >= count, count)
+        entries = _backwards(store, place, lambda found: len(_used(found)) >= count, count)
         if entries is not None:
-            return entries
+            return _used(entries)
     raise damaged(place, 0)
 
 
@@ -41,14 +41,15 @@ def entries_since(store: ObjectStore, place: Place, at: datetime) -> list[LogEnt
     for _ in range(_TAIL_TRIES):
         entries = _backwards(store, place, lambda found: found[0].ts < at, None)
         if entries is not None:
-            return list(dropwhile(lambda entry: entry.ts < at, entries))
+            return _used(list(dropwhile(lambda entry: entry.ts < at, entries)))
     raise damaged(place, 0)
 
 
 class LogReader:
     """Reads on from where it stopped, also when a caller left ``read`` half-way or the bucket was away.
 
-    ``position`` is the last id given out; ``closed`` when no entry can follow.
+    ``position`` is the last id given out; ``closed`` when no entry can follow. Entries that only stand for ids are
+    given too: whoever reads for people leaves them out.
     """
 
     def __init__(self, store: ObjectStore, place: Place, after_id: int = 0) -> None:
@@ -64,17 +65,20 @@ class LogReader:
         if self.closed:
             return
         seal, due = self._look()
+        # Where the next segment begins: behind the position, unless that is within a segment.
+        expected = self.position + 1
         while due and seal is None:
             key = due.popleft()
-            if key.first > self.position + 1:
+            if key.first > expected:
                 # A listing that runs beside a writer can show a segment and not the one before it.
                 due.appendleft(key)
-                key = Span(self._place.segment_key(self.position + 1), self.position + 1, 0)
+                key = Span(self._place.segment_key(expected), expected, 0)
             body = self._store.get(key.key)
             if body is None:
                 seal = self._must_be_sealed()
                 break
             last = describe(body)
+            expected = last.last + 1
             self._aligned = False
             yield from self._take(body)
             self._aligned = self.position == last.last
@@ -157,11 +161,16 @@ def _backwards(
         body = store.get(key)
         if body is None:
             return None
-        entries = decode_last(body, found[0].id if found else None, None if count is None else count - len(found))
+        left = None if count is None else count - len(_used(found))
+        entries = decode_last(body, found[0].id if found else None, left)
         if entries and found and entries[-1].id != found[0].id - 1:
             return None
         found = entries + found
     return found
+
+
+def _used(entries: list[LogEntry]) -> list[LogEntry]:
+    return [entry for entry in entries if not entry.unused]
 
 
 def damaged(place: Place, position: int) -> TaskyardError:

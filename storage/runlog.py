@@ -3,6 +3,9 @@
 What counts is only what the bucket holds. A writer learns from the last segment where to go on, holds what it was fed
 until a segment with it is stored, and puts each segment under a key that can be taken once. A writer that finds its
 key taken was overtaken: it reads what the other stored, drops that from what it holds, and goes on behind it.
+
+A writer with a journal tells those who listen of each entry at once, under ids that its last segment has reserved. The
+journal has it before they do, so that whoever follows this writer on its host stores the same under the same id.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,12 +21,14 @@ from foundation.errors import Conflict
 from storage.bucket import ObjectStore
 from storage.layout import Place
 from storage.lines import Line, LineAssembler
+from storage.live.journal import Journal
 from storage.reader import entries_since, read_entries, tail
 from storage.redaction import Redactor
 from storage.sealing import append_event, seal
 from storage.segments import (
     GUEST_STREAMS,
     NDJSON,
+    RESERVED_IDS,
     ChainEnd,
     Draft,
     GuestStream,
@@ -31,9 +36,13 @@ from storage.segments import (
     Segment,
     chain_end,
     encode_segment,
+    end_behind,
+    entry_line,
+    entry_lines,
     event_draft,
     log_closed,
     segment_after,
+    unused_drafts,
 )
 
 FLUSH_SECONDS = 0.15
@@ -51,7 +60,11 @@ class RunLogWriter:
 
     Call ``resume`` first and feed each guest file from the offset it returns; call ``flush`` a few times a second,
     since a writer has no clock of its own. All methods may raise BucketUnavailable, after which nothing is lost and
-    the call can be repeated, and Conflict when the log is closed.
+    the call can be repeated, Conflict when the log is closed, and Superseded when another writer of this host has
+    begun, after which this one is of no use.
+
+    ``journal`` has what writers of this host told before; ``tell`` gets the entries from an id on, as lines. With
+    ``live`` it gets them before they are stored, else when they are.
     """
 
     def __init__(
@@ -60,11 +73,17 @@ class RunLogWriter:
         place: Place,
         redactor: Redactor,
         *,
+        journal: Journal | None = None,
+        tell: Callable[[int, Sequence[bytes]], None] = lambda _first, _lines: None,
+        live: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bucket = bucket
         self._place = place
         self._redactor = redactor
+        self._journal = journal
+        self._tell = tell
+        self._live = live and journal is not None
         self._clock = clock
         self._token = secrets.token_hex(8)
         self._lock = threading.RLock()
@@ -78,22 +97,51 @@ class RunLogWriter:
         self._unmerged: list[bytes] = []
         self._unmerged_first = 1
         self._finished = False
+        # The last id that was told, and the last that may be before it is stored.
+        self._told = 0
+        self._reserved = 0
+        self._recovered: list[Draft] = []
 
     def resume(self) -> dict[GuestStream, int]:
-        """The byte offset in each guest file from which to feed, as the bucket has it. Forgets what was not stored."""
+        """The byte offset in each guest file from which to feed, as the bucket has it. Forgets what was not stored.
+
+        What a writer of this host has told is not forgotten: it is stored now, as it was told.
+        """
         with self._lock:
-            end = chain_end(self._bucket, self._place)
-            if end.closed:
-                raise log_closed(self._place)
-            self._end = end
-            # A put of before whose answer was lost may still arrive: it must not pass for one of the entries to come.
-            self._token = secrets.token_hex(8)
-            self._files = {stream: _GuestFile(self._redactor, end.offsets.get(stream, 0)) for stream in GUEST_STREAMS}
             self._pending.clear()
             self._pending_bytes = 0
             self._sent = None
+            self._end = end = self._recover()
+            self._files = {stream: _GuestFile(self._redactor, end.offsets.get(stream, 0)) for stream in GUEST_STREAMS}
             self._start_merge()
             return {stream: file.stored for stream, file in self._files.items()}
+
+    def _recover(self) -> ChainEnd:
+        """The end of the log, behind all that was told."""
+        while True:
+            end = chain_end(self._bucket, self._place)
+            if end.closed:
+                raise log_closed(self._place)
+            # A put of before whose answer was lost may still arrive: it must not pass for one of the entries to come.
+            self._token = secrets.token_hex(8)
+            told = self._journal.begin(self._token, end) if self._journal else None
+            if told is None:
+                first = unused_drafts(end)
+            else:
+                first = [Draft(entry.ts, entry.stream, entry.data, entry.offset) for entry in told]
+                self._recovered = first
+            if first:
+                segment, body = encode_segment(self._token, end, first, reserve=self._reserve)
+                if not self._bucket.put(
+                    self._place.segment_key(segment.first), body, if_absent=True, content_type=NDJSON
+                ):
+                    continue
+                end = end_behind(segment)
+                self._tell(segment.first, entry_lines(body))
+            # Where the journal has all that was told, the ids that were reserved still are.
+            self._reserved = end.reserved if self._live and (first or told is not None) else 0
+            self._told = end.last
+            return end
 
     @property
     def stored(self) -> dict[GuestStream, int]:
@@ -127,6 +175,14 @@ class RunLogWriter:
             self._add([event_draft(self._redactor.redact_json(payload))])
             self._store_if_due()
 
+    def append(self, draft: Draft) -> None:
+        """Store an event that was made elsewhere, unless it is held already or was told by the writer before."""
+        with self._lock:
+            self._ready()
+            if not any(_same_event(draft, known) for known in (*self._recovered, *self._pending)):
+                self._add([draft])
+            self._store()
+
     def flush(self, *, force: bool = False) -> None:
         """Store what is held and complete, if it is time to or ``force`` is set. Unfinished lines stay held."""
         with self._lock:
@@ -156,6 +212,19 @@ class RunLogWriter:
     def _add(self, drafts: list[Draft]) -> None:
         self._pending += drafts
         self._pending_bytes += sum(len(draft.data) for draft in drafts)
+        self._tell_held()
+
+    def _tell_held(self) -> None:
+        """Tell what is held, as far as ids are reserved for it and the journal has room."""
+        if self._journal is None or self._end is None:
+            return
+        begin, last = self._end.last + 1, min(self._end.last + len(self._pending), self._reserved)
+        if self._told < last:
+            drafts = enumerate(self._pending[self._told + 1 - begin : last + 1 - begin], self._told + 1)
+            lines = [entry_line(number, draft) for number, draft in drafts]
+            if self._journal.append(self._token, lines):
+                self._tell(self._told + 1, lines)
+                self._told = last
 
     def _store_if_due(self) -> None:
         first = self._flushed_at is None
@@ -168,8 +237,10 @@ class RunLogWriter:
         while self._pending:
             if self._end is None:
                 return
+            if self._journal is not None:
+                self._journal.check(self._token)
             if self._sent is None:
-                self._sent = encode_segment(self._token, self._end, self._pending)
+                self._sent = encode_segment(self._token, self._end, self._pending, reserve=self._reserve)
             segment, body = self._sent
             key = self._place.segment_key(segment.first)
             if not self._bucket.put(key, body, if_absent=True, content_type=NDJSON):
@@ -180,21 +251,52 @@ class RunLogWriter:
 
     def _go_on_behind(self, segment: Segment, body: bytes) -> None:
         """Take a stored segment, of this writer or of another, as the new end of the log."""
-        if segment.writer == self._token:
+        own = segment.writer == self._token
+        lines = entry_lines(body)
+        if own:
             # Pending entries only grow at their end, so those of the segment are the first ones.
-            del self._pending[: segment.last - segment.first + 1]
+            del self._pending[: len(lines)]
             for stream, file in self._files.items():
                 file.keep_from(segment.offsets.get(stream, 0))
         else:
-            for stream, file in self._files.items():
-                stored = segment.offsets.get(stream, 0)
-                if stored > file.stored:
-                    self._pending = [draft for draft in self._pending if draft.stream != stream]
-                    self._add(file.restart(stream, stored, finish=self._finished))
+            self._drop_stored(segment, lines)
         self._pending_bytes = sum(len(draft.data) for draft in self._pending)
         self._sent = None
-        self._end = ChainEnd(segment.last, segment.offsets, closed=False)
+        self._end = end_behind(segment)
         self._unmerged.append(body)
+        self._tell_stored(segment, lines, own=own)
+        if not own:
+            self._pending[:0] = unused_drafts(self._end)
+
+    def _drop_stored(self, segment: Segment, lines: list[bytes]) -> None:
+        """Hold no longer what another writer has stored."""
+        # It may have found in the journal what this one has told.
+        for number, line in enumerate(lines, segment.first):
+            if not self._pending or entry_line(number, self._pending[0]) != line:
+                break
+            del self._pending[0]
+        for stream, file in self._files.items():
+            stored = segment.offsets.get(stream, 0)
+            if stored > file.stored:
+                self._pending = [draft for draft in self._pending if draft.stream != stream]
+                self._pending += file.restart(stream, stored, finish=self._finished)
+
+    def _tell_stored(self, segment: Segment, lines: list[bytes], *, own: bool) -> None:
+        """Tell what was not told before it was stored, and reserve ids for what comes."""
+        if self._told < segment.last:
+            unknown = max(segment.first, self._told + 1)
+            self._tell(unknown, lines[unknown - segment.first :])
+            self._told = segment.last
+        if not own:
+            # Somebody writes who does not know this one: from now on it tells what the bucket has.
+            self._live = False
+        self._reserved = segment.reserved if self._live else 0
+        if own and self._journal is not None and self._told == segment.last:
+            self._journal.cut(self._token)
+
+    @property
+    def _reserve(self) -> int:
+        return RESERVED_IDS if self._live else 0
 
     def _start_merge(self) -> None:
         self._unmerged.clear()
@@ -206,6 +308,10 @@ class RunLogWriter:
             key = self._place.merged_key(self._unmerged_first, self._end.last)
             self._bucket.put(key, b"".join(self._unmerged), content_type=NDJSON)
             self._start_merge()
+
+
+def _same_event(one: Draft, other: Draft) -> bool:
+    return one.stream == other.stream == "event" and one.data == other.data
 
 
 class _GuestFile:

@@ -1,4 +1,4 @@
-"""Events from beside the writer, and the end of the run log."""
+"""Events that come from elsewhere than the agent's output, and the end of the run log."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from foundation.errors import Conflict
 from storage.bucket import ObjectStore
 from storage.layout import Place
+from storage.live.attached import attached
 from storage.reader import cover, damaged, read_entries
 from storage.redaction import Redactor
 from storage.segments import (
@@ -22,10 +23,12 @@ from storage.segments import (
     chain_end,
     decode_blocks,
     encode_segment,
+    end_behind,
     event_draft,
     find_seal,
     log_closed,
     segment_after,
+    unused_drafts,
 )
 
 _PART_BYTES = 8 * 1024 * 1024
@@ -33,21 +36,29 @@ _PART_BYTES = 8 * 1024 * 1024
 
 def append_event(
     bucket: ObjectStore, place: Place, payload: Mapping[str, Any], redactor: Redactor | None = None
-) -> int:
-    """Append one event from any process, beside a live writer too. Returns its id.
+) -> None:
+    """Store one event from any process: through the open writer of this one, if there is one, or else beside others.
 
     Raises Conflict when the log is closed, BucketUnavailable.
     """
     draft = event_draft(redactor.redact_json(payload) if redactor else payload)
+    logs = attached(bucket)
+    if logs is not None:
+        logs.append(place, draft)
+    else:
+        append_draft(bucket, place, draft)
+
+
+def append_draft(bucket: ObjectStore, place: Place, draft: Draft) -> None:
+    """Store one event beside whoever writes this log. Raises Conflict when it is closed, BucketUnavailable."""
     end = chain_end(bucket, place)
     if end.closed:
         raise log_closed(place)
     segment = _append(bucket, place, end, [draft])
-    if find_seal(bucket, place) and not _sealed_with(bucket, place, segment.first, draft):
+    if find_seal(bucket, place) and not _sealed_with(bucket, place, segment.last, draft):
         # The log was sealed, and its segments deleted, between the look and the put: this one came too late.
         bucket.delete([place.segment_key(segment.first)])
         raise log_closed(place)
-    return segment.last
 
 
 def seal(bucket: ObjectStore, place: Place) -> None:
@@ -77,13 +88,15 @@ def _append(bucket: ObjectStore, place: Place, end: ChainEnd, drafts: list[Draft
     """Put a segment behind the end of the log, wherever that is by now."""
     token = secrets.token_hex(8)
     while True:
-        segment, body = encode_segment(token, end, drafts, closed=closed)
+        # Behind the closing segment nothing comes that could take an id for itself.
+        unused = [] if closed else unused_drafts(end)
+        segment, body = encode_segment(token, end, [*unused, *drafts], closed=closed)
         if bucket.put(place.segment_key(segment.first), body, if_absent=True, content_type=NDJSON):
             return segment
         other, _ = segment_after(bucket, place, end)
         if other.writer == token:
             return segment
-        end = ChainEnd(other.last, other.offsets, closed=False)
+        end = end_behind(other)
 
 
 def _close_chain(bucket: ObjectStore, place: Place) -> ChainEnd:
@@ -95,7 +108,7 @@ def _close_chain(bucket: ObjectStore, place: Place) -> ChainEnd:
         except Conflict:
             end = chain_end(bucket, place)
         else:
-            return ChainEnd(segment.last, segment.offsets, closed=True)
+            return end_behind(segment)
     return end
 
 

@@ -4,6 +4,10 @@ A segment is NDJSON: one line that describes it, then a line for each entry. Ids
 its first id, the next segment's is its last id plus one, so two writers that believe in the same end meet at one key
 and the bucket lets only one of them in. The description carries the guest offsets reached, so the last segment tells
 everything that a writer must know to go on.
+
+A writer may tell readers of entries before they are stored, under ids that the description of its last segment
+reserves. Whoever goes on behind it and cannot know what was told leaves these ids to entries that say nothing, so no
+id ever means two things.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from math import inf
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
@@ -24,6 +29,9 @@ Stream = Literal["stdout", "stderr", "event"]
 GuestStream = Literal["stdout", "stderr"]
 GUEST_STREAMS: tuple[GuestStream, ...] = ("stdout", "stderr")
 NDJSON = "application/x-ndjson"
+#: How many ids a writer reserves that tells readers of its entries before they are stored.
+RESERVED_IDS = 500
+_UNUSED = '{"type": "unused"}'
 _DESCRIPTION = b'{"segment":'
 _ENTRY_ID = re.compile(rb'\{"id":(\d+),')
 
@@ -42,15 +50,24 @@ class LogEntry(BaseModel):
     data: str
     offset: int | None = None
 
+    @property
+    def unused(self) -> bool:
+        """Whether it only stands for an id that may have been told for something that was lost. Readers get none."""
+        return self.stream == "event" and self.data == _UNUSED
+
 
 class Segment(BaseModel):
-    """Describes a segment. ``offsets`` are those of the whole log up to here; ``closed``: nothing follows, ever."""
+    """Describes a segment. ``offsets`` are those of the whole log up to here; ``closed``: nothing follows, ever.
+
+    Ids behind it, up to ``reserved``, may be known to readers already, from its writer.
+    """
 
     writer: str
     first: int
     last: int
     offsets: dict[GuestStream, int]
     closed: bool = False
+    reserved: int = 0
 
 
 class SealedPart(BaseModel):
@@ -80,11 +97,16 @@ class Draft(NamedTuple):
 
 
 class ChainEnd(NamedTuple):
-    """Where the log ends: its last id (0: empty), the guest offsets stored, and whether it takes no more."""
+    """Where the log ends: its last id (0: empty), the guest offsets stored, and whether it takes no more.
+
+    ``writer`` has put the last segment, and may have told ids up to ``reserved``.
+    """
 
     last: int
     offsets: dict[GuestStream, int]
     closed: bool
+    writer: str = ""
+    reserved: int = 0
 
 
 def event_draft(payload: Mapping[str, object]) -> Draft:
@@ -94,22 +116,43 @@ def event_draft(payload: Mapping[str, object]) -> Draft:
     return Draft(datetime.now(UTC), "event", text.encode(errors="replace").decode(), None)
 
 
+def unused_drafts(end: ChainEnd) -> list[Draft]:
+    """What goes first behind an end by somebody who does not know what its writer has told."""
+    return [Draft(datetime.now(UTC), "event", _UNUSED, None)] * max(0, end.reserved - end.last)
+
+
+def entry_line(number: int, draft: Draft) -> bytes:
+    """A draft as the entry of that id, as segments have it, without a newline."""
+    entry = LogEntry(id=number, ts=draft.ts, stream=draft.stream, data=draft.data, offset=draft.offset)
+    return entry.model_dump_json().encode()
+
+
 def encode_segment(
-    writer: str, after: ChainEnd, drafts: Sequence[Draft], *, closed: bool = False
+    writer: str, after: ChainEnd, drafts: Sequence[Draft], *, closed: bool = False, reserve: int = 0
 ) -> tuple[Segment, bytes]:
-    """The segment that holds ``drafts`` as the next entries after the end ``after``."""
+    """The segment that holds ``drafts`` as the next entries after the end ``after``, and reserves ids behind them."""
     offsets = dict(after.offsets)
     lines = []
     for number, draft in enumerate(drafts, after.last + 1):
         if draft.offset is not None and draft.stream != "event":
             offsets[draft.stream] = draft.offset
-        entry = LogEntry(id=number, ts=draft.ts, stream=draft.stream, data=draft.data, offset=draft.offset)
-        lines.append(entry.model_dump_json())
+        lines.append(entry_line(number, draft))
+    last = after.last + len(drafts)
     segment = Segment(
-        writer=writer, first=after.last + 1, last=after.last + len(drafts), offsets=offsets, closed=closed
+        writer=writer,
+        first=after.last + 1,
+        last=last,
+        offsets=offsets,
+        closed=closed,
+        reserved=last + reserve if reserve else 0,
     )
-    head = f'{{"segment":{segment.model_dump_json()}}}'
-    return segment, "\n".join([head, *lines, ""]).encode()
+    head = f'{{"segment":{segment.model_dump_json()}}}'.encode()
+    return segment, b"\n".join([head, *lines, b""])
+
+
+def entry_lines(body: bytes) -> list[bytes]:
+    """The entries of one segment's body as ``entry_line`` writes them, from its first id on."""
+    return body.split(b"\n")[1:-1]
 
 
 def decode_blocks(body: bytes) -> Iterator[tuple[Segment, list[bytes]]]:
@@ -143,15 +186,20 @@ def decode_entries(body: bytes, after_id: int) -> Iterator[LogEntry]:
 
 
 def decode_last(body: bytes, before_id: int | None, count: int | None) -> list[LogEntry]:
-    """The last ``count`` entries in ``body`` (None: all), of those that come before ``before_id``."""
+    """The last ``count`` entries in ``body`` (None: all), of those that come before ``before_id``.
+
+    Between them are those that only stand for an id, which do not count.
+    """
     entries: list[LogEntry] = []
+    left = inf if count is None else count
     for line in reversed(body.split(b"\n")):
-        if count is not None and len(entries) >= count:
+        if left <= 0:
             break
         if line and not line.startswith(_DESCRIPTION):
             entry = LogEntry.model_validate_json(line)
             if before_id is None or entry.id < before_id:
                 entries.append(entry)
+                left -= not entry.unused
     return entries[::-1]
 
 
@@ -176,8 +224,13 @@ def chain_end(store: ObjectStore, place: Place) -> ChainEnd:
     body = store.get(segments[-1]) if segments else None
     if body is None:
         return ChainEnd(0, dict.fromkeys(GUEST_STREAMS, 0), sealed)
-    segment = describe(body)
-    return ChainEnd(segment.last, segment.offsets, segment.closed or sealed)
+    end = end_behind(describe(body))
+    return end._replace(closed=end.closed or sealed)
+
+
+def end_behind(segment: Segment) -> ChainEnd:
+    """The end of a log whose last segment it is."""
+    return ChainEnd(segment.last, segment.offsets, segment.closed, segment.writer, segment.reserved)
 
 
 def find_seal(store: ObjectStore, place: Place) -> Seal | None:

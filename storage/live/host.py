@@ -1,0 +1,144 @@
+"""The run logs that the process of a host writes: one open writer for each, and those who listen to it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+
+from storage.bucket import ObjectStore
+from storage.layout import Place
+from storage.live.attached import attach, attached
+from storage.live.journal import Journal, Superseded
+from storage.live.told import Told
+from storage.redaction import Redactor
+from storage.runlog import RunLogWriter
+from storage.sealing import append_draft
+from storage.segments import Draft
+
+# An old worker that is stopping lets go of its followers within seconds.
+_PATIENCE_SECONDS = 10.0
+_TRIES = 5
+# A journal is needed until the next attempt of its run on this host.
+_KEPT_SECONDS = 7 * 24 * 3600.0
+
+
+class HostLogs:
+    """The logs of one bucket as this process writes them. Thread-safe.
+
+    ``directory`` holds the journals: ``<kind>/<id>`` below it. Attached to the bucket, so that every event of this
+    process comes here.
+    """
+
+    def __init__(self, store: ObjectStore, directory: Path, *, patience: float = _PATIENCE_SECONDS) -> None:
+        self._store = store
+        self._directory = directory
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._logs: dict[Place, _Log] = {}
+        attach(store, self)
+
+    @contextmanager
+    def open(self, place: Place, redactor: Redactor) -> Iterator[RunLogWriter]:
+        """The writer of a log, which tells its entries at once. One that was open is superseded."""
+        with self._using(place) as log:
+            with log.lock:
+                if log.journal is None:
+                    log.journal = Journal.open(log.path, self._patience)
+                writer = RunLogWriter(self._store, place, redactor, journal=log.journal, tell=log.told.take, live=True)
+                log.writer = writer
+            log.told.become(live=True)
+            try:
+                yield writer
+            finally:
+                log.end(writer)
+
+    def append(self, place: Place, draft: Draft) -> None:
+        """Store one event, behind all that this host has told. Raises Conflict when closed, BucketUnavailable."""
+        with self._using(place) as log:
+            for _ in range(_TRIES):
+                writer = log.writer
+                if writer is not None:
+                    with suppress(Superseded):
+                        writer.append(draft)
+                        return
+                    continue
+                with log.lock:
+                    if log.writer is None:
+                        self._append_beside(log, place, draft)
+                        return
+            raise Superseded(f"The log of {place} changes hands again and again; try again.")
+
+    @contextmanager
+    def listening(self, place: Place) -> Iterator[Told]:
+        """What is told of a log while the block runs, whether a writer is open now or later."""
+        with self._using(place) as log:
+            yield log.told
+
+    def forget(self) -> None:
+        """Remove journals that nobody has come back to."""
+        oldest = time.time() - _KEPT_SECONDS
+        for path in self._directory.glob("*/*"):
+            with suppress(OSError):
+                if path.stat().st_mtime < oldest and (journal := Journal.open(path, 0)):
+                    journal.close(remove=True)
+
+    def _append_beside(self, log: _Log, place: Place, draft: Draft) -> None:
+        """Where no writer is open: one that was may have told what is not stored yet."""
+        if not log.path.exists():
+            append_draft(self._store, place, draft)
+            return
+        journal = Journal.open(log.path, self._patience)
+        stored = False
+        try:
+            RunLogWriter(self._store, place, Redactor({}), journal=journal, tell=log.told.take).append(draft)
+            stored = True
+        finally:
+            if journal is not None:
+                journal.close(remove=stored)
+
+    @contextmanager
+    def _using(self, place: Place) -> Iterator[_Log]:
+        with self._lock:
+            log = self._logs.setdefault(place, _Log(self._directory / place.prefix.rstrip("/")))
+            log.users += 1
+        try:
+            yield log
+        finally:
+            with self._lock:
+                log.users -= 1
+                if not log.users:
+                    del self._logs[place]
+
+
+class _Log:
+    """One log that is written or listened to. ``lock`` is held while its writer changes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.users = 0
+        self.lock = threading.Lock()
+        self.told = Told()
+        self.journal: Journal | None = None
+        self.writer: RunLogWriter | None = None
+
+    def end(self, writer: RunLogWriter) -> None:
+        """Its writer has gone. The journal stays for who comes next, who can tell by it what was told."""
+        with self.lock:
+            if self.writer is not writer:
+                return
+            self.writer = None
+            self.told.become(live=False)
+            if self.journal is not None:
+                self.journal.close()
+                self.journal = None
+
+
+def open_log(store: ObjectStore, place: Place, redactor: Redactor) -> AbstractContextManager[RunLogWriter]:
+    """The writer of a log: through the process's own logs, if it has some, else one that nobody listens to."""
+    logs = attached(store)
+    if isinstance(logs, HostLogs):
+        return logs.open(place, redactor)
+    return nullcontext(RunLogWriter(store, place, redactor))
