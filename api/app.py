@@ -23,6 +23,7 @@ from api.native.dialect import make_native
 from api.runs.acceptance import Submissions
 from api.runs.core import Core
 from api.runs.events import RunEvents
+from api.runs.live_log import HostedLogs
 from api.runs.machine import RunMachines
 from api.runs.recorded import TASK_RUNS
 from api.runs.watch import RunWatches
@@ -116,10 +117,11 @@ async def _fill(index: RunIndex[TaskStatus]) -> None:
 def _make_services(settings: Settings) -> Services:
     bucket = Bucket(settings)
     engine = Engine(settings)
-    followers = RunLogFollowers(bucket)
     metrics = Metrics(lambda: sum(followers.followed.values()))
     index = RunIndex(TemporalVisibility(engine, TASK_RUNS), TASK_RUNS, metrics.take_change)
     core = Core(engine, bucket, index)
+    machines, hosts = RunMachines(core), Hosts(settings, bucket)
+    followers = RunLogFollowers(bucket, HostedLogs(machines, hosts))
     return Services(
         settings=settings,
         bucket=bucket,
@@ -131,6 +133,6 @@ def _make_services(settings: Settings) -> Services:
         submissions=Submissions(),
         followers=followers,
         events=RunEvents(core, bucket, followers, RunWatches(core)),
-        hosts=Hosts(settings, bucket),
-        machines=RunMachines(core),
+        hosts=hosts,
+        machines=machines,
     )

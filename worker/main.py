@@ -22,6 +22,7 @@ from foundation.settings import Settings
 from machines.host import MachineHost
 from machines.ledger import Capacity
 from storage.bucket import Bucket
+from storage.live.host import HostLogs
 from worker.disk_watch import watch_disks
 from worker.egress.egress import Egress
 from worker.gateway.model_gateway import Gateway
@@ -60,6 +61,8 @@ async def run(settings: Settings) -> None:
         client = await _client(settings, stopping)
         if bucket is None or client is None:
             return
+        logs = stack.enter_context(HostLogs(bucket, settings.home / "live-logs"))
+        await asyncio.to_thread(logs.forget)
         host = MachineHost(settings)
         metrics = WorkerMetrics()
         gateway = Gateway(settings, metrics)

@@ -29,6 +29,7 @@ from machines.host import MachineHost
 from machines.ssh import GuestShell
 from storage.bucket import Bucket
 from storage.layout import TASKS
+from storage.live.host import open_log
 from storage.redaction import Redactor
 from storage.runlog import RunLogWriter, read_entries
 from workflows import names, steps
@@ -98,9 +99,13 @@ class Agent:
         token = self._gateway.token(machine_id)
         secrets = {**self._secrets.known(machine_id, request.secrets), "GATEWAY_TOKEN": token}
         redactor = Redactor(secrets)
-        network = self._networks.watched(machine_id, secrets)
-        place = TASKS.place(request.task_id)
-        writer = RunLogWriter(self._bucket, place, redactor)
+        with open_log(self._bucket, TASKS.place(request.task_id), redactor) as writer:
+            return self._follow(request, token, writer, redactor, self._networks.watched(machine_id, secrets))
+
+    def _follow(
+        self, request: AgentRequest, token: str, writer: RunLogWriter, redactor: Redactor, network: WatchedNetwork
+    ) -> AgentResult:
+        machine_id = request.machine_id
         output = AgentOutput(redactor.redact_text)
         budget = request.budget or Budget()
         account = _Seldom(lambda: self._gateway.account(machine_id))
@@ -118,7 +123,7 @@ class Agent:
         )
         with beating(output.progress):
             offsets = writer.resume()
-            follower.read_back(read_entries(self._bucket, place))
+            follower.read_back(read_entries(self._bucket, TASKS.place(request.task_id)))
             network.recall(follower.decisions)
             follower.open_log(STATE_MESSAGES[TaskState.RUNNING], request.claude.prompt)
             # Before there is an agent: it is never without its limits.

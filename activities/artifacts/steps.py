@@ -20,8 +20,8 @@ from machines.host import MachineHost
 from storage import artifacts as stored
 from storage.bucket import Bucket
 from storage.layout import TASKS
+from storage.live.host import open_log
 from storage.redaction import Redactor
-from storage.runlog import RunLogWriter
 from workflows import steps
 from workflows.runs.messages import NetworkUse
 from workflows.runs.requests import Artifact, CollectRequest, CollectResult
@@ -57,7 +57,8 @@ class Artifacts:
             secrets = self._secrets(request)
             redactor = Redactor(secrets)
             network = self._networks.watched(request.machine_id, secrets)
-            network.write(RunLogWriter(self._bucket, TASKS.place(request.task_id), redactor), last=True)
+            with open_log(self._bucket, TASKS.place(request.task_id), redactor) as writer:
+                network.write(writer, last=True)
             collection = Collection(self._settings, self._host, self._bucket, request, redactor, network.use())
             artifacts = collection.run()
             size = format_size(sum(each.size_bytes for each in artifacts))

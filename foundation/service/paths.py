@@ -16,3 +16,8 @@ ALIVE = f"{BASE}/alive"
 def machine_path(machine_id: str, *parts: str) -> str:
     """The path of a machine, or of something of it: the parts are put behind it, each quoted as one segment."""
     return "/".join((f"{BASE}/machines/{quote(machine_id, safe='')}", *(quote(part, safe="") for part in parts)))
+
+
+def log_path(place: str) -> str:
+    """The path of a run's log, told as it is written; ``place`` is where the run lies in the bucket: tasks/<id>."""
+    return f"{BASE}/logs/{quote(place)}"

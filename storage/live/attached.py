@@ -5,8 +5,9 @@ An event that went past the open writer of its run would take an id that the wri
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
-from weakref import WeakKeyDictionary
 
 from storage.bucket import ObjectStore
 from storage.layout import Place
@@ -20,12 +21,18 @@ class Logs(Protocol):
         """Store one event, behind all that this host has told. Raises Conflict when closed, BucketUnavailable."""
 
 
-_attached: WeakKeyDictionary[ObjectStore, Logs] = WeakKeyDictionary()
+_attached: dict[ObjectStore, Logs] = {}
 
 
-def attach(store: ObjectStore, logs: Logs) -> None:
-    """From now on ``logs`` has the logs of this bucket."""
+@contextmanager
+def attached_to(store: ObjectStore, logs: Logs) -> Iterator[None]:
+    """``logs`` has the logs of this bucket while the block runs."""
     _attached[store] = logs
+    try:
+        yield
+    finally:
+        if _attached.get(store) is logs:
+            del _attached[store]
 
 
 def attached(store: ObjectStore) -> Logs | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from storage.bucket import ObjectStore
 from storage.layout import Place
-from storage.live.attached import attach, attached
+from storage.live.attached import attached, attached_to
 from storage.live.journal import Journal, Superseded
 from storage.live.told import Told
 from storage.redaction import Redactor
@@ -28,8 +30,8 @@ _KEPT_SECONDS = 7 * 24 * 3600.0
 class HostLogs:
     """The logs of one bucket as this process writes them. Thread-safe.
 
-    ``directory`` holds the journals: ``<kind>/<id>`` below it. Attached to the bucket, so that every event of this
-    process comes here.
+    ``directory`` holds the journals: ``<kind>/<id>`` below it. While it is entered, every event of this process for
+    the bucket's logs comes here.
     """
 
     def __init__(self, store: ObjectStore, directory: Path, *, patience: float = _PATIENCE_SECONDS) -> None:
@@ -38,7 +40,16 @@ class HostLogs:
         self._patience = patience
         self._lock = threading.Lock()
         self._logs: dict[Place, _Log] = {}
-        attach(store, self)
+        self._attachment = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._attachment.enter_context(attached_to(self._store, self))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._attachment.close()
 
     @contextmanager
     def open(self, place: Place, redactor: Redactor) -> Iterator[RunLogWriter]:

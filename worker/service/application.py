@@ -18,7 +18,7 @@ from foundation.errors import InvalidBody, NotFound, TaskyardError
 from foundation.faults import Fault
 from foundation.service.paths import ALIVE, BASE
 from foundation.service.refusals import as_body, as_frame, close_code, close_reason
-from worker.service import files, ports
+from worker.service import files, log, ports
 from worker.service.machine import Admission, admission_of
 
 _LONGEST_PATH = 200
@@ -40,6 +40,7 @@ ROUTES: Sequence[BaseRoute] = (
     Route(f"{BASE}/machines/{{machine_id}}", _state),
     *files.ROUTES,
     *ports.ROUTES,
+    *log.ROUTES,
 )
 
 
