@@ -10,8 +10,8 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 
 import httpx
@@ -29,10 +29,15 @@ from benchmarks.stand_ins import manifest, stand_in_worker
 from cli.stack.up import Stack
 from foundation.engine import connect_engine
 from foundation.errors import TaskyardError
+from foundation.settings import Settings
 from guest.contract import AGENT_USER, GUEST_ADDRESS, WORKSPACE
+from machines.host import MachineHost
 from machines.ssh import GuestShell
 from storage.bucket import Bucket
+from storage.live.host import HostLogs
 from worker.registry import Activity
+from worker.room import published_room
+from worker.service.server import HostService
 from workflows import steps
 from workflows.runs.budget import Budget
 from workflows.runs.messages import NetworkUse, TokenUsage
@@ -86,6 +91,7 @@ async def _ours(stand: Stand) -> Run:
         steps.FINISH.name: Finish(bucket).finish_run,
     }
     async with (
+        _told(settings, stand.host, bucket),
         stand_in_worker(settings, client, instead=instead),
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.api_port}/api/v1", timeout=120) as http,
     ):
@@ -99,6 +105,19 @@ async def _ours(stand: Stand) -> Run:
                 if line.startswith('data: {"at"'):
                     arrivals.append((now, float(json.loads(line.removeprefix("data: "))["at"])))
     return latencies(arrivals, machine.looks)
+
+
+@asynccontextmanager
+async def _told(settings: Settings, host: MachineHost, bucket: Bucket) -> AsyncIterator[None]:
+    """What a worker has beside its steps for those who follow the logs of its runs."""
+    with HostLogs(bucket, settings.home / "live-logs"):
+        service = HostService(settings, host, bucket)
+        await service.start()
+        try:
+            async with published_room(settings.host_name, host, bucket, service.address):
+                yield
+        finally:
+            await service.stop()
 
 
 def _by_hand(stand: Stand) -> Run:
