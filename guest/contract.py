@@ -60,6 +60,11 @@ CLOSE_LINE = "close"
 #: The line that the watch over the unit writes when it has ended.
 UNIT_GONE = "gone"
 
+# --- Attached processes -----------------------------------------------------------------------------------------------
+
+#: Control groups of the processes that end with their clients: one for each connection, and in it one for each process.
+ATTACHED_GROUPS = "/sys/fs/cgroup/taskyard"
+
 # --- Figures ----------------------------------------------------------------------------------------------------------
 
 #: Seconds between two blocks of figures, each ended by this line.
@@ -124,6 +129,7 @@ IN_GUEST_FILES = (
     *(f"{MODEL_GATEWAY_ADDRESS} tcp dport {MODEL_GATEWAY_PORT} ", f" tcp sport {SSH_PORT} ", f"'{NAMES_NETWORK}'"),
     *(f"redirect to :{REDIRECT_PORT}\n", f"sockaddr_in {REDIRECT_PORT}, ", f" {NETWORK_ADDRESS}/{NETWORK_BITS} "),
     *(f"'{ROUTER_ADDRESS}'", f" {ROUTER_ADDRESS}\n", f" {GUEST_ADDRESS}/{NETWORK_BITS} ", f"dev {INTERFACE}\n"),
+    f'"{ATTACHED_GROUPS}"',
     *(f"'{IDENTITY_PORT}'", f"/^{WORKSPACE_SERIAL}$/", f"/block/{ROOT_DISK}/"),
     *(f'"{READY}\\n"', f"'{ERROR} '", "split /\\t/", 'index $buffer, "\\0"'),
 )

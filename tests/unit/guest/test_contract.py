@@ -70,7 +70,7 @@ def test_places_that_guest_files_have_are_the_contracts_or_their_own() -> None:
     shared = {place for place in found if not OWN_PLACES.match(place)}
     assert {contract.WORKSPACE, contract.EXIT_RECORD} <= shared <= PLACES
     groups = {place for place in found if place.startswith("/sys/fs/cgroup/")}
-    assert groups == {contract.AGENT_CGROUP, contract.AGENT_CGROUP.rpartition("/")[0]}
+    assert groups == {contract.AGENT_CGROUP, contract.AGENT_CGROUP.rpartition("/")[0], contract.ATTACHED_GROUPS}
 
 
 def test_files_of_the_session_are_the_contracts() -> None:
