@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import base64
+import binascii
+from typing import Annotated, TypeVar
 
 from anyio import to_thread
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from foundation.documents import Document, Unreadable, read_json, text_of
 from foundation.errors import InvalidBody, InvalidParameter, UnsupportedMediaType
 from foundation.faults import Fault
+from foundation.service.attachment import Attachment
+from foundation.service.processes import Command
 from workflows.messages import SENTENCE_CHARS
 from workflows.runs.budget import TOKENS_MOST, USD_MOST
 from workflows.specs.faults import of_rules
@@ -63,6 +67,26 @@ class Cancellation(BaseModel):
 
     reason: str | None = Field(None, max_length=SENTENCE_CHARS, examples=["No longer needed"])
     force: bool | None = Field(None, description="Kill the agent without its grace period")
+
+
+def _base64(text: str) -> str:
+    try:
+        base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("is not base64") from None
+    return text
+
+
+class Execution(Command):
+    """A command to be run in a run's machine, with all of its input."""
+
+    stdin: Annotated[str, AfterValidator(_base64)] | None = Field(None, description="Its standard input, as base64")
+
+    @property
+    def attachment(self) -> Attachment:
+        """The same as the machine's host takes it."""
+        fields = {name: getattr(self, name) for name in Command.model_fields}
+        return Attachment(**fields, stdin=self.stdin is not None)
 
 
 def check_charset(content_type: str) -> str:

@@ -9,6 +9,7 @@ from fastapi_offline import FastAPIOffline
 from api.deps import Dialect, Services
 from api.native import errors, health, stream, tasks, views
 from api.native.bodies import MAX_BODY_BYTES
+from api.native.machines import exec as commands
 from api.native.machines import files
 
 _TITLE = "Taskyard"
@@ -31,6 +32,7 @@ def make_native(services: Services) -> Dialect:
     app.include_router(FastAPIOffline(redoc_url=None, title=_TITLE).router)
     app.include_router(stream.router)
     app.include_router(tasks.router)
+    app.include_router(commands.router)
     app.include_router(files.router)
     app.include_router(health.router)
     return app

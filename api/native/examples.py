@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.native.bodies import Addition, Cancellation, SentMessage, SentNetwork
+from api.native.bodies import Addition, Cancellation, Execution, SentMessage, SentNetwork
 
 _BASE = "/api/v1/tasks"
 _DIGEST = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -89,6 +89,37 @@ NETWORK_BODY = {
         },
     }
 }
+
+
+def _whole(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with the parts that it names in their places: an OpenAPI document has them elsewhere."""
+    parts = schema.pop("$defs", {})
+
+    def filled(node: Any) -> Any:
+        if isinstance(node, dict):
+            named = str(node.get("$ref", "")).rpartition("/")[2]
+            return filled(parts[named]) if named in parts else {key: filled(value) for key, value in node.items()}
+        return [filled(each) for each in node] if isinstance(node, list) else node
+
+    return dict(filled(schema))
+
+
+EXECUTION_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": _whole(Execution.model_json_schema()),
+                "example": {"argv": ["git", "status", "-s"]},
+            }
+        },
+    }
+}
+EXECUTED = """\
+{"started": {"pid": 512}}
+{"stream": "stdout", "text": " M README.md\\n"}
+{"exit": {"code": 0, "signal": null, "reason": null}}
+"""
 
 SUBMITTED = {
     "task_id": "task-001",

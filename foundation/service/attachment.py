@@ -3,7 +3,8 @@
 A binary frame is a byte that says which stream, and bytes of it: 0 stdin, from the client; 1 stdout and 2 stderr, from
 the host. A text frame is a control as JSON. The client's: ``{"resize": [cols, rows]}``, ``{"signal": "INT"}``,
 ``{"eof": true}`` and ``{"taken": bytes}``. The host's: ``{"started": {"pid", "window"}}``, ``{"taken": bytes}``, and
-the last one, ``{"exit": {"code", "signal", "timed_out"}}`` or ``{"error": {...}}``.
+the last one, ``{"exit": {"code", "signal", "reason"}}`` or ``{"error": {...}}``. The reason is ``timeout`` when its
+time was up, else null.
 
 Either side says how many bytes it has taken so far, and the other sends no more beyond that than the window that it
 was told: 'window' of 'started' for stdin, 'window' of the spec for stdout and stderr together. So whatever a reader

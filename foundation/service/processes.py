@@ -55,24 +55,20 @@ class Limits(BaseModel):
     timeout: float | None = Field(None, gt=0, le=_SECONDS_MOST, description="Seconds from start to end by the clock")
 
 
-class ProcessSpec(BaseModel):
-    """A process to be started: exactly one of ``argv`` and ``shell``, a line for the user's shell.
+class Command(BaseModel):
+    """What is to be run, and as what: exactly one of ``argv`` and ``shell``, a line for the user's shell.
 
-    ``key`` is the caller's: the same key starts nothing twice. ``directory`` is absolute; without it, the workspace if
-    there is one, else the user's home. ``stdin`` says whether something will be fed; without it, stdin is empty.
+    ``directory`` is absolute; without it, the workspace if there is one, else the user's home.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    key: str = Field(pattern=rf"^{KEY.pattern}$")
     argv: list[Text] | None = Field(None, min_length=1, max_length=_WORDS_MOST)
     shell: Text | None = Field(None, min_length=1)
     user: str = Field("agent", pattern=_USER)
     directory: Text | None = Field(None, pattern=r"^/", max_length=4095)
     environment: dict[str, Text] = Field({}, max_length=_WORDS_MOST)
     limits: Limits = Field(default_factory=Limits)
-    stdin: bool = False
-    terminal: Terminal | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -87,6 +83,18 @@ class ProcessSpec(BaseModel):
         if sum(len(word.encode()) + 1 for word in words) > _TOGETHER_BYTES:
             raise ValueError(f"arguments and environment have more than {_TOGETHER_BYTES} bytes together")
         return self
+
+
+class ProcessSpec(Command):
+    """A process to be started.
+
+    ``key`` is the caller's: the same key starts nothing twice. ``stdin`` says whether something will be fed; without
+    it, stdin is empty.
+    """
+
+    key: str = Field(pattern=rf"^{KEY.pattern}$")
+    stdin: bool = False
+    terminal: Terminal | None = None
 
 
 class ProcessRecord(BaseModel):

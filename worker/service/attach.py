@@ -172,8 +172,8 @@ class _Session:
     async def _say_end(self, ended: Exit | None) -> None:
         if ended is None:
             raise self._machine.shell.broken("The connection to the guest broke while the process ran")
-        told: dict[str, Any] = {"code": ended.code, "signal": ended.signal}
-        await self._send({"exit": told | ({"timed_out": True} if self._timed_out else {})})
+        reason = "timeout" if self._timed_out else None
+        await self._send({"exit": {"code": ended.code, "signal": ended.signal, "reason": reason}})
         with suppress(RuntimeError):
             await self._socket.close(NORMAL)
 
