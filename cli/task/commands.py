@@ -20,7 +20,7 @@ from cli.options import (
     shared_options,
     writes_data,
 )
-from cli.task import reading, submission
+from cli.task import inside, reading, submission
 from cli.task.batch import each_run
 from cli.task.network import network
 from cli.task.reading import Timeout, detachable, exit_by_outcome
@@ -269,6 +269,8 @@ def continue_(
         talk().print(f"{task_id} goes on with a budget of {' and '.join(words)}.")
 
 
+app.command("exec", cls=inside.WithCommand)(inside.exec_)
+app.command()(inside.shell)
 app.command()(reading.logs)
 app.command()(reading.artifacts)
 app.command()(reading.download)
