@@ -18,6 +18,7 @@ from client.tasks.asynchronous import AsyncTaskClient
 from client.tasks.blocking import TaskClient
 from client.tasks.calls import DEFAULT_SERVER, PATIENCE_SECONDS
 from client.tasks.download import Fetched
+from client.tasks.executing import Executed
 from client.tasks.replies import (
     Artifact,
     Continued,
@@ -37,6 +38,7 @@ __all__ = [
     "Artifact",
     "AsyncTaskClient",
     "Continued",
+    "Executed",
     "Fetched",
     "LogLine",
     "NetworkUse",

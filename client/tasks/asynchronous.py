@@ -23,6 +23,7 @@ from client.tasks.calls import (
     Call,
 )
 from client.tasks.download import CHUNK_BYTES, Batch, Download, Fetched, Progress, unwatched
+from client.tasks.executing import Executed, Executing, Output
 from client.tasks.reading import Answer, LogReading
 from client.tasks.replies import Artifact, ArtifactPage, Continued, LogLine, RunNetwork, Task, TaskPage
 from foundation.errors import ServiceUnavailable, TaskyardError
@@ -229,6 +230,46 @@ class AsyncTaskClient:
             if reading.over:
                 return
             await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def exec(
+        self,
+        task_id: str,
+        argv: Sequence[str] | None = None,
+        *,
+        shell: str | None = None,
+        user: str | None = None,
+        directory: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        stdin: bytes | None = None,
+        limits: Mapping[str, float] | None = None,
+        output: Output | None = None,
+    ) -> Executed:
+        """Run a command in the run's machine, to its end; how it ended, and what it wrote.
+
+        ``argv`` is a list of words, ``shell`` a line in its place. ``user`` is agent by default, ``directory`` the
+        workspace. ``limits`` are cpu_seconds, memory_bytes, open_files, processes and timeout (seconds). ``output``
+        is called with 'stdout' or 'stderr' and bytes as they come, which are not kept then. A command that ends with
+        any code is no error. Whoever stops waiting ends it. Raises MachineUnavailable, HostUnreachable.
+        """
+        executing = Executing(
+            task_id,
+            argv,
+            shell=shell,
+            user=user,
+            directory=directory,
+            environment=environment,
+            stdin=stdin,
+            limits=limits,
+            output=output,
+        )
+        async with self._open(executing.call()) as response:
+            with understood(self._address):
+                executing.opened(response.headers)
+            async for piece in response.aiter_bytes():
+                with understood(self._address):
+                    written = executing.take(piece)
+                executing.hand_on(written)
+        return executing.ended()
 
     async def health(self, path: str = "/api/v1/health") -> Any:
         """The answer of one of the server's health paths, as its own JSON."""
