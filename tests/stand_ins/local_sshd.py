@@ -26,6 +26,9 @@ from paramiko.message import Message
 from machines.ssh import GuestAddress, GuestShell
 
 _CHUNK = 32768
+_KILL = (
+    'if ($_[0] =~ m{(.*)/cgroup.kill$}) { kill KILL => map { -$_ } map { members("$_/cgroup.procs") } $1, glob "$1/*" }'
+)
 
 
 class LocalGuestServer:
@@ -69,8 +72,11 @@ class LocalGuestServer:
             transport.join(10)
 
     def command(self, text: str) -> str:
-        """What runs here in the place of a guest's command."""
-        return text.replace("/sys/fs/cgroup/taskyard", str(self.groups))
+        """What runs here in the place of a guest's command: a group is the process group of the first process in it."""
+        text = text.replace("/sys/fs/cgroup/taskyard", str(self.groups)).replace(
+            'cgroup.procs", "0")', 'cgroup.procs", $$)'
+        )
+        return text.replace("sub put {", f"sub put {{ {_KILL}") if "cgroup.kill" in text else text
 
     def _accept(self) -> None:
         while self.alive:
@@ -101,15 +107,18 @@ class _Session(paramiko.ServerInterface):
         return True
 
     def check_channel_pty_request(
-        self, channel: paramiko.Channel, term: bytes, width: int, height: int, *_: Any  # noqa: ARG002 -- as above
+        self,
+        channel: paramiko.Channel,
+        term: bytes,  # noqa: ARG002 -- as above
+        width: int,
+        height: int,
+        *_: Any,
     ) -> bool:
         self._terminals[channel.get_id()] = ends = pty.openpty()
         _resize(ends[0], width, height)
         return True
 
-    def check_channel_window_change_request(
-        self, channel: paramiko.Channel, width: int, height: int, *_: Any
-    ) -> bool:
+    def check_channel_window_change_request(self, channel: paramiko.Channel, width: int, height: int, *_: Any) -> bool:
         _resize(self._terminals[channel.get_id()][0], width, height)
         return True
 
@@ -125,7 +134,7 @@ class _Session(paramiko.ServerInterface):
             own, its = ends
             process = subprocess.Popen(
                 ["sh", "-c", command], stdin=its, stdout=its, stderr=its, env=environment, start_new_session=True,
-                preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+                preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 -- as sshd does it
             )  # fmt: skip
             os.close(its)
             readers, writer = [(own, channel.sendall)], own
@@ -134,7 +143,9 @@ class _Session(paramiko.ServerInterface):
                 ["sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 env=environment, start_new_session=True,
             )  # fmt: skip
-            assert process.stdin and process.stdout and process.stderr
+            assert process.stdin
+            assert process.stdout
+            assert process.stderr
             writer = process.stdin.fileno()
             readers = [(process.stdout.fileno(), channel.sendall), (process.stderr.fileno(), channel.sendall_stderr)]
         self._guest.processes.append(process)

@@ -83,7 +83,7 @@ async def _talk(socket: WebSocket) -> None:
 ROUTES = (
     Route("/v1/machines/{machine_id}/files/echo", _echo, methods=["PUT"]),
     Route("/v1/machines/{machine_id}/files/flood", _flood),
-    WebSocketRoute("/v1/machines/{machine_id}/attach", _talk),
+    WebSocketRoute("/v1/machines/{machine_id}/talk", _talk),
 )
 
 
@@ -172,7 +172,7 @@ async def test_each_fault_is_an_answer_of_its_own(kind: str, site: HostSite) -> 
         async with site.hosts.asked(site.found(), "files", "PUT", ("files", "echo"), content=b"x"):
             pass
     with pytest.raises(error):
-        async with site.hosts.socket(site.found(), "processes", ("attach",)):
+        async with site.hosts.socket(site.found(), "processes", ("talk",)):
             pass
     # Only what may have changed since it was known is looked up again, and once.
     looked = [False] if error in {HostUnreachable, GuestUnreachable} else [False, True]
@@ -185,7 +185,7 @@ async def test_a_machine_that_was_started_anew_is_looked_up_again(site: HostSite
     known = (site.reference(), site.reference(epoch="e2"))
     async with site.hosts.asked(site.found(*known), "files", "PUT", ("files", "echo"), content=b"abc") as answer:
         assert (await answer.aread()).startswith(b'{"machine":"vm-0000000000000001","bytes":3')
-    async with site.hosts.socket(site.found(*known), "processes", ("attach",)) as socket:
+    async with site.hosts.socket(site.found(*known), "processes", ("talk",)) as socket:
         await socket.send("hello")
         assert await socket.recv() == b"hello"
 
@@ -219,7 +219,7 @@ async def test_a_streamed_body_is_not_begun_for_a_machine_that_is_not_there(site
 
 
 async def test_an_error_that_ends_a_websocket_is_its_last_frame_and_its_code(site: HostSite) -> None:
-    async with site.hosts.socket(site.found(), "processes", ("attach",)) as socket:
+    async with site.hosts.socket(site.found(), "processes", ("talk",)) as socket:
         await socket.send("fail")
         assert b"machine_lost" in str(await socket.recv()).encode()
         with pytest.raises(ConnectionClosed):
@@ -271,7 +271,7 @@ async def test_over_tls_just_the_certificate_that_the_host_says_is_trusted(home:
     elsewhere = {"home": tmp_path, "host_name": "api", "host_key": "k" * 40}
     async with host_site(settings, ROUTES, **elsewhere) as site:
         assert await site.hosts.confirmed(site.found()) == site.reference()
-        async with site.hosts.socket(site.found(), "processes", ("attach",)) as socket:
+        async with site.hosts.socket(site.found(), "processes", ("talk",)) as socket:
             await socket.send("hello")
             assert await socket.recv() == b"hello"
         # Its own certificate stays the same, whatever starts anew.
