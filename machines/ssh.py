@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import Any
 
 import paramiko
-from paramiko.buffered_pipe import BufferedPipe
-from paramiko.common import MSG_CHANNEL_REQUEST
 
 from foundation.errors import GuestUnreachable, MachineError, MachineLost
+from machines.processes.channel import Connection, limit_unread
 
 # Under emulation the handshake costs more than a second of the guest's CPU: the cheapest safe algorithms are named.
 _KEY_EXCHANGE = ("curve25519-sha256@libssh.org",)
@@ -34,10 +33,6 @@ _STDERR_SHOWN = 2000
 _OPEN_CONNECT_FAILED = 2
 # The guest belongs to the agent: nothing it sends may fill the host's memory. No command of ours says as much.
 _OUTPUT_MAX = 2**20
-# Twice the window that a channel has, within which the guest may send.
-_UNREAD_MOST = 4 * 2**20
-_EXIT_SIGNAL = "taskyard_exit_signal"
-_SIGNAL_CHARS = 16
 
 
 @dataclass(frozen=True)
@@ -234,85 +229,6 @@ def wake(channel: paramiko.Channel, event: threading.Event) -> None:
     channel.in_buffer.set_event(event)
 
 
-def watch(channel: paramiko.Channel, call: Callable[[], None]) -> None:
-    """Have ``call`` called whenever the channel has news: bytes, room for bytes, its command's end, its own end.
-
-    It is called in the connection's own thread, which must not wait.
-    """
-    event = _Call(call)
-    channel.in_buffer.set_event(event)
-    channel.in_stderr_buffer.set_event(event)
-    channel.out_buffer_cv = _CallingCondition(channel.lock, call)
-    channel.status_event = _CallingEvent(call)
-
-
-def exit_signal(channel: paramiko.Channel) -> str | None:
-    """The signal that ended the channel's command, its name without SIG; None when none did, or none is known yet."""
-    return getattr(channel, _EXIT_SIGNAL, None)
-
-
-class _Call(threading.Event):
-    """Stands where paramiko takes an event; it is shared, so that nobody clears it."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        super().__init__()
-        self._call = call
-
-    def set(self) -> None:
-        self._call()
-
-    def clear(self) -> None:
-        return
-
-
-class _CallingEvent(threading.Event):
-    def __init__(self, call: Callable[[], None]) -> None:
-        super().__init__()
-        self._call = call
-
-    def set(self) -> None:
-        super().set()
-        self._call()
-
-
-class _CallingCondition(threading.Condition):
-    def __init__(self, lock: Any, call: Callable[[], None]) -> None:
-        super().__init__(lock)
-        self._call = call
-
-    def notify_all(self) -> None:
-        super().notify_all()
-        self._call()
-
-
-class _Pipe(BufferedPipe):  # type: ignore[type-arg]  # generic for type checkers alone
-    """What came over a channel and was not read yet. A guest that sends more than it may loses its connection."""
-
-    def feed(self, data: bytes) -> None:
-        if len(self) > _UNREAD_MOST:
-            raise paramiko.SSHException("the guest sends more than it may")
-        super().feed(data)
-
-
-def _take_request(channel: paramiko.Channel, message: paramiko.Message) -> None:
-    position = message.packet.tell()
-    if message.get_text() == "exit-signal":
-        message.get_boolean()
-        setattr(channel, _EXIT_SIGNAL, message.get_text()[:_SIGNAL_CHARS])
-        channel.status_event.set()
-    message.packet.seek(position)
-    channel._handle_request(message)  # type: ignore[attr-defined]  # noqa: SLF001 -- as above
-
-
-class _Transport(paramiko.Transport):
-    """A connection that keeps the signal with which a command ended, which paramiko leaves out."""
-
-    _channel_handler_table: ClassVar = {
-        **paramiko.Transport._channel_handler_table,  # type: ignore[attr-defined]  # noqa: SLF001 -- it has no other place for it
-        MSG_CHANNEL_REQUEST: _take_request,
-    }
-
-
 def _transport(
     sock: Any,
     /,
@@ -320,7 +236,7 @@ def _transport(
     disabled_algorithms: Mapping[str, Iterable[str]] | None = None,
     **_: object,
 ) -> paramiko.Transport:
-    transport = _Transport(sock, disabled_algorithms=disabled_algorithms)
+    transport = Connection(sock, disabled_algorithms=disabled_algorithms)
     options = transport.get_security_options()
     options.kex = _KEY_EXCHANGE
     options.key_types = _HOST_KEYS
@@ -335,7 +251,7 @@ def _execute(
     """Start the command, within ``_CONNECT_SECONDS`` in all."""
     end = time.monotonic() + _CONNECT_SECONDS
     channel = transport.open_session(timeout=_CONNECT_SECONDS)
-    channel.in_buffer, channel.in_stderr_buffer = _Pipe(), _Pipe()
+    limit_unread(channel)
     if prepare is not None:
         prepare(channel)
     # paramiko waits without limit for the guest to confirm the command; closing the channel ends that wait.

@@ -14,7 +14,7 @@ my ($SYS_SETRLIMIT, $SYS_SETGROUPS, $SYS_SETRESUID, $SYS_SETRESGID) = (160, 116,
 my ($ENOENT, $EACCES, $NOT_FOUND, $NOT_RUN) = (2, 13, 127, 126);
 # The next one says to the kernel that nothing is to change.
 my $ID_MOST = 4294967294;
-my $PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
+my $PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin";
 
 sub refuse { my ($what, $why) = @_; $why =~ s/\s+/ /g; syswrite STDOUT, "-$what $why\n"; exit 1 }
 sub lines { my ($path) = @_; open my $file, "<", $path or return; my @all = <$file>; chomp @all; return @all }
@@ -22,7 +22,7 @@ sub put { my ($path, $text) = @_; open my $file, ">", $path or return; syswrite 
 
 my %of;
 my $spec = join "", map { $ENV{"LC_TASKYARD_$_"} // "" } 0 .. ($ENV{LC_TASKYARD} // 0);
-while ($spec =~ /\G(.)(\d+):/gcs) {
+while ($spec =~ m{\G(.)(\d+):}gcs) {
     my ($kind, $length) = ($1, $2);
     push @{$of{$kind}}, substr $spec, pos $spec, $length;
     pos($spec) += $length;

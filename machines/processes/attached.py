@@ -28,7 +28,8 @@ from foundation.faults import Fault
 from foundation.service.processes import Limits, ProcessSpec
 from guest.contract import READY
 from guest.programs import perl_command
-from machines.ssh import GuestShell, exit_signal, watch
+from machines.processes.channel import exit_signal, watch
+from machines.ssh import GuestShell
 
 Output = Literal["stdout", "stderr"]
 

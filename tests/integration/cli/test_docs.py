@@ -41,6 +41,8 @@ NOT_RUN = {
     r"(\.venv/bin/)?sandbox doctor": "looks at the whole host; tests/unit/cli/test_doctor.py shows it",
     r"sandbox bench": "measures for minutes, with machines",
     r"sandbox machine (ssh|extend|release)": "needs a kept machine; tests/unit/api/test_preservation.py shows it",
+    r"(\.venv/bin/)?sandbox task (exec|shell)": "needs a machine; tests/e2e/entered/test_attached.py shows it",
+    r"curl .*/exec ": "needs a machine; tests/e2e/entered/test_attached.py shows it",
     r"pip install \./client": "changes an environment; tests/integration/client/test_package.py shows it",
     r"export ANTHROPIC_API_KEY": "would have a real model answer, for money",
 }

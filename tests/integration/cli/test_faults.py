@@ -33,7 +33,7 @@ LEAVES = {
 ASKING = sorted(
     name
     for name, each in LEAVES.items()
-    if any("--server" in p.opts for p in each.params) and name != "config set-context"
+    if any("--server" in p.opts for p in each.params) and name not in {"config set-context", "task shell"}
 )
 # These start, build, measure or remove something that is not the tests' to have.
 _WITH_EFFECTS = {"demo", "up", "server", "worker", "bench", "clean", "image build", "doctor"}
@@ -57,10 +57,10 @@ _BAD_WORDS = ("Traceback", "did not expect")
 _ONE_OF = {"task continue": ["--tokens", "1"]}
 
 
-def arguments(name: str, manifest: str) -> list[str]:
-    """A command with all that it wants to be given."""
+def arguments(name: str, manifest: str, *options: str) -> list[str]:
+    """A command with all that it wants to be given. Options come first: to some, what follows is another command's."""
     given = {"FILE": manifest, "DURATION": "1h", "TEXT": "words", "NAME": "name"}
-    words = name.split()
+    words = [*name.split(), *options]
     for parameter in LEAVES[name].params:
         if parameter.param_type_name == "argument" and (parameter.required or parameter.metavar in {"FILE", "NAME"}):
             words.append(given.get(str(parameter.metavar), "x"))
@@ -113,10 +113,10 @@ def test_no_server_of_another_kind_makes_a_command_fail_without_a_sentence(place
         for kind, speaks in FOREIGN.items():
             url = stack.enter_context(serving(speaks))
             for name in ASKING if kind in COMMON else READING:
-                words = arguments(name, "task.yaml")
+                words = arguments(name, "task.yaml", "--server", url)
                 for more in WATCHING.get(name, (None,)):
                     kinds.append((kind, name))
-                    cases.append(Case([*words, *([more] if more else []), "--server", url]))
+                    cases.append(Case([*words, *([more] if more else [])]))
         ended = run(cases, place)
     for (kind, name), each in zip(kinds, ended, strict=True):
         if name == "version":
@@ -252,7 +252,7 @@ NO_ADDRESSES = ("no url", "http://", "http://[", "http://x:99999", "http://x:y",
 
 def test_what_is_no_address_of_a_server_is_said(place: Path) -> None:
     named = [(server, name) for server in NO_ADDRESSES for name in (*sorted(READING), "version")]
-    cases = [Case([*arguments(name, "task.yaml"), "--server", server]) for server, name in named]
+    cases = [Case(arguments(name, "task.yaml", "--server", server)) for server, name in named]
     cases += [
         Case(arguments(name, "task.yaml"), {"TASKYARD_SERVER": server})
         for server, name in named

@@ -72,12 +72,16 @@ def test_every_command_and_option_named_in_the_docs_exists(page: str, words: str
     for word in shlex.split(words, comments=True):
         if value_comes:
             value_comes = False
-        elif word in {"|", "&&", "…", "..."}:
+        elif word in {"|", "&&", "…", "...", "--"}:
             break
         elif word.startswith("-") and getattr(TREE[name], "context_settings", {}).get("ignore_unknown_options"):
             break  # what follows is another program's
         elif word.startswith("-") and word != "-":
             option, equals, _ = word.partition("=")
+            if re.fullmatch("-[a-z]{2,}", option):
+                # Several flags in one word.
+                assert all(known.get(f"-{letter}") for letter in option[1:]), f"{page}: {name} has no {option}"
+                continue
             assert option in known, f"{page}: {name} has no {option}"
             value_comes = not equals and not known[option]
         elif hasattr(TREE[name], "commands"):
