@@ -1,1 +1,1 @@
-"""What the Task Orchestration dialect offers of the machine of a run: commands in it."""
+"""What the Task Orchestration dialect offers of the machine of a run: commands in it, and its files."""
