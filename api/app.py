@@ -19,6 +19,7 @@ from api.http.metrics import Metrics, RequestTimes
 from api.http.origins import OwnOrigins
 from api.http.rates import RateHeaders, Rates
 from api.machines.hosts import Hosts
+from api.machines.ports.by_name import NamedPorts
 from api.native.dialect import make_native
 from api.runs.acceptance import Submissions
 from api.runs.core import Core
@@ -84,6 +85,7 @@ class Service(Starlette):
             exception_handlers={Exception: self.dialects.answer},
             # From the outermost to the innermost.
             middleware=[
+                Middleware(NamedPorts, settings=settings, hosts=services.hosts, finder=services.machines.finder),
                 Middleware(
                     CORSMiddleware, allow_origins=settings.allowed_origins, allow_methods=["*"], allow_headers=["*"]
                 ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import socket
 import stat
@@ -25,6 +26,9 @@ from foundation.units import parse_duration, parse_size
 _SOCKET_DIR_MAX = 66
 _OTHERS = 0o077
 _KEY_CHARS = 32
+# A host name has 253 characters, and the label of a port 63.
+_DOMAIN_CHARS = 253 - 64
+_DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*")
 
 
 RateKind = Literal["submit", "list", "get", "logs", "stream"]
@@ -56,6 +60,12 @@ class Settings(BaseSettings):
         [],
         description="Origins whose web pages may use the API from a browser, such as https://tasks.example.org, beside "
         "its own pages at an IP address or localhost",
+    )
+    sandbox_domain: str | None = Field(
+        None,
+        description="Domain below which every port of every machine has a host name, PORT-ID.DOMAIN, which all lead to "
+        "this API, such as sandboxes.example.org or, on one's own host, sandbox.localhost; one that nothing else is "
+        "below. Not set: ports are reached by path",
     )
     worker_metrics_port: int = Field(
         8123, ge=0, le=65535, description="Loopback port of the worker's metrics; 0: it has none"
@@ -200,6 +210,16 @@ class Settings(BaseSettings):
     scenario: Path | None = Field(
         None, description="Scenario file (or directory of them) of the scripted model; default: the built-in ones"
     )
+
+    @field_validator("sandbox_domain")
+    @classmethod
+    def _domain(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        name = value.lower().removeprefix("*.").strip(".")
+        if len(name) > _DOMAIN_CHARS or not _DOMAIN.fullmatch(name):
+            raise ValueError("must be a host name without a port, such as sandboxes.example.org")
+        return name
 
     @field_validator("preserve_for")
     @classmethod

@@ -7,7 +7,7 @@ import re
 from fastapi_offline import FastAPIOffline
 
 from api.deps import Dialect, Services
-from api.native import errors, health, stream, tasks, views
+from api.native import errors, health, ports, stream, tasks, views
 from api.native.bodies import MAX_BODY_BYTES
 from api.native.machines import exec as commands
 from api.native.machines import files
@@ -31,6 +31,7 @@ def make_native(services: Services) -> Dialect:
     # Of this application the pages alone are used: they show the description of the one that they are part of.
     app.include_router(FastAPIOffline(redoc_url=None, title=_TITLE).router)
     app.include_router(stream.router)
+    app.include_router(ports.router)
     app.include_router(tasks.router)
     app.include_router(commands.router)
     app.include_router(files.router)

@@ -15,6 +15,7 @@ from typing import Protocol
 import httpcore
 from starlette.types import Message, Receive, Scope, Send
 
+from foundation.http_fields import Fields, end_to_end
 from worker.egress.passage import EgressLimits, Passage
 from worker.egress.policy import NotNamed, Target, target_of
 from worker.egress.refusals import Refusal, bad_request, blocked, too_slow, unreachable
@@ -25,18 +26,7 @@ FIELDS_MOST = 200
 
 _HTTP_PORT = 80
 _ABSOLUTE = re.compile(rb"http://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
-# Fields that are about one connection, and end with it.
-_HOP_BY_HOP = frozenset(
-    {
-        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection"),
-        *(b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect", b"http2-settings"),
-    }
-)
-# What a field named by Connection must not take away with it: who is asked, and where the body ends.
-_KEPT = frozenset({b"host", b"content-length"})
 _STATUSES = range(200, 600)
-
-Headers = list[tuple[bytes, bytes]]
 
 
 class GuestSide(Protocol):
@@ -117,7 +107,7 @@ class Exchange:
 
     def _request(self, scope: Scope, receive: Receive) -> httpcore.Request:
         """The request as it is to be sent on, when it may be. Raises Refusal."""
-        headers: Headers = scope["headers"]
+        headers: Fields = scope["headers"]
         target, resource = self._target(scope)
         if len(headers) > FIELDS_MOST:
             raise bad_request("it has too many fields")
@@ -213,15 +203,6 @@ async def _body(receive: Receive, idle_seconds: float) -> AsyncIterator[bytes]:
         if message.get("body"):
             yield message["body"]
         more = message.get("more_body", False)
-
-
-def end_to_end(headers: Headers) -> Headers:
-    """The fields that are not about one connection alone."""
-    named = {
-        each.strip().lower() for name, value in headers if name.lower() == b"connection" for each in value.split(b",")
-    }
-    dropped = _HOP_BY_HOP | (named - _KEPT)
-    return [(name, value) for name, value in headers if name.lower() not in dropped]
 
 
 def _read(host: str) -> Target | None:

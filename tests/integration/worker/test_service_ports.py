@@ -23,7 +23,7 @@ from foundation.settings import Settings
 from machines.records import MachineRecord
 from tests.stack_settings import isolated_settings
 from tests.stand_ins.memory_bucket import MemoryBucket
-from tests.stand_ins.ssh_guest import MACHINE, SshGuest
+from tests.stand_ins.ports.guest import MACHINE, SshGuest
 from worker.service import ports
 from worker.service.server import HostService
 

@@ -17,7 +17,8 @@ from http import HTTPStatus
 import h11
 import httpcore
 
-from worker.egress.forward import FIELDS_MOST, end_to_end
+from foundation.http_fields import end_to_end
+from worker.egress.forward import FIELDS_MOST
 from worker.egress.injection.guest_http import GuestHttp, accept_tls
 from worker.egress.injection.injections import Injections
 from worker.egress.policy import NotNamed, Target, shown, target_of
