@@ -18,6 +18,8 @@ _PING_SECONDS = 20.0
 IDLE_SECONDS = 130
 _PONG_SECONDS = 180.0
 _BACKLOG = 2048
+# What the kernel takes for a client that reads nothing: of itself, it would hold megabytes for each.
+_UNSENT_BYTES = 128 * 1024
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
@@ -46,6 +48,7 @@ def listening(settings: Settings) -> list[socket.socket]:
             # body of each answer waits for the acknowledgement of its head, 40 ms.
             opened.append(listener := socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
             listener.bind((settings.api_host, port))
             listener.listen(_BACKLOG)
     except OSError:

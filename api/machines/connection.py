@@ -21,7 +21,7 @@ from foundation.service.refusals import error_from
 CONNECT_SECONDS = 3.0
 # Requests and streams of one server to one host at once.
 _CONNECTIONS_MOST = 1024
-_KEPT_MOST = 64
+_KEPT_MOST = _CONNECTIONS_MOST
 # Less than the host keeps a connection on which nothing is sent.
 _KEPT_SECONDS = 60.0
 _LOOK_SECONDS = 2.0

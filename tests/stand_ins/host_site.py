@@ -16,7 +16,7 @@ from foundation.errors import GuestUnreachable, MachineNotFound
 from foundation.settings import Settings
 from machines.host import MachineHost
 from machines.records import MachineRecord
-from storage.hosts import HostRoom, say_room
+from storage.hosts import HostRoom, ServiceAddress, say_room
 from tests.stand_ins.memory_bucket import MemoryBucket
 from worker.service.application import ROUTES
 from worker.service.server import HostService
@@ -81,6 +81,11 @@ class HostSite:
         if self.service is not None:
             await self.service.stop()
         self.service = None
+
+    @property
+    def address(self) -> ServiceAddress:
+        assert self.service
+        return self.service.address
 
     def room(self, **fields: Any) -> HostRoom:
         figures = ("cpus", "memory_bytes", "disk_bytes", "free_cpus", "free_memory_bytes", "free_disk_bytes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.exceptions import ConnectionClosed
 
 from foundation.errors import (
+    BucketUnavailable,
     GuestUnreachable,
     HostUnreachable,
     MachineLost,
@@ -150,6 +152,10 @@ def _changed(**fields: Any) -> Callable[[HostSite], MachineRecord]:
     return lambda site: site.machines.add(**fields)
 
 
+async def _stopped(site: HostSite) -> None:
+    await site.stop()
+
+
 FAULTS: dict[str, tuple[Callable[[HostSite], Any], type[TaskyardError]]] = {
     "started anew": (_changed(epoch="e2"), StaleEpoch),
     "started anew by a host of before": (_changed(epoch=None), StaleEpoch),
@@ -158,16 +164,15 @@ FAULTS: dict[str, tuple[Callable[[HostSite], Any], type[TaskyardError]]] = {
     "gone": (_gone, MachineLost),
     "paused": (_changed(state="paused"), MachineUnavailable),
     "mute": (lambda site: site.machines.mute.add(MACHINE), GuestUnreachable),
-    "withdrawn": (lambda site: withdraw(site.bucket, "host-a"), HostUnreachable),
-    "of a version without a service": (lambda site: say_room(site.bucket, site.room(service=None)), HostUnreachable),
-    "silent for long": (lambda site: say_room(site.bucket, site.room(at="2020-01-01T00:00:00Z")), HostUnreachable),
+    "withdrawn": (_stopped, HostUnreachable),
 }
 
 
 @pytest.mark.parametrize("kind", FAULTS)
 async def test_each_fault_is_an_answer_of_its_own(kind: str, site: HostSite) -> None:
     fault, error = FAULTS[kind]
-    fault(site)
+    if (doing := fault(site)) is not None and isawaitable(doing):
+        await doing
     with pytest.raises(error) as told:
         async with site.hosts.asked(site.found(), "files", "PUT", ("files", "echo"), content=b"x"):
             pass
@@ -263,6 +268,55 @@ async def test_a_worker_that_stops_and_starts_is_found_again(site: HostSite) -> 
         await site.hosts.confirmed(site.found())
     await site.start()
     assert await site.hosts.confirmed(site.found()) == site.reference()
+
+
+@pytest.fixture
+async def elsewhere(home: Path, tmp_path: Path) -> AsyncIterator[HostSite]:
+    """The service as a server of another host has it."""
+    listen = f"127.0.0.1:{free_ports(1)}"
+    settings = Settings(home=home, host_name="host-a", host_listen=listen, host_key="k" * 40)
+    async with host_site(settings, ROUTES, home=tmp_path, host_name="api", host_key="k" * 40) as site:
+        yield site
+
+
+AWAY: dict[str, Callable[[HostSite], Any]] = {
+    "withdrawn": lambda site: withdraw(site.bucket, "host-a"),
+    "of a version without a service": lambda site: say_room(site.bucket, site.room(service=None)),
+    "silent for long": lambda site: say_room(site.bucket, site.room(at="2020-01-01T00:00:00Z")),
+    "not listening": lambda site: say_room(
+        site.bucket, site.room(service=site.address.model_copy(update={"address": None}))
+    ),
+    "on a closed port": lambda site: say_room(
+        site.bucket, site.room(service=site.address.model_copy(update={"address": f"127.0.0.1:{free_ports(1)}"}))
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", AWAY)
+async def test_a_host_elsewhere_that_does_not_say_where_it_is_cannot_be_reached(kind: str, elsewhere: HostSite) -> None:
+    AWAY[kind](elsewhere)
+    with pytest.raises(HostUnreachable, match="host-a") as told:
+        await elsewhere.hosts.confirmed(elsewhere.found())
+    assert told.value.details == {"host": "host-a"}
+    say_room(elsewhere.bucket, elsewhere.room())
+    assert await elsewhere.hosts.confirmed(elsewhere.found()) == elsewhere.reference()
+
+
+async def test_a_bucket_that_is_away_hides_no_host_that_is_known(elsewhere: HostSite, site: HostSite) -> None:
+    def away(*_: str) -> None:
+        raise BucketUnavailable("away")
+
+    for each in (site, elsewhere):
+        each.bucket.before = away
+    # Of its own home, a server asks nobody where it is.
+    assert await site.hosts.confirmed(site.found()) == site.reference()
+    with pytest.raises(BucketUnavailable):
+        await elsewhere.hosts.confirmed(elsewhere.found())
+    elsewhere.bucket.before = lambda *_: None
+    await elsewhere.hosts.confirmed(elsewhere.found())
+    elsewhere.bucket.before = away
+    elsewhere.hosts._addresses.forget("host-a")
+    assert await elsewhere.hosts.confirmed(elsewhere.found()) == elsewhere.reference()
 
 
 async def test_over_tls_just_the_certificate_that_the_host_says_is_trusted(home: Path, tmp_path: Path) -> None:
