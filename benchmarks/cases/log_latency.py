@@ -19,7 +19,7 @@ from temporalio import activity
 
 from activities.agent.steps import Agent
 from activities.finish import Finish
-from activities.machine.lease import Leases
+from activities.machine.lease import Leases, agent_queue
 from activities.machine.network import Decision, MachineNetworks
 from benchmarks import event_loop
 from benchmarks.case import Case, Figure, Run, Sides
@@ -35,6 +35,7 @@ from machines.host import MachineHost
 from machines.ssh import GuestShell
 from storage.bucket import Bucket
 from storage.live.host import HostLogs
+from worker.main import polling
 from worker.registry import Activity
 from worker.room import published_room
 from worker.service.server import HostService
@@ -93,6 +94,8 @@ async def _ours(stand: Stand) -> Run:
     async with (
         _told(settings, stand.host, bucket),
         stand_in_worker(settings, client, instead=instead),
+        # As the real lease says, agents are followed on a queue of their own.
+        polling(client, agent_queue(settings), 1, [agent.run_agent]),
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.api_port}/api/v1", timeout=120) as http,
     ):
         reply = await http.post("/tasks", json=manifest() | {"vm": asdict(stand.size)})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
+from starlette.types import Send
 
 from foundation.errors import InvalidParameter, NotFound
 from foundation.service.paths import BASE
@@ -20,6 +22,18 @@ from worker.service.machine import admission_of
 _ID_DIGITS = 16
 
 
+class _Stream(StreamingResponse):
+    """What is told; when the client goes, listening ends at once."""
+
+    def __init__(self, content: AsyncGenerator[bytes]) -> None:
+        self._content = content
+        super().__init__(content, media_type=NDJSON)
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._content):
+            await super().stream_response(send)
+
+
 async def _tell(request: Request) -> Response:
     """The entries behind ``after`` as ``storage.live.wire`` writes them, for as long as the client reads."""
     admission = admission_of(request)
@@ -31,7 +45,7 @@ async def _tell(request: Request) -> Response:
     logs = attached(admission.bucket)
     if not isinstance(logs, HostLogs):
         raise NotFound("This host tells of no logs")
-    return StreamingResponse(told(logs, place, int(after)), media_type=NDJSON)
+    return _Stream(told(logs, place, int(after)))
 
 
 ROUTES: Sequence[BaseRoute] = (Route(f"{BASE}/logs/{TASKS.directory}/{{resource_id}}", _tell),)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from datetime import UTC, datetime
 
 import pytest
 
-from foundation.errors import BucketUnavailable, TaskyardError
+from foundation.errors import BucketUnavailable, HostUnreachable, TaskyardError
 from storage import follower, runlog
-from storage.follower import RunLogFollower, RunLogFollowers
-from storage.layout import TASKS
+from storage.follower import LiveNews, RunLogFollower, RunLogFollowers
+from storage.layout import TASKS, Place
 from storage.redaction import Redactor
-from storage.runlog import RunLogWriter, append_event, seal
+from storage.runlog import LogEntry, RunLogWriter, append_event, read_entries, seal, tail
+from storage.segments import ChainEnd, encode_segment, event_draft
 from tests.stand_ins.memory_bucket import MemoryBucket
 from tests.waiting import until
 
@@ -131,3 +134,69 @@ async def test_stopping_ends_those_who_wait():
     await asyncio.sleep(POLL)
     await one.stop()
     assert await asyncio.wait_for(reading, 10) == []
+
+
+class Source:
+    """A host that tells what it is given, and nothing when nobody is to be heard."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.news: asyncio.Queue[LiveNews | Exception | None] = asyncio.Queue()
+
+    async def listen(self, _: Place, after_id: int) -> AsyncGenerator[LiveNews]:
+        self.asked.append(after_id)
+        while (news := await self.news.get()) is not None:
+            if isinstance(news, Exception):
+                raise news
+            yield news
+
+
+def told(*numbers: int) -> LiveNews:
+    at = datetime.now(UTC)
+    return LiveNews(live=True, entries=[LogEntry(id=each, ts=at, stream="event", data="{}") for each in numbers])
+
+
+async def test_entries_come_from_the_host_and_from_the_bucket_whichever_has_them_first(monkeypatch):
+    monkeypatch.setattr(follower, "_SELDOM_SECONDS", 3600)
+    bucket, source = MemoryBucket(), Source()
+    append_event(bucket, TASK, {"n": 1})
+    async with RunLogFollower(bucket, TASK, source, poll_seconds=POLL) as one:
+        stream = one.follow(0)
+        assert (await anext(stream)).id == 1
+        await source.news.put(told(1, 2, 3))
+        assert [(await anext(stream)).id for _ in range(2)] == [2, 3]
+        # The host goes, and the bucket has the same and more.
+        await source.news.put(HostUnreachable("away"))
+        for number in (2, 3, 4):
+            append_event(bucket, TASK, {"n": number})
+        assert (await anext(stream)).id == 4
+        # It comes back behind what the bucket has told since, of which it knows nothing.
+        await until(lambda: len(source.asked) == 2, "the host is asked again")
+        await source.news.put(told(6, 7))
+        append_event(bucket, TASK, {"n": 5})
+        assert (await anext(stream)).id == 5
+        await until(lambda: len(source.asked) == 3, "the host is asked behind the gap")
+        await source.news.put(told(6, 7))
+        assert [(await anext(stream)).id for _ in range(2)] == [6, 7]
+        await source.news.put(None)
+        seal(bucket, TASK)
+        assert [entry.id async for entry in stream] == []
+    assert source.asked[:3] == [1, 4, 5]
+
+
+async def test_a_follower_of_a_lost_host_misses_nothing_that_comes_later():
+    bucket, source = MemoryBucket(), Source()
+    segment, body = encode_segment("w", ChainEnd(0, {}, closed=False), [event_draft({"n": 1})], reserve=10)
+    bucket.put(TASK.segment_key(segment.first), body)
+    async with RunLogFollower(bucket, TASK, source, poll_seconds=POLL) as one:
+        stream = one.follow(0)
+        assert (await anext(stream)).id == 1
+        await source.news.put(told(2, 3, 4))
+        assert [(await anext(stream)).id for _ in range(3)] == [2, 3, 4]
+        # What was told is lost with its host: its ids mean nothing else.
+        await source.news.put(HostUnreachable("away"))
+        append_event(bucket, TASK, {"n": "after"})
+        seal(bucket, TASK)
+        assert [(entry.id, entry.data) async for entry in stream] == [(12, '{"n": "after"}')]
+    assert [entry.id for entry in read_entries(bucket, TASK)] == [1, 12]
+    assert [entry.id for entry in tail(bucket, TASK, 2)] == [1, 12]
