@@ -53,6 +53,7 @@ from workflows.runs.requests import (
     DeliverRequest,
     FinishRequest,
     PauseRequest,
+    PauseResult,
     ProvisionRequest,
     ProvisionResult,
     ReleaseRequest,
@@ -225,10 +226,10 @@ NETWORK: Step[SetNetworkRequest, None] = Step(
 )
 # A guest of many GB is written to a slow disk in minutes. An attempt that hangs is not one whose host is away: its own
 # limit ends neither this step nor the next.
-PAUSE: Step[PauseRequest, None] = Step(
+PAUSE = Step(
     "pause_machine",
     PauseRequest,
-    None,
+    PauseResult,
     Queue.HOST,
     limit=HOST_PATIENCE + timedelta(minutes=30),
     retry=_retry(2, 30, 5),

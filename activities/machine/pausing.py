@@ -19,7 +19,8 @@ from machines.waiting import next_look
 from storage.bucket import Bucket
 from workflows import steps
 from workflows.runs.budget import Budget
-from workflows.runs.requests import PauseRequest, ResumeRequest
+from workflows.runs.messages import TokenUsage
+from workflows.runs.requests import PauseRequest, PauseResult, ResumeRequest
 from workflows.runs.states import STATE_MESSAGES, TaskState
 
 _SYNC_SECONDS = 40
@@ -34,6 +35,9 @@ class BudgetGateway(Protocol):
     def settle(self, machine_id: str) -> None:
         """Wait until the machine, which has used up its budget, has no request under way."""
 
+    def usage(self, machine_id: str) -> TokenUsage:
+        """Tokens and costs counted so far, and the limits."""
+
 
 class Sleep:
     """Steps that put a run's machine to sleep and wake it."""
@@ -45,7 +49,7 @@ class Sleep:
 
     @activity.defn(name=steps.PAUSE.name)
     @boundary
-    def pause_machine(self, request: PauseRequest) -> None:
+    def pause_machine(self, request: PauseRequest) -> PauseResult:
         """Pause the machine once nothing that it has asked of the model is under way; its room is others' then."""
         machine_id = request.machine_id
         with beating():
@@ -57,6 +61,7 @@ class Sleep:
                 self._gateway.settle(machine_id)
             self._host.pause(machine_id, until=request.deadline)
             announce_state(self._bucket, request.task_id, TaskState.AWAITING_DECISION, request.message)
+            return PauseResult(usage=self._gateway.usage(machine_id))
 
     @activity.defn(name=steps.RESUME.name)
     @bounded_retries()

@@ -258,6 +258,8 @@ def continue_(
         raise UsageError("Say how much is added: --budget USD, --tokens NUMBER, or both.")
     if budget is not None and not isfinite(budget):
         raise UsageError("--budget takes a number of US dollars.")
+    if not max(budget or 0.0, tokens or 0) > 0 or min(budget or 0.0, tokens or 0) < 0:
+        raise UsageError("What is added to a budget is more than nothing; to end the run instead, cancel it.")
     with open_client(ctx) as client:
         reply = client.continue_task_raw(task_id, budget_usd=budget, tokens=tokens)
     if not print_data(reply, format_of(ctx, OutputFormat.TEXT)):

@@ -23,6 +23,7 @@ from workflows.runs.requests import (
     DeliverRequest,
     FinishRequest,
     PauseRequest,
+    PauseResult,
     ProvisionRequest,
     ProvisionResult,
     ReleaseRequest,
@@ -145,8 +146,8 @@ class FakeSteps:
         await self._take("set_network", request, None)
 
     @activity.defn(name=steps.PAUSE.name)
-    async def pause(self, request: PauseRequest) -> None:
-        await self._take("pause", request, None)
+    async def pause(self, request: PauseRequest) -> PauseResult:
+        return await self._take("pause", request, PauseResult())
 
     @activity.defn(name=steps.RESUME.name)
     async def resume(self, request: ResumeRequest) -> None:

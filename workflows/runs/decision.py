@@ -15,7 +15,7 @@ from workflows.runs.interruption import Interruption
 from workflows.runs.messages import Continued, ContinueRequest, TokenUsage
 from workflows.runs.outcome import RunEnded
 from workflows.runs.report import RunReport
-from workflows.runs.requests import AgentResult, PauseRequest, ResumeRequest
+from workflows.runs.requests import AgentResult, PauseRequest, PauseResult, ResumeRequest
 from workflows.runs.states import STATE_MESSAGES, Cause, TaskState
 from workflows.specs.wire import Manifest
 
@@ -124,11 +124,15 @@ class Decision:
             task_id=self._report.status.id, machine_id=self._machine_id, deadline=deadline, message=sentence
         )
         try:
-            await self._calls.interruptible(steps.PAUSE, request, "Pause the machine")
+            result = await self._calls.interruptible(steps.PAUSE, request, "Pause the machine")
         except RunEnded as end:
             if end.cause is not Cause.BUDGET_EXCEEDED:
                 raise
             raise RunEnded(end.cause, f"{sentence} Its machine could not be paused: {end.error}") from end
+        # A worker of an earlier version gives nothing.
+        if isinstance(result, PauseResult) and result.usage is not None:
+            # What was under way when the budget was found used up is in it: whoever continues adds enough for that too.
+            self._usage = self._report.status.usage = result.usage
 
     async def _wait(self, sentence: str, until: datetime) -> None:
         """Return once the run is continued. Raises RunEnded for every other decision, and for none in time."""

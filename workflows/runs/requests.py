@@ -169,6 +169,12 @@ class PauseRequest(Message):
     message: Sentence
 
 
+class PauseResult(Message):
+    """What the agent has used by the time at which nothing that it asked for is under way any more."""
+
+    usage: TokenUsage | None = None
+
+
 class ResumeRequest(Message):
     """Let a paused machine go on with this budget, once its host has room for it: ``since`` is its place in the line.
 

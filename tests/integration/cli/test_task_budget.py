@@ -56,7 +56,10 @@ async def test_a_run_that_waits_is_shown_and_continued(site: ApiSite, sandbox: S
             (("--budget", "nan"), 2, "--budget"),
             (("--budget", "5"), 1, "is not enough"),
             (("--tokens", "20"), 1, "is not enough"),
-            (("--tokens", "-1"), 1, "tokens"),
+            (("--tokens", "-1"), 2, "more than nothing"),
+            (("--budget", "-1"), 2, "more than nothing"),
+            (("--budget", "0"), 2, "more than nothing"),
+            (("--tokens", "900", "--budget", "-1"), 2, "more than nothing"),
         ):
             refused = await sandbox("task", "continue", task_id, *arguments)
             assert (refused.code, refused.out) == (code, ""), refused

@@ -22,7 +22,8 @@ from storage.runlog import read_entries
 from tests.stand_ins.memory_bucket import MemoryBucket
 from workflows import steps
 from workflows.runs.budget import Budget
-from workflows.runs.requests import PauseRequest, ReleaseRequest, ResumeRequest
+from workflows.runs.messages import TokenUsage
+from workflows.runs.requests import PauseRequest, PauseResult, ReleaseRequest, ResumeRequest
 
 MACHINE = "vm-00112233445566aa"
 LATER = datetime.now(UTC) + timedelta(days=7)
@@ -51,6 +52,9 @@ class Yard:
 
     def settle(self, _machine_id: str) -> None:
         self.done.append("settled")
+
+    def usage(self, _machine_id: str) -> TokenUsage:
+        return TokenUsage(requests=self.done.count("settled"))
 
     def set_budget(self, _machine_id: str, budget: Budget) -> None:
         self.done.append(f"${budget.usd}")
@@ -94,9 +98,9 @@ def run(step: steps.Step[Any, Any], activity: Any, request: Any, attempt: int = 
     return environment.run(activity, request)
 
 
-def pause(yard: Yard, attempt: int = 1) -> None:
+def pause(yard: Yard, attempt: int = 1) -> PauseResult:
     request = PauseRequest(task_id="a", machine_id=MACHINE, deadline=LATER, message="used up")
-    run(steps.PAUSE, yard.sleep().pause_machine, request, attempt)
+    return run(steps.PAUSE, yard.sleep().pause_machine, request, attempt)
 
 
 def resume(yard: Yard) -> None:
@@ -106,7 +110,8 @@ def resume(yard: Yard) -> None:
 
 def test_what_is_written_is_on_the_disk_and_nothing_under_way_when_the_machine_falls_asleep() -> None:
     yard = Yard()
-    pause(yard)
+    # What was under way is counted.
+    assert pause(yard).usage == TokenUsage(requests=1)
     assert yard.done == ["sync", "settled", "paused"]
     (state,) = yard.states()
     assert '"state": "awaiting_decision"' in state

@@ -29,7 +29,7 @@ from workflows import steps
 from workflows.runs.budget import Budget
 from workflows.runs.decision import PAUSES_MOST
 from workflows.runs.messages import CancelRequest, ContinueRequest, TaskStatus, TokenUsage, TurnEnded, UserMessage
-from workflows.runs.requests import AgentRequest, AgentResult
+from workflows.runs.requests import AgentRequest, AgentResult, PauseResult
 from workflows.runs.states import Cause, TaskState
 
 DAY = 24 * HOUR
@@ -172,6 +172,19 @@ def test_a_run_that_is_continued_while_it_falls_asleep_wakes_once_it_sleeps(limi
     status = clock.run(most=USED_UP + 9 * MINUTE + WORKS)
     assert status.state is TaskState.COMPLETED
     assert [len(called(clock, step)) for step in (steps.PAUSE, steps.RESUME)] == [1, 1]
+
+
+def test_what_is_added_has_to_be_enough_for_what_was_under_way_too() -> None:
+    settled = TokenUsage(requests=3, cost_usd=7.0, budget_usd=5.0)
+    clock = a_paid_run(PAUSE=always(Act(PauseResult(usage=settled), takes=10.0)))
+    waiting = seen(clock, ASLEEP)
+    add(clock, ASLEEP + 1.0, usd=2.0)
+    add(clock, ASLEEP + HOUR, usd=2.5)
+    status = clock.run(most=ASLEEP + HOUR + WORKS + ENDING)
+    assert status.state is TaskState.COMPLETED
+    assert waiting[0].usage == settled
+    assert any("is not enough" in note for note in status.notes)
+    assert [request.budget.usd for request in called(clock, steps.RUN_AGENT)] == [5.0, 7.5]
 
 
 @pytest.mark.parametrize(
