@@ -3,6 +3,8 @@ SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin
 BIN := .venv/bin
 PACKAGES := foundation guest workflows activities machines storage api worker client cli
+# Tests without machines, which run on every processor; those with machines fill the host one at a time.
+MACHINELESS := tests/unit tests/integration tests/dialects
 CHECKED := $(PACKAGES) tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
@@ -18,7 +20,8 @@ demo: setup ## Watch one task run from submission to artifacts, in a real virtua
 	@$(BIN)/sandbox demo
 
 test: check image ## The whole suite: checks, then unit, integration and end-to-end tests
-	@$(BIN)/python -m pytest tests/unit tests/integration tests/dialects tests/e2e
+	@failed=0; $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope $(MACHINELESS) || failed=1; \
+		$(BIN)/python -m pytest tests/e2e || failed=1; exit $$failed
 
 check: setup ## Lint, format, types and the direction of imports; no tests
 	@$(BIN)/ruff check $(CHECKED)

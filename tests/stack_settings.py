@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from contextlib import ExitStack
@@ -12,6 +13,9 @@ from foundation.settings import Settings
 
 # Below the range from which the kernel takes ports for outgoing connections.
 _FIRST, _LAST = 18000, 31000
+# Of processes that test beside one another, each has a part of it: what is free for one may be another's soon.
+_PART = (_LAST - _FIRST) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_MINE = _FIRST + _PART * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
 
 def isolated_settings(home: Path, **fields: Any) -> Settings:
@@ -31,7 +35,7 @@ def isolated_settings(home: Path, **fields: Any) -> Settings:
 def free_ports(count: int) -> int:
     """The first of ``count`` consecutive loopback ports that are free."""
     for _ in range(200):
-        base = random.randrange(_FIRST, _LAST - count)
+        base = random.randrange(_MINE, _MINE + _PART - count)
         with ExitStack() as held:
             try:
                 for port in range(base, base + count):
@@ -39,4 +43,4 @@ def free_ports(count: int) -> int:
             except OSError:
                 continue
             return base
-    raise RuntimeError(f"no {count} consecutive free ports between {_FIRST} and {_LAST}")
+    raise RuntimeError(f"no {count} consecutive free ports between {_MINE} and {_MINE + _PART}")
