@@ -26,7 +26,7 @@ from machines.ledger import Capacity, NoRoom, host_capacity
 from machines.paths import MachinePaths, machine_paths, volatile_file
 from machines.pause import Pause
 from machines.records import MachineRecord, RecordStore, Reservation, record_of
-from machines.shape import Shape, made_of
+from machines.shape import made_of, new_shape
 from machines.snapshots.snapshot import held_snapshot
 from machines.ssh import GuestShell
 from machines.sweeper import sweep
@@ -103,7 +103,7 @@ class MachineHost:
     def prepare_shape(self, image: Image, cpus: int, memory_bytes: int, report: Callable[[str], None]) -> None:
         """Have the snapshot that machines of this shape are restored from. MachineError when it cannot be made."""
         if self._settings.use_snapshots:
-            shape = Shape(image, cpus, memory_bytes, usable_acceleration(self._settings, report))
+            shape = new_shape(image, cpus, memory_bytes, usable_acceleration(self._settings, report))
             with held_snapshot(self._settings, shape, report):
                 pass
 

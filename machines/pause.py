@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from foundation.durable import sync
+from foundation.durable import PRIVATE, on_their_way, sync
 from foundation.errors import MachineError, MachineLost, TaskyardError
 from foundation.settings import Settings
 from machines.hypervisor import qemu
@@ -19,7 +19,7 @@ from machines.identity import Introduction, clock_message
 from machines.images.store import image_of
 from machines.paths import MachinePaths
 from machines.records import MachineRecord, RecordStore, Reservation
-from machines.shape import shape_of
+from machines.shape import shape_again
 from machines.snapshots.saved_state import load, save
 
 _CLOCK_LIMIT_SECONDS = 30.0
@@ -73,17 +73,21 @@ class Pause:
     def _save(self, record: MachineRecord, process: psutil.Process) -> MachineRecord:
         draft = self.paths.memory.with_name(f".{self.paths.memory.name}.draft")
         with Monitor(self.paths.qmp) as monitor:
+            workspace = qemu.has_workspace(monitor)
+            files = [draft, self.paths.overlay, *([self.paths.workspace] if workspace else [])]
             try:
-                save(monitor, draft, mapped_memory=False, look=_living(process))
-            except MachineError:
+                draft.touch(PRIVATE)
+                # Half of the time is the disk's: it has its part while the rest is still being saved.
+                with on_their_way(*files):
+                    save(monitor, draft, mapped_memory=False, look=_living(process))
+                # From here on the machine is nothing but files, and its record says that it can go on.
+                for file in files:
+                    sync(file)
+            except (MachineError, OSError):
                 draft.unlink(missing_ok=True)
                 monitor.execute("cont")
                 raise
-            workspace = qemu.has_workspace(monitor)
         draft.replace(self.paths.memory)
-        # From here on the machine is nothing but files, and its record says that it can go on.
-        for file in (self.paths.memory, self.paths.overlay, *([self.paths.workspace] if workspace else [])):
-            sync(file)
         return self.store.write(
             record.model_copy(
                 update={
@@ -102,7 +106,7 @@ class Pause:
         if record.image_digest is None or record.acceleration is None:
             raise MachineError(f"The record of machine {record.id} does not say what it was made of")
         image = image_of(self.settings, record.image_digest)
-        shape = shape_of(record, image, record.acceleration)
+        shape = shape_again(record, image, record.acceleration)
         since = time.time()
         start = Start(incoming=True, workspace=record.workspace_attached)
         pid = qemu.start(self.paths, qemu_arguments(self.paths, shape, start))

@@ -76,6 +76,7 @@ class MachineRecord(BaseModel):
     paused_from: MachineState | None = None
     workspace_attached: bool = False
     acceleration: Literal["kvm", "tcg"] | None = None
+    far_memory: bool = False
     pid: int | None = None
     process_start: int | None = None
     ssh_port: int | None = None

@@ -1,15 +1,18 @@
 """The shape of a machine: what its guest is made of, how a record keeps it, and when one machine serves for another.
 
 In a record it is fields beside others, as in records of every version: CPUs and memory from the reservation on, the
-image's digest and the acceleration from when the machine is begun.
+image's digest, the acceleration and the parts of its memory from when the machine is begun.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from machines.images.store import Image
+
+# The part of a guest's memory that it uses first: what it has taken by the time of its snapshot, and some more.
+NEAR_BYTES = 256 * 2**20
 
 
 class Sized(Protocol):
@@ -32,28 +35,53 @@ class Made(Sized, Protocol):
     def acceleration(self) -> str | None: ...
 
 
+class Kept(Made, Protocol):
+    """What also says in which parts its memory is: a record, a shape."""
+
+    @property
+    def far_memory(self) -> bool: ...
+
+
 @dataclass(frozen=True)
 class Shape:
-    """All that a guest is made of: guests of one shape differ in nothing until they have an identity."""
+    """All that a guest is made of: guests of one shape differ in nothing until they have an identity.
+
+    ``far_memory``: what is beyond NEAR_BYTES of its memory is a part of its own.
+    """
 
     image: Image
     cpus: int
     memory_bytes: int
     acceleration: str
+    far_memory: bool = False
 
     @property
     def image_digest(self) -> str:
         return self.image.digest
 
 
+def new_shape(image: Image, cpus: int, memory_bytes: int, acceleration: str) -> Shape:
+    """The shape of a machine that is to be made."""
+    return Shape(image, cpus, memory_bytes, acceleration, far_memory=memory_bytes > 2 * NEAR_BYTES)
+
+
 def shape_of(size: Sized, image: Image, acceleration: str) -> Shape:
-    """The shape of a machine of this size."""
-    return Shape(image, size.cpus, size.memory_bytes, acceleration)
+    """The same for one of this size."""
+    return new_shape(image, size.cpus, size.memory_bytes, acceleration)
 
 
-def recorded(made: Made) -> dict[str, str | None]:
+def shape_again(made: Kept, image: Image, acceleration: str) -> Shape:
+    """The shape that a machine was made in, by whatever version."""
+    return replace(shape_of(made, image, acceleration), far_memory=made.far_memory)
+
+
+def recorded(made: Kept) -> dict[str, str | bool | None]:
     """What a record takes over of a shape, or of another record, beside its size, which it has already."""
-    return {"image_digest": made.image_digest, "acceleration": made.acceleration}
+    return {
+        "image_digest": made.image_digest,
+        "acceleration": made.acceleration,
+        "far_memory": made.far_memory,
+    }
 
 
 def same_size(one: Sized, other: Sized) -> bool:

@@ -11,7 +11,7 @@ from machines.hypervisor.acceleration import QEMU
 from machines.hypervisor.unprivileged import machine_user
 from machines.network import backend
 from machines.paths import MachinePaths
-from machines.shape import Shape
+from machines.shape import NEAR_BYTES, Shape
 
 # What an emulating QEMU keeps of translated code, at most; the ledger counts it. QEMU's own choice is an eighth of the
 # host's memory, up to 1 GiB, for each machine.
@@ -39,7 +39,6 @@ def qemu_arguments(paths: MachinePaths, shape: Shape, start: Start = BOOT) -> li
     """QEMU's whole command line. Sockets are named relative to the socket directory, which QEMU runs in."""
     emulated = f"tcg,thread=multi,tb-size={TRANSLATION_BYTES // 2**20}"
     cpu, accel = ("host", "kvm") if shape.acceleration == "kvm" else ("max", emulated)
-    size = f"{shape.memory_bytes // 2**20}M"
     # The root disk of a running machine never outlives a crash of the host: its flushes need not reach the platter.
     root = {
         "driver": "qcow2",
@@ -59,13 +58,13 @@ def qemu_arguments(paths: MachinePaths, shape: Shape, start: Start = BOOT) -> li
         # elevating, as is the change to another user. Nothing gains a privilege by that: QEMU is started with
         # no_new_privs and without capabilities that would outlive the change of user.
         *("-sandbox", "on,obsolete=deny,spawn=allow,elevateprivileges=allow,resourcecontrol=deny"),
-        *("-object", _memory(size, start), "-machine", "q35,vmport=off,i8042=off,memory-backend=memory"),
-        *("-accel", accel, "-cpu", cpu, "-smp", str(shape.cpus), "-m", size),
+        *_memory(shape, start),
+        *("-accel", accel, "-cpu", cpu, "-smp", str(shape.cpus), "-m", _mebibytes(shape.memory_bytes)),
         # From when all is open that QEMU is given as a path; a template's guest runs nobody's code.
         *(("-runas", f"{user}:{user}") if user is not None else ()),
         # A guest that reboots would wait for an identity that nobody sends: its reboot is its end.
         "-no-reboot",
-        *("-kernel", str(shape.image.kernel), "-initrd", str(shape.image.initrd), "-append", shape.image.command_line),
+        *("-kernel", str(shape.image.kernel), "-initrd", str(shape.image.initrd), "-append", _command_line(shape)),
         *("-chardev", f"file,id=console,path={_option(paths.console)},append=on", "-serial", "chardev:console"),
         *("-blockdev", json.dumps(root), "-device", "virtio-blk-pci,drive=root,serial=root"),
         # No switch has to learn that a restored guest is here now, which would cost the guest five packets.
@@ -80,12 +79,38 @@ def qemu_arguments(paths: MachinePaths, shape: Shape, start: Start = BOOT) -> li
     ]
 
 
-def _memory(size: str, start: Start) -> str:
-    """The guest's memory. Whatever holds it, it has one name, by which a state finds it again."""
+def _memory(shape: Shape, start: Start) -> list[str]:
+    """The guest's memory. Whatever holds it, its parts have their names, by which a state finds them again.
+
+    A guest takes the far part when the near one is used up: only the near one is in a snapshot's file. Holes of a file
+    are memory of the host from when they are first looked at, and a pause looks at all: of a machine of 2 GiB that took
+    seconds. What is in no file has no pages until it is written, and large ones then.
+    """
+    machine = "q35,vmport=off,i8042=off"
+    if not shape.far_memory:
+        return ["-object", _part("memory", shape.memory_bytes, start), "-machine", f"{machine},memory-backend=memory"]
+    return [
+        *("-object", _part("memory", NEAR_BYTES, start)),
+        *("-object", _part("far", shape.memory_bytes - NEAR_BYTES, BOOT)),
+        *("-machine", machine, "-numa", f"node,nodeid=0,cpus=0-{shape.cpus - 1},memdev=memory"),
+        *("-numa", "node,nodeid=1,memdev=far"),
+    ]
+
+
+def _part(name: str, size: int, start: Start) -> str:
     if start.memory is None:
-        return f"memory-backend-ram,id=memory,size={size}"
+        return f"memory-backend-ram,id={name},size={_mebibytes(size)}"
     share = "on" if start.template else "off"
-    return f"memory-backend-file,id=memory,size={size},mem-path={_option(start.memory)},share={share}"
+    return f"memory-backend-file,id={name},size={_mebibytes(size)},mem-path={_option(start.memory)},share={share}"
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size // 2**20}M"
+
+
+def _command_line(shape: Shape) -> str:
+    """The kernel's, which is not to look for what would better be nearer: both parts are."""
+    return f"{shape.image.command_line} numa_balancing=disable" if shape.far_memory else shape.image.command_line
 
 
 def workspace_disk(place: str) -> tuple[dict[str, object], dict[str, object]]:

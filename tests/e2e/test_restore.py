@@ -316,7 +316,7 @@ def test_a_pause_or_a_resume_that_was_cut_short_is_continued(
             with pytest.raises(Killed):
                 act(machine_id)
 
-    cut_short("machines.pause.qemu.has_workspace", host.pause)
+    cut_short("machines.pause.sync", host.pause)
     assert MachineHost(settings).resume(machine_id).state == "running"
     assert said(host, machine_id, "cat /run/mark") == "here"
     cut_short("machines.pause.qemu.stop", host.pause)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from foundation.durable import ORDINARY, write_durably, write_once, write_whole
+from foundation.durable import ORDINARY, on_their_way, write_durably, write_once, write_whole
 
 Write = Callable[[Path, bytes | str], None]
 
@@ -79,3 +79,15 @@ def test_of_many_that_make_a_file_one_is_first_and_all_read_the_same(tmp_path: P
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(make, range(32)))) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_files_that_grow_are_sent_to_the_disk_meanwhile_and_lose_nothing(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for path in (one, other):
+        path.touch()
+    with on_their_way(one, other):
+        one.write_bytes(b"x" * 2**20)
+        other.write_bytes(b"y" * 2**20)
+    assert (one.read_bytes(), other.read_bytes()) == (b"x" * 2**20, b"y" * 2**20)
+    with pytest.raises(OSError, match="absent"), on_their_way(one, tmp_path / "absent"):
+        pytest.fail("a file that is not there is on no way")

@@ -23,13 +23,13 @@ from foundation.settings import Settings
 from machines.host import MachineHost, NoRoom, Reservation
 from machines.hypervisor import qemu
 from machines.hypervisor.acceleration import QEMU
-from machines.hypervisor.hardware import qemu_arguments
+from machines.hypervisor.hardware import Start, qemu_arguments
 from machines.images.store import Image
 from machines.ledger import host_capacity
 from machines.paths import machine_paths
 from machines.pool import Wanted, reserve_member
-from machines.records import RecordStore
-from machines.shape import Shape
+from machines.records import RecordStore, record_of
+from machines.shape import Shape, new_shape, recorded, shape_again
 from worker.sweeper import sweep
 
 GIB = 2**30
@@ -295,6 +295,23 @@ def test_a_qemu_that_does_not_start_says_why(
         host.ensure_running(ONE, image(tmp_path), lambda _: None)
     assert host.record(ONE).boot_seconds is None
     assert qemu.processes_of(settings.machines.resolve()) == {}
+
+
+def test_memory_is_in_parts_of_which_one_is_a_snapshots_unless_an_earlier_version_made_it(settings: Settings) -> None:
+    def parts(shape: Shape) -> dict[str, str]:
+        start = Start(memory=Path("/kept"), incoming=True)
+        arguments = qemu_arguments(machine_paths(settings, ONE), shape, start)
+        objects = [value for option, value in itertools.pairwise(arguments) if option == "-object"]
+        return {part.split(",")[1]: part.split(",")[0] for part in objects}
+
+    shape = new_shape(image(settings.home), 2, GIB, "kvm")
+    assert parts(shape) == {"id=memory": "memory-backend-file", "id=far": "memory-backend-ram"}
+    assert parts(new_shape(image(settings.home), 2, GIB // 2, "kvm")) == {"id=memory": "memory-backend-file"}
+    record = record_of(replace(asked(ONE), memory_bytes=GIB)).model_copy(update={"acceleration": "kvm"})
+    assert parts(shape_again(record, shape.image, "kvm")) == {"id=memory": "memory-backend-file"}
+    assert shape_again(record.model_copy(update=recorded(shape)), shape.image, "kvm") == replace(
+        shape, cpus=record.cpus
+    )
 
 
 def test_the_arguments_name_the_machine_and_close_its_network(settings: Settings) -> None:
