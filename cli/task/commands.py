@@ -20,7 +20,7 @@ from cli.options import (
     shared_options,
     writes_data,
 )
-from cli.task import inside, reading, submission
+from cli.task import inside, ports, reading, submission
 from cli.task.batch import each_run
 from cli.task.network import network
 from cli.task.reading import Timeout, detachable, exit_by_outcome
@@ -273,6 +273,7 @@ def continue_(
 
 app.command("exec", cls=inside.WithCommand)(inside.exec_)
 app.command()(inside.shell)
+app.command()(ports.port)
 app.command()(reading.logs)
 app.command()(reading.artifacts)
 app.command()(reading.download)
