@@ -7,49 +7,29 @@ import json
 import os
 import queue
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TextIO, TypeVar
-from urllib.parse import urlsplit
 
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
 
+from cli.task.connection import Server, open_socket
 from cli.task.terminal_mode import RawTerminal, raw_terminal, terminal_size
-from client.refusals import refusal
-from client.tasks.calls import headers, task_url, trust
-from foundation.errors import ForeignServer, ServiceUnavailable, TaskyardError
+from foundation.errors import ServiceUnavailable, TaskyardError
 from foundation.service.attachment import PIECE, STDERR, STDIN, STDOUT, WINDOW, Attachment, Taken, Window, frame
 from foundation.service.refusals import error_from
-from foundation.urls import without_credentials
 
 _T = TypeVar("_T")
 
-_CONNECT_SECONDS = 5.0
-# The server has looked for the machine then, and its host has entered it.
-_OPEN_SECONDS = 45.0
-# A server that has gone is noticed after a minute: by what it does not acknowledge, whatever else waits to be read.
-_PING_SECONDS = 20.0
-_UNACKNOWLEDGED_MILLISECONDS = 60_000
 # Those of its output that are not written yet; there is no more of it than the window.
 _FRAMES_HELD = 2**16
 _CLOSE_SECONDS = 2.0
-_FRAME_BYTES = 2**20
 _SIGNAL_BASE = 128
 _INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Server:
-    """The server, and the token that goes to it."""
-
-    address: str
-    token: str | None
 
 
 def attach(server: Server, task_id: str, wanted: Attachment, *, raw: bool) -> int:
@@ -78,7 +58,6 @@ class _Left(Exception):
 class _Attached:
     def __init__(self, server: Server, task_id: str, wanted: Attachment, terminal: RawTerminal | None) -> None:
         self._server = server
-        self._shown = without_credentials(server.address)
         self._task_id = task_id
         self._wanted = wanted.model_copy(update={"window": WINDOW})
         self._terminal = terminal
@@ -88,13 +67,14 @@ class _Attached:
         self._interrupted = False
 
     async def run(self) -> int:
-        connection = await self._connected()
+        connection = await open_socket(self._server, self._task_id, "exec", frames_held=_FRAMES_HELD)
         try:
             await connection.send(self._wanted.model_dump_json(exclude_defaults=True))
             return await self._serve(connection)
         except ConnectionClosed:
             raise ServiceUnavailable(
-                f"The connection to the server at {self._shown} broke; the command in the machine has ended with it."
+                f"The connection to the server at {self._server.shown} broke; the command in the machine has "
+                "ended with it."
             ) from None
         finally:
             with suppress(TimeoutError, OSError):
@@ -179,7 +159,7 @@ class _Attached:
         except TaskyardError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise self._foreign() from error
+            raise self._server.foreign() from error
 
     async def _feed(self, connection: ClientConnection) -> None:
         """Send what comes on standard input, as fast as it is taken."""
@@ -196,77 +176,6 @@ class _Attached:
                     return
                 self._window.sent += len(data)
                 await connection.send(bytes([STDIN]) + data)
-
-    async def _connected(self) -> ClientConnection:
-        address = self._server.address.rstrip("/")
-        given = headers(self._server.token)
-        away = ServiceUnavailable(
-            f"The server at {self._shown} does not answer; start it with 'sandbox up', or name another with --server "
-            "or TASKYARD_SERVER."
-        )
-        try:
-            opened = await asyncio.wait_for(_dial(address), _CONNECT_SECONDS)
-        except (OSError, TimeoutError) as error:
-            raise away from error
-        try:
-            return await _Connect(
-                f"ws{address[4:]}{task_url(self._task_id)}/exec",
-                sock=opened,
-                additional_headers={name: value for name, value in given.items() if name != "User-Agent"},
-                user_agent_header=given["User-Agent"],
-                ssl=trust(address) if address.startswith("https:") else None,
-                compression=None,
-                open_timeout=_OPEN_SECONDS,
-                ping_interval=_PING_SECONDS,
-                ping_timeout=None,
-                close_timeout=_CLOSE_SECONDS,
-                max_size=_FRAME_BYTES,
-                max_queue=_FRAMES_HELD,
-            )
-        except InvalidStatus as refused:
-            answer = refused.response
-            raise refusal(self._shown, answer.status_code, answer.headers, bytes(answer.body or b"")) from None
-        except InvalidMessage as error:
-            raise (away if isinstance(error.__cause__, EOFError | OSError) else self._foreign()) from error
-        except InvalidHandshake as error:
-            raise self._foreign() from error
-        except (OSError, TimeoutError, EOFError) as error:
-            raise away from error
-
-    def _foreign(self) -> ForeignServer:
-        return ForeignServer(f"What answers at {self._shown} is not Taskyard, or another version of it.")
-
-
-class _Connect(connect):
-    """Goes where it was told to go, and nowhere else: the token is for that server alone."""
-
-    def process_redirect(self, exc: Exception) -> Exception | str:
-        """No redirect is followed."""
-        return exc
-
-
-async def _dial(address: str) -> socket.socket:
-    parts = urlsplit(address)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(parts.hostname or "", port, type=socket.SOCK_STREAM)
-    failure: OSError | None = None
-    for family, kind, protocol, _, where in found:
-        opened = socket.socket(family, kind, protocol)
-        try:
-            opened.setblocking(False)
-            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MILLISECONDS)
-            await loop.sock_connect(opened, where)
-        except OSError as error:
-            opened.close()
-            failure = error
-        except BaseException:
-            opened.close()
-            raise
-        else:
-            return opened
-    raise failure or OSError(f"{address} has no address")
 
 
 class _Thread:

@@ -13,7 +13,7 @@ from cli.options import TaskId, asks_server, shared_options
 from foundation.errors import UsageError
 
 if TYPE_CHECKING:
-    from cli.task.attachment import Server
+    from cli.task.connection import Server
 
 _END_OF_OPTIONS = "--"
 # That of the user; of one whose shell is for programs, the one for people.
@@ -122,7 +122,7 @@ def _attached(ctx: typer.Context, task_id: str, fields: dict[str, Any], *, termi
     except ValidationError as error:
         raise UsageError("; ".join(_told(fault) for fault in error.errors(include_url=False))) from None
     sys.stdout.flush()
-    return attach(_server(ctx), task_id, wanted, raw=terminal and wanted.stdin and is_terminal(0))
+    return attach(server_of(ctx), task_id, wanted, raw=terminal and wanted.stdin and is_terminal(0))
 
 
 def _told(fault: Any) -> str:
@@ -134,9 +134,10 @@ def _told(fault: Any) -> str:
     )
 
 
-def _server(ctx: typer.Context) -> Server:
+def server_of(ctx: typer.Context) -> Server:
+    """The server that was chosen."""
     from cli.config.contexts import choose
-    from cli.task.attachment import Server
+    from cli.task.connection import Server
 
     options = shared_options(ctx)
     target = choose(options.server, options.context)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import TaskId, asks_server, open_client, shared_options
+from cli.options import TaskId, asks_server, open_client
 from foundation.errors import MachineUnavailable, UsageError
 
 if TYPE_CHECKING:
@@ -40,9 +40,8 @@ def port(
 
     Example: sandbox task port 1ssrg4b-k3f9q 8080:80 5432
     """
-    from cli.config.contexts import choose
-    from cli.task.connection import Server
     from cli.task.forwarding import forward
+    from cli.task.inside import server_of
 
     forwards = [_forward(text) for text in ports]
     addresses = [each.strip() for each in address.split(",")]
@@ -52,9 +51,7 @@ def port(
         task = client.get(task_id)
     if task.terminal and task.state != _KEPT:
         raise MachineUnavailable(f"Task '{task_id}' has ended ({task.state}); its machine is gone.")
-    options = shared_options(ctx)
-    target = choose(options.server, options.context)
-    forward(Server(target.server, target.token), task_id, forwards, addresses)
+    forward(server_of(ctx), task_id, forwards, addresses)
 
 
 def _forward(text: str) -> Forward:
