@@ -172,7 +172,7 @@ async def _entered(request: Request, model: type[_M]) -> tuple[_M, Machine, Gues
 async def _taken(request: Request, machine: Machine, take: Callable[[], BaseModel]) -> Response:
     """What came of a body that was taken. Of a refusal nobody hears who has not sent it all."""
     try:
-        return _json(await machine.run(take))
+        return _json(await machine.run(take, lasting=True))
     except ClientDisconnect:
         return Response(status_code=HTTPStatus.BAD_REQUEST)
     except TaskyardError:

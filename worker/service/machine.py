@@ -23,8 +23,17 @@ from worker.service.access import AccessLog
 _T = TypeVar("_T")
 _Arguments = TypeVarTuple("_Arguments")
 
-# Blocking calls into one machine at once: a guest that hangs takes no threads of the others.
+# Blocking calls into one machine at once: a guest that hangs takes no threads of the others. Those that last as long as
+# a client likes have threads of their own.
 _THREADS_FOR_EACH = 16
+
+
+class Threads:
+    """How many threads the calls into one machine have."""
+
+    def __init__(self) -> None:
+        self.short = CapacityLimiter(_THREADS_FOR_EACH)
+        self.lasting = CapacityLimiter(_THREADS_FOR_EACH)
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Machine:
 
     record: MachineRecord
     shell: GuestShell
-    threads: CapacityLimiter
+    threads: Threads
     accesses: AccessLog
 
     @property
@@ -45,12 +54,15 @@ class Machine:
         function: Callable[[*_Arguments], _T],
         *arguments: *_Arguments,
         abandoned: bool = False,
+        lasting: bool = False,
     ) -> _T:
         """Call what blocks in a thread, of which each machine has a limited number.
 
-        A request that is cancelled waits for the call to end, unless it may be ``abandoned``.
+        A request that is cancelled waits for the call to end, unless it may be ``abandoned``. A ``lasting`` call, which
+        waits for its client, holds up others of its kind alone.
         """
-        return await to_thread.run_sync(function, *arguments, limiter=self.threads, abandon_on_cancel=abandoned)
+        limiter = self.threads.lasting if lasting else self.threads.short
+        return await to_thread.run_sync(function, *arguments, limiter=limiter, abandon_on_cancel=abandoned)
 
     def note_access(self, kind: str, message: str) -> None:
         """Have the use in the run's log: ``kind`` is one of exec, shell, files and port, ``message`` a sentence."""
@@ -66,7 +78,7 @@ class Admission:
         self.bucket = bucket
         self.accesses = accesses
         self._key = settings.service_key()
-        self._threads: WeakValueDictionary[str, CapacityLimiter] = WeakValueDictionary()
+        self._threads: WeakValueDictionary[str, Threads] = WeakValueDictionary()
 
     def check_token(self, connection: HTTPConnection, subject: str, purpose: Purpose) -> None:
         """Return when the request brings a token for this. Raises Unauthorized."""
@@ -83,7 +95,7 @@ class Admission:
         self.check_token(connection, machine_id, purpose)
         threads = self._threads_of(machine_id)
         record, shell = await to_thread.run_sync(
-            self._enter, machine_id, connection.headers.get(EPOCH), limiter=threads, abandon_on_cancel=True
+            self._enter, machine_id, connection.headers.get(EPOCH), limiter=threads.short, abandon_on_cancel=True
         )
         return Machine(record, shell, threads, self.accesses)
 
@@ -95,7 +107,7 @@ class Admission:
         machine_id = str(connection.path_params["machine_id"])
         self.check_token(connection, machine_id, "machine")
         return await to_thread.run_sync(
-            self._record, machine_id, connection.headers.get(EPOCH), limiter=self._threads_of(machine_id)
+            self._record, machine_id, connection.headers.get(EPOCH), limiter=self._threads_of(machine_id).short
         )
 
     def _enter(self, machine_id: str, epoch: str | None) -> tuple[MachineRecord, GuestShell]:
@@ -112,10 +124,10 @@ class Admission:
             raise MachineLost(f"The process of machine {machine_id} has ended")
         return record
 
-    def _threads_of(self, machine_id: str) -> CapacityLimiter:
+    def _threads_of(self, machine_id: str) -> Threads:
         threads = self._threads.get(machine_id)
         if threads is None:
-            threads = self._threads[machine_id] = CapacityLimiter(_THREADS_FOR_EACH)
+            threads = self._threads[machine_id] = Threads()
         return threads
 
 

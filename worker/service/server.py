@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import Sequence
@@ -9,9 +10,11 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+import h11
 import structlog
 import uvicorn
 from starlette.routing import BaseRoute
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from foundation.errors import HostNotReady
@@ -31,6 +34,8 @@ _GRACE_SECONDS = 2
 # Longer than a server keeps a connection that it does not use.
 _IDLE_SECONDS = 130
 _FRAME_BYTES = 2**20
+# For the head of a request, from its first byte or that of the connection.
+_HEAD_SECONDS = 15.0
 # Over TCP, a server whose host has gone is noticed after a minute; a slow reader is no such.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 4))
 _ANY = {"0.0.0.0", "::"}  # noqa: S104 -- addresses that no client can be told
@@ -40,6 +45,42 @@ _log = structlog.get_logger("service")
 
 _quiet = logging.getLogger(__name__)
 _quiet.setLevel(logging.WARNING)
+
+
+class _Connection(H11Protocol):
+    """uvicorn's, which waits without end for a request that has begun to come, from whoever reaches the port."""
+
+    _overdue: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._await_head()
+        else:
+            self._await_no_more()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self._await_no_more()
+        # From here on it is another's, and has no head to come.
+        self._await_head = lambda: None  # type: ignore[method-assign]
+        super().handle_websocket_upgrade(event)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._await_no_more()
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        if self._overdue is None:
+            self._overdue = self.loop.call_later(_HEAD_SECONDS, self.transport.abort)
+
+    def _await_no_more(self) -> None:
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
@@ -94,6 +135,7 @@ class HostService:
     def _config(self, certificate: Certificate | None) -> uvicorn.Config:
         return uvicorn.Config(
             ending_quietly(self.application),
+            http=_Connection,
             ws=_WebSocket,
             ws_max_size=_FRAME_BYTES,
             # A reader that is slow answers no ping for as long.

@@ -112,7 +112,7 @@ async def _talk(socket: WebSocket) -> None:
 HOST_ROUTES = (
     Route("/v1/machines/{machine_id}/files/take", _take, methods=["PUT"]),
     Route("/v1/machines/{machine_id}/files/give", _give),
-    WebSocketRoute("/v1/machines/{machine_id}/attach", _talk),
+    WebSocketRoute("/v1/machines/{machine_id}/talk", _talk),
 )
 
 
@@ -157,7 +157,7 @@ async def server(home: Path) -> AsyncIterator[Server]:
             return HostAnswer(site.hosts, find, "files", request.method, ("files", name), params=query, body=body)
 
         async def attach(socket: WebSocket) -> None:
-            await enter(socket, cast("Services", services), "one", "processes", ("attach",))
+            await enter(socket, cast("Services", services), "one", "processes", ("talk",))
 
         async def refused(_: Request, error: Exception) -> Response:
             assert isinstance(error, TaskyardError)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from inspect import isawaitable
 from pathlib import Path
 from typing import Any
@@ -317,6 +318,30 @@ async def test_a_bucket_that_is_away_hides_no_host_that_is_known(elsewhere: Host
     elsewhere.bucket.before = away
     elsewhere.hosts._addresses.forget("host-a")
     assert await elsewhere.hosts.confirmed(elsewhere.found()) == elsewhere.reference()
+
+
+async def test_who_sends_no_request_is_cut_off_and_a_websocket_is_not(
+    site: HostSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.service.server._HEAD_SECONDS", 0.05)
+    path = str(site.settings.sockets / "host.sock")
+    alive = b"GET /v1/alive HTTP/1.1\r\nHost: host\r\n\r\n"
+    for sent in (b"", b"GET /v1/al", alive + b"GET /v1/al"):
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(sent[: len(alive)])
+        if sent[len(alive) :]:
+            assert b"204" in await reader.readuntil(b"\r\n\r\n")
+            writer.write(sent[len(alive) :])
+        with suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
+    async with site.hosts.socket(site.found(), "processes", ("talk",)) as socket:
+        reader, writer = await asyncio.open_unix_connection(path)
+        with suppress(ConnectionResetError):
+            await reader.read()
+        writer.close()
+        await socket.send("hello")
+        assert await socket.recv() == b"hello"
 
 
 async def test_over_tls_just_the_certificate_that_the_host_says_is_trusted(home: Path, tmp_path: Path) -> None:
