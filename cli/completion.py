@@ -36,6 +36,13 @@ def task_ids(ctx: typer.Context, incomplete: str) -> Offer:
     )
 
 
+def places(ctx: typer.Context, incomplete: str) -> Offer:
+    """Runs whose machines may have files, each with the colon behind which a path comes; paths are the shell's."""
+    if ":" in incomplete or incomplete.startswith((".", "/")):
+        return []
+    return [(f"{word}:", about) for word, about in task_ids(ctx, incomplete)]
+
+
 def artifact_names(ctx: typer.Context, incomplete: str) -> Offer:
     """Names of the artifacts of the run that was named before."""
     task_id = str(ctx.params.get("task_id"))

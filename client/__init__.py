@@ -31,15 +31,20 @@ from client.tasks.replies import (
     Transition,
     Usage,
 )
+from foundation.service.files import Changed, Extracted, FileInfo, FileList
 
 __all__ = [
     "DEFAULT_SERVER",
     "PATIENCE_SECONDS",
     "Artifact",
     "AsyncTaskClient",
+    "Changed",
     "Continued",
     "Executed",
+    "Extracted",
     "Fetched",
+    "FileInfo",
+    "FileList",
     "LogLine",
     "NetworkUse",
     "Progress",

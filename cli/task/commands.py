@@ -20,7 +20,7 @@ from cli.options import (
     shared_options,
     writes_data,
 )
-from cli.task import inside, ports, reading, submission
+from cli.task import copying, inside, ports, reading, submission
 from cli.task.batch import each_run
 from cli.task.network import network
 from cli.task.reading import Timeout, detachable, exit_by_outcome
@@ -46,6 +46,7 @@ def task(ctx: typer.Context) -> None:
 app.command()(submission.submit)
 app.command()(submission.validate)
 app.command()(submission.retry)
+app.command("cp")(copying.copy)
 
 
 @app.command("list")

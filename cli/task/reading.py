@@ -167,7 +167,7 @@ def download(
             _write_out(client, task_id, artifact, verify=verify)
             return
         path = _target(artifact, target)
-        with _progress(artifact.name) as progress:
+        with progress_bar(artifact.name) as progress:
             client.download(task_id, artifact.name, path, progress, verify=verify, force=force)
         typer.echo(path)
 
@@ -177,7 +177,7 @@ def fetch_all(
 ) -> Iterator[Fetched]:
     """Download all artifacts of a run below a directory, each told when it has arrived or failed."""
     with (
-        _progress(task_id) as progress,
+        progress_bar(task_id) as progress,
         closing(client.download_all(task_id, directory, progress, verify=verify, force=force)) as fetching,
     ):
         yield from fetching
@@ -284,8 +284,8 @@ def _alarm(seconds: float | None) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal for what is being downloaded."""
+def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal for what is on its way: called with the bytes done and those in all, 0 when unknown."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     from cli.streams import clean
@@ -294,7 +294,7 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
     with Progress(*columns, console=talk(), transient=True) as bars:
         bar = bars.add_task(clean(name), total=None)
-        yield lambda done, size: bars.update(bar, completed=done, total=size)
+        yield lambda done, size: bars.update(bar, completed=done, total=size or None)
 
 
 def _exit_after(failed: list[Fetched]) -> NoReturn:
@@ -320,7 +320,7 @@ def _named(client: TaskClient, task_id: str, found: list[Artifact], name: str) -
 
 def _write_out(client: TaskClient, task_id: str, artifact: Artifact, *, verify: bool) -> None:
     """Write an artifact to stdout, once all of it is there and checked."""
-    with tempfile.TemporaryDirectory(prefix="taskyard-") as directory, _progress(artifact.name) as progress:
+    with tempfile.TemporaryDirectory(prefix="taskyard-") as directory, progress_bar(artifact.name) as progress:
         path = Path(directory, "artifact")
         client.download(task_id, artifact.name, path, progress, verify=verify)
         with path.open("rb") as file:

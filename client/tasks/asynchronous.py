@@ -24,13 +24,14 @@ from client.tasks.calls import (
 )
 from client.tasks.download import CHUNK_BYTES, Batch, Download, Fetched, Progress, unwatched
 from client.tasks.executing import Executed, Executing, Output
+from client.tasks.files import AsyncMachineFiles
 from client.tasks.reading import Answer, LogReading
 from client.tasks.replies import Artifact, ArtifactPage, Continued, LogLine, RunNetwork, Task, TaskPage
 from foundation.errors import ServiceUnavailable, TaskyardError
 from foundation.urls import without_credentials
 
 
-class AsyncTaskClient:
+class AsyncTaskClient(AsyncMachineFiles):
     """Task runs on one server; every method does what its namesake of ``TaskClient`` does."""
 
     def __init__(

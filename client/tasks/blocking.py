@@ -23,13 +23,14 @@ from client.tasks.calls import (
 )
 from client.tasks.download import CHUNK_BYTES, Batch, Download, Fetched, Progress, unwatched
 from client.tasks.executing import Executed, Executing, Output
+from client.tasks.files import MachineFiles
 from client.tasks.reading import Answer, LogReading
 from client.tasks.replies import Artifact, ArtifactPage, Continued, LogLine, RunNetwork, Task, TaskPage
 from foundation.errors import ServiceUnavailable, TaskyardError
 from foundation.urls import without_credentials
 
 
-class TaskClient:
+class TaskClient(MachineFiles):
     """Task runs on one server. Refusals are raised as the errors of ``foundation.errors``, by their code.
 
     ``token`` is sent as a bearer token, for a server behind something that asks for one. No answer may take longer than

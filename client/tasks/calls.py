@@ -23,6 +23,7 @@ from client.tasks.replies import (
     TaskPage,
 )
 from foundation.errors import HostNotReady
+from foundation.service.files import exact, printable
 
 DEFAULT_SERVER = "http://localhost:8122"
 
@@ -34,6 +35,9 @@ TIMEOUT_SECONDS = 30.0
 _CONNECT_SECONDS = 5.0
 # The server says something at least every ten seconds while a log is followed.
 FOLLOW_TIMEOUT = httpx.Timeout(40.0, connect=_CONNECT_SECONDS)
+
+# A machine that works on many files says nothing meanwhile.
+_FILES_TIMEOUT = httpx.Timeout(660.0, connect=_CONNECT_SECONDS)
 
 _BASE = "/api/v1/tasks"
 
@@ -147,6 +151,27 @@ def download(task_id: str, name: str) -> Call:
     # Parts of dots only would be taken for directions.
     parts = ["%2E" * len(part) if part in {".", ".."} else quote(part, safe="") for part in name.split("/")]
     return Call("GET", f"{task_url(task_id)}/artifacts/{'/'.join(parts)}")
+
+
+def file_call(
+    method: str,
+    task_id: str,
+    what: str,
+    path: str | bytes | None,
+    params: Mapping[str, Any],
+    *,
+    reply: type[BaseModel] = Facts,
+    **options: Any,
+) -> Call:
+    """A request about files of a run's machine; parameters that are None are left out."""
+    given = {name: value for name, value in params.items() if value is not None}
+    if path is not None:
+        raw = path.encode() if isinstance(path, str) else path
+        coded = exact(raw)
+        given |= {"path": printable(raw)} if coded is None else {"path_base64": coded}
+    return Call(
+        method, f"{task_url(task_id)}/files/{what}", {"params": given, "timeout": _FILES_TIMEOUT, **options}, reply
+    )
 
 
 def health(path: str) -> Call:
