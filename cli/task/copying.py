@@ -100,7 +100,8 @@ def copy(
             else:
                 copier.send(str(goal.task_id), origin, goal)
         except OSError as error:
-            place = os.fsdecode(error.filename) if error.filename is not None else goal.shown
+            name = error.filename2 or error.filename
+            place = goal.shown if name is None else os.fsdecode(name)
             raise TaskyardError(f"'{place}': {error.strerror or error}.") from error
     copier.tell(goal)
 
@@ -283,7 +284,7 @@ class _Copier:
         from foundation.archives import Members
 
         with closing(self._client.download_archive(task_id, path, "tar", user=self._user)) as pieces:
-            yield Members(_Pieces(pieces))
+            yield Members(Pieces(pieces))
 
     def _leave_out(self, path: bytes) -> None:
         self._left_out.append(path.decode(errors="replace"))
@@ -293,7 +294,7 @@ class _Copier:
         self._told(self._done, self._size)
 
 
-class _Pieces:
+class Pieces:
     """Pieces as something to read from."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:

@@ -6,7 +6,8 @@ import asyncio
 import io
 import os
 import tarfile
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,26 @@ from foundation.service.files import (
 )
 from foundation.settings import Settings
 from tests.stand_ins.host_site import MACHINE, HostSite, host_site
-from tests.stand_ins.local_shell import LocalShell
+from tests.stand_ins.local_sshd import LocalGuestServer
+from tests.waiting import until
 
 USER = str(os.getuid())
 
 
 @pytest.fixture
-async def site(home: Path) -> AsyncIterator[HostSite]:
+def home() -> Iterator[Path]:
+    # A socket's name is short.
+    with tempfile.TemporaryDirectory(prefix="ty-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+async def site(home: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HostSite]:
     async with host_site(Settings(home=home, host_name="host-a")) as running:
-        shell = LocalShell()
-        running.machines.shells[MACHINE] = shell
+        guest = LocalGuestServer(tmp_path_factory.mktemp("guest"))
+        running.machines.shells[MACHINE] = guest.shell
         yield running
-        await asyncio.to_thread(shell.close)
+        await asyncio.to_thread(guest.close)
 
 
 async def ask(site: HostSite, method: str, parts: tuple[str, ...], asked: Any, content: Any = None) -> bytes:
@@ -128,8 +137,7 @@ async def test_who_leaves_in_the_middle_changes_nothing(site: HostSite, tmp_path
 
     with pytest.raises((RuntimeError, TaskyardError)):
         await ask(site, "PUT", CONTENT, WriteFile(path=os.fsencode(tmp_path / "file"), user=USER), broken())
-    await asyncio.to_thread(site.machines.shells[MACHINE].close)
-    assert below(tmp_path) == {"file": "before"}
+    await until(lambda: below(tmp_path) == {"file": "before"}, "the draft to go")
 
 
 async def test_a_name_that_is_no_text_is_told_so_that_it_can_be_asked_for(site: HostSite, tmp_path: Path) -> None:
