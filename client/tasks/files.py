@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import httpx
 
 from client.tasks.calls import Call, file_call
+from foundation.errors import ForeignServer
 from foundation.service.files import AllChanged, ArchiveFormat, Changed, Extracted, FileInfo, FileList, Files
 
 CHUNK_BYTES = 256 * 1024
@@ -30,8 +31,7 @@ class MachineFiles(ABC):
 
     def file_info(self, task_id: str, path: MachinePath, *, follow: bool = False, user: str | None = None) -> FileInfo:
         """What is known of a file; with ``follow``, of what a link leads to. Raises FileNotFound."""
-        found: FileInfo = Files.model_validate(self._send(info_call(task_id, path, follow, user))).files[0]
-        return found
+        return the_only(self._send(info_call(task_id, path, follow, user)))
 
     def list_files(
         self,
@@ -122,8 +122,7 @@ class AsyncMachineFiles(ABC):
         self, task_id: str, path: MachinePath, *, follow: bool = False, user: str | None = None
     ) -> FileInfo:
         """What is known of a file; with ``follow``, of what a link leads to. Raises FileNotFound."""
-        found: FileInfo = Files.model_validate(await self._send(info_call(task_id, path, follow, user))).files[0]
-        return found
+        return the_only(await self._send(info_call(task_id, path, follow, user)))
 
     async def list_files(
         self,
@@ -270,6 +269,13 @@ def unpack_call(
     """The request of ``upload_archive``."""
     params = {"format": form, "keep_owners": keep_owners or None, "user": user}
     return file_call("PUT", task_id, "archive", path, params, content=content, reply=Extracted)
+
+
+def the_only(answer: Any) -> FileInfo:
+    """The one file of an answer. Raises ForeignServer for an answer without one."""
+    for info in Files.model_validate(answer).files:
+        return info
+    raise ForeignServer("The server tells of no file; it is not Taskyard, or another version of it.")
 
 
 def pieces(content: Content) -> bytes | Iterable[bytes]:

@@ -15,7 +15,7 @@ from typing import IO, Literal, cast
 
 from foundation import archives
 from foundation.archives import Member, Members, Piece, Source
-from foundation.errors import ArchiveRefused, TaskyardError
+from foundation.errors import ArchiveRefused, GuestUnreachable, TaskyardError
 from foundation.service.files import ArchiveFormat, Extracted
 from machines.files import zip as zip_archives
 from machines.files.entry import Entry
@@ -81,7 +81,7 @@ def _result(exchange: Exchange, skipped: list[str]) -> Extracted:
     kind, content = exchange.frame(LONG_SECONDS)
     words = content.split(b"\0") if isinstance(content, bytes) else []
     if kind != "Z" or len(words) != 2 or not all(word.isdigit() and len(word) < 20 for word in words):  # noqa: PLR2004 -- two counts
-        raise TaskyardError("The guest does not say what it has laid out")
+        raise GuestUnreachable("The guest does not say what it has laid out; look at it")
     return Extracted(files=int(words[0]), size_bytes=int(words[1]), skipped=skipped)
 
 

@@ -56,12 +56,14 @@ _MEDIA_TYPES = {"tar": "application/x-tar", "tar.gz": "application/gzip", "zip":
 
 async def _info(request: Request) -> Response:
     asked, machine, files = await _entered(request, LookAt)
+    machine.note_access("files", f"Somebody looked at files as {asked.user}.")
     found = await machine.run(lambda: files.stat(asked.paths, follow=asked.follow))
     return _json(Files(files=found))
 
 
 async def _list(request: Request) -> Response:
     asked, machine, files = await _entered(request, ListFiles)
+    machine.note_access("files", f"Somebody looked at files as {asked.user}.")
     if asked.pattern is None:
         found = files.listed(asked.path, depth=asked.depth, most=asked.most)
     else:
