@@ -20,8 +20,9 @@ from cli.options import (
     shared_options,
     writes_data,
 )
-from cli.task import copying, inside, ports, reading, submission
+from cli.task import inside, ports, reading, submission
 from cli.task.batch import each_run
+from cli.task.files import copying
 from cli.task.network import network
 from cli.task.reading import Timeout, detachable, exit_by_outcome
 from foundation.errors import UsageError

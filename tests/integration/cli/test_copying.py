@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cli.task import commands, copying
+from cli.task import commands
+from cli.task.files import copying
 from foundation.archives import Member, head
 from foundation.errors import ArchiveRefused, FileNotFound, TaskyardError, WrongFileType
 from foundation.service.files import FileInfo

@@ -174,7 +174,7 @@ class _Copier:
             talk().print(f"Copied {self._done:,} bytes to {clean(goal.shown)}.", markup=False, soft_wrap=True)
 
     def _fetch_tree(self, task_id: str, origin: Place, goal: Place) -> None:
-        from cli.task import trees
+        from cli.task.files import trees
 
         root = os.path.normpath(goal.path)
         if os.path.isdir(goal.path):
@@ -188,7 +188,7 @@ class _Copier:
             self._left_out += members.skipped
 
     def _fetch_one(self, task_id: str, origin: Place, goal: Place, info: FileInfo) -> None:
-        from cli.task import trees
+        from cli.task.files import trees
 
         path = goal.path
         if os.path.isdir(path):
@@ -206,7 +206,7 @@ class _Copier:
         trees.write_file(path, pieces, self._moved, mode=int(info.mode, 8) & 0o777, modified_ns=modified)
 
     def _write_out(self, task_id: str, origin: Place, info: FileInfo) -> None:
-        from cli.task import trees
+        from cli.task.files import trees
         from foundation import archives
         from foundation.archives import Member
 
@@ -222,7 +222,7 @@ class _Copier:
         sys.stdout.flush()
 
     def _send_tree(self, task_id: str, origin: Place, goal: Place, found: FileInfo | None) -> None:
-        from cli.task import trees
+        from cli.task.files import trees
 
         if found is not None and found.type != "directory":
             raise WrongFileType(f"'{goal.shown}' is no directory; a directory does not go into a file.")
@@ -239,7 +239,7 @@ class _Copier:
         self._left_out += extracted.skipped
 
     def _send_one(self, task_id: str, origin: Place, goal: Place, found: FileInfo | None, *, is_link: bool) -> None:
-        from cli.task import trees
+        from cli.task.files import trees
 
         path = goal.path
         if found is not None and found.type == "directory":

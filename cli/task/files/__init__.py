@@ -1,0 +1,1 @@
+"""`sandbox task cp`: files of this host and of the machine of a run."""
