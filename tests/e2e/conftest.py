@@ -171,6 +171,7 @@ def site() -> Iterator[Site]:
         scenario=SCENARIOS,
         price_table=PRICES,
         anthropic_api_key=None,
+        sandbox_domain="sandbox.localhost",
         # Origins of these tests are on loopback, where runs reach what their rules name. A host's registries may be on
         # its own network, behind an authority of its own.
         egress_private_networks=["127.0.0.1/32", *addresses(rule.host for rule in registry_rules(Settings()))],
