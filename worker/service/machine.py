@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar, TypeVarTuple
+from functools import partial
+from typing import Any, TypeVar, TypeVarTuple
 from weakref import WeakValueDictionary
 
 from anyio import CapacityLimiter, to_thread
@@ -34,6 +37,32 @@ class Threads:
     def __init__(self) -> None:
         self.short = CapacityLimiter(_THREADS_FOR_EACH)
         self.lasting = CapacityLimiter(_THREADS_FOR_EACH)
+        self._left: set[asyncio.Future[Any]] = set()
+
+    async def abandonable(self, limiter: CapacityLimiter, function: Callable[[], _T]) -> _T:
+        """Call it in a thread of the limiter's. Who is cancelled does not wait for it; its thread is counted on."""
+        begun = threading.Event()
+
+        def call() -> _T:
+            begun.set()
+            return function()
+
+        work = asyncio.ensure_future(to_thread.run_sync(call, limiter=limiter))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if begun.is_set():
+                # A guest that takes nothing holds its caller's thread for as long as it likes: no more than these.
+                self._left.add(work)
+                work.add_done_callback(self._forget)
+            else:
+                work.cancel()
+            raise
+
+    def _forget(self, work: asyncio.Future[Any]) -> None:
+        self._left.discard(work)
+        if not work.cancelled():
+            work.exception()
 
 
 @dataclass(frozen=True)
@@ -62,7 +91,9 @@ class Machine:
         waits for its client, holds up others of its kind alone.
         """
         limiter = self.threads.lasting if lasting else self.threads.short
-        return await to_thread.run_sync(function, *arguments, limiter=limiter, abandon_on_cancel=abandoned)
+        if abandoned:
+            return await self.threads.abandonable(limiter, partial(function, *arguments))
+        return await to_thread.run_sync(function, *arguments, limiter=limiter)
 
     def note_access(self, kind: str, message: str) -> None:
         """Have the use in the run's log: ``kind`` is one of exec, shell, files and port, ``message`` a sentence."""
