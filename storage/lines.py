@@ -1,10 +1,12 @@
-"""From raw guest bytes to redacted lines, each with the raw byte offset at its end."""
+"""From a guest's raw bytes to redacted lines, each with the raw byte offset at its end, and to entries of the log."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from storage.redaction import Piece, Redactor
+from storage.segments import Draft, GuestStream
 
 MAX_LINE_BYTES = 256 * 1024
 # A UTF-8 sequence has at most three bytes after its first.
@@ -90,3 +92,41 @@ class LineAssembler:
         self._lines.append(Line(bytes(self._line), self._end))
         self._line.clear()
         self._raw = 0
+
+
+class GuestFile:
+    """One guest file as a writer sees it: stored up to ``stored``, fed up to ``fed``, the raw bytes between held."""
+
+    def __init__(self, redactor: Redactor, offset: int) -> None:
+        self._redactor = redactor
+        self.stored = offset
+        self._held = bytearray()
+        self._lines = LineAssembler(redactor, offset)
+
+    @property
+    def fed(self) -> int:
+        return self.stored + len(self._held)
+
+    def feed(self, stream: GuestStream, data: bytes) -> list[Draft]:
+        self._held += data
+        return self._drafts(stream, self._lines.feed(data))
+
+    def finish(self, stream: GuestStream) -> list[Draft]:
+        return self._drafts(stream, self._lines.finish())
+
+    def keep_from(self, stored: int) -> None:
+        del self._held[: stored - self.stored]
+        self.stored = stored
+
+    def restart(self, stream: GuestStream, stored: int, *, finish: bool) -> list[Draft]:
+        """Begin again behind what another writer stored, with the bytes held from there on."""
+        rest = bytes(self._held[stored - self.stored :])
+        self.stored = stored
+        self._held = bytearray()
+        self._lines = LineAssembler(self._redactor, stored)
+        drafts = self.feed(stream, rest)
+        return drafts + self.finish(stream) if finish else drafts
+
+    def _drafts(self, stream: GuestStream, lines: list[Line]) -> list[Draft]:
+        now = datetime.now(UTC)
+        return [Draft(now, stream, line.data.decode(errors="replace"), line.end) for line in lines]

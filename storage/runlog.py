@@ -14,13 +14,12 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from foundation.errors import Conflict
 from storage.bucket import ObjectStore
 from storage.layout import Place
-from storage.lines import Line, LineAssembler
+from storage.lines import GuestFile
 from storage.live.journal import Journal
 from storage.reader import entries_since, read_entries, tail
 from storage.redaction import Redactor
@@ -64,7 +63,8 @@ class RunLogWriter:
     begun, after which this one is of no use.
 
     ``journal`` has what writers of this host told before; ``tell`` gets the entries from an id on, as lines. With
-    ``live`` it gets them before they are stored, else when they are.
+    ``live`` it gets them before they are stored, else when they are. ``aside`` carries out a call in another thread, so
+    that what comes is told while a segment is on its way to the bucket; what the bucket says is raised by a later call.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class RunLogWriter:
         journal: Journal | None = None,
         tell: Callable[[int, Sequence[bytes]], None] = lambda _first, _lines: None,
         live: bool = False,
+        aside: Callable[[Callable[[], None]], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bucket = bucket
@@ -86,9 +87,14 @@ class RunLogWriter:
         self._live = live and journal is not None
         self._clock = clock
         self._token = secrets.token_hex(8)
+        self._aside = aside
         self._lock = threading.RLock()
+        # Whether a segment is being stored aside, and what went wrong with the last one.
+        self._storing = False
+        self._stored = threading.Condition(self._lock)
+        self._failure: Exception | None = None
         self._end: ChainEnd | None = None
-        self._files: dict[GuestStream, _GuestFile] = {}
+        self._files: dict[GuestStream, GuestFile] = {}
         self._pending: list[Draft] = []
         self._pending_bytes = 0
         # The segment that is being put: repeated unchanged until it is known whether it was stored.
@@ -108,11 +114,13 @@ class RunLogWriter:
         What a writer of this host has told is not forgotten: it is stored now, as it was told.
         """
         with self._lock:
+            self._await_stored()
+            self._failure = None
             self._pending.clear()
             self._pending_bytes = 0
             self._sent = None
             self._end = end = self._recover()
-            self._files = {stream: _GuestFile(self._redactor, end.offsets.get(stream, 0)) for stream in GUEST_STREAMS}
+            self._files = {stream: GuestFile(self._redactor, end.offsets.get(stream, 0)) for stream in GUEST_STREAMS}
             self._start_merge()
             return {stream: file.stored for stream, file in self._files.items()}
 
@@ -205,6 +213,11 @@ class RunLogWriter:
                     self._add(file.finish(stream))
             self._store()
 
+    def settle(self) -> None:
+        """Wait until nothing is on its way to the bucket any more. What was not stored is not."""
+        with self._lock:
+            self._await_stored()
+
     def _ready(self) -> None:
         if self._end is None:
             self.resume()
@@ -227,27 +240,80 @@ class RunLogWriter:
                 self._told = last
 
     def _store_if_due(self) -> None:
+        self._raise_failure()
         first = self._flushed_at is None
         if self._pending and (
             first or self._pending_bytes >= FLUSH_BYTES or self._clock() - (self._flushed_at or 0) >= FLUSH_SECONDS
         ):
-            self._store()
+            if first or self._aside is None:
+                self._store()
+            elif not self._storing:
+                self._storing = True
+                try:
+                    self._aside(self._store_one)
+                except RuntimeError:
+                    # Nobody carries out anything any more: the process is about to end.
+                    self._storing = False
+                    self._store()
 
     def _store(self) -> None:
-        while self._pending:
-            if self._end is None:
-                return
-            if self._journal is not None:
-                self._journal.check(self._token)
-            if self._sent is None:
-                self._sent = encode_segment(self._token, self._end, self._pending, reserve=self._reserve)
-            segment, body = self._sent
-            key = self._place.segment_key(segment.first)
-            if not self._bucket.put(key, body, if_absent=True, content_type=NDJSON):
-                segment, body = segment_after(self._bucket, self._place, self._end)
-            self._go_on_behind(segment, body)
+        self._await_stored()
+        self._raise_failure()
+        while (prepared := self._prepared()) is not None:
+            self._go_on_behind(*self._put(*prepared))
         self._flushed_at = self._clock()
         self._merge_if_due()
+
+    def _store_one(self) -> None:
+        """Store what is held now, in a thread of its own: what comes meanwhile goes into a later segment."""
+        try:
+            own = False
+            while not own:
+                with self._lock:
+                    prepared = self._prepared()
+                if prepared is None:
+                    break
+                segment, body = self._put(*prepared)
+                with self._lock:
+                    own = segment.writer == self._token
+                    self._go_on_behind(segment, body)
+            self._flushed_at = self._clock()
+            # Nobody else stores meanwhile.
+            self._merge_if_due()
+        except Exception as error:  # noqa: BLE001 -- raised by the next call
+            self._failure = error
+        finally:
+            with self._lock:
+                self._storing = False
+                self._stored.notify_all()
+
+    def _await_stored(self) -> None:
+        """Wait for the segment that is on its way, with the lock let go. The bucket's own limits bound it."""
+        while self._storing:
+            # With a limit, so that an exception raised in this thread is not held up.
+            self._stored.wait(1.0)
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _prepared(self) -> tuple[ChainEnd, Segment, bytes] | None:
+        """The segment that comes next, behind the end of the log; None when nothing is held."""
+        if not self._pending or self._end is None:
+            return None
+        if self._journal is not None:
+            self._journal.check(self._token)
+        if self._sent is None:
+            self._sent = encode_segment(self._token, self._end, self._pending, reserve=self._reserve)
+        return self._end, *self._sent
+
+    def _put(self, end: ChainEnd, segment: Segment, body: bytes) -> tuple[Segment, bytes]:
+        """Store a segment; gives it, or the one that another writer has put in its place."""
+        key = self._place.segment_key(segment.first)
+        if self._bucket.put(key, body, if_absent=True, content_type=NDJSON):
+            return segment, body
+        return segment_after(self._bucket, self._place, end)
 
     def _go_on_behind(self, segment: Segment, body: bytes) -> None:
         """Take a stored segment, of this writer or of another, as the new end of the log."""
@@ -291,8 +357,11 @@ class RunLogWriter:
             # Somebody writes who does not know this one: from now on it tells what the bucket has.
             self._live = False
         self._reserved = segment.reserved if self._live else 0
-        if own and self._journal is not None and self._told == segment.last:
-            self._journal.cut(self._token)
+        if own and self._journal is not None:
+            kept = self._pending[: self._told - segment.last]
+            self._journal.cut(
+                self._token, [entry_line(number, each) for number, each in enumerate(kept, segment.last + 1)]
+            )
 
     @property
     def _reserve(self) -> int:
@@ -312,44 +381,6 @@ class RunLogWriter:
 
 def _same_event(one: Draft, other: Draft) -> bool:
     return one.stream == other.stream == "event" and one.data == other.data
-
-
-class _GuestFile:
-    """One guest file as a writer sees it: stored up to ``stored``, fed up to ``fed``, the raw bytes between held."""
-
-    def __init__(self, redactor: Redactor, offset: int) -> None:
-        self._redactor = redactor
-        self.stored = offset
-        self._held = bytearray()
-        self._lines = LineAssembler(redactor, offset)
-
-    @property
-    def fed(self) -> int:
-        return self.stored + len(self._held)
-
-    def feed(self, stream: GuestStream, data: bytes) -> list[Draft]:
-        self._held += data
-        return self._drafts(stream, self._lines.feed(data))
-
-    def finish(self, stream: GuestStream) -> list[Draft]:
-        return self._drafts(stream, self._lines.finish())
-
-    def keep_from(self, stored: int) -> None:
-        del self._held[: stored - self.stored]
-        self.stored = stored
-
-    def restart(self, stream: GuestStream, stored: int, *, finish: bool) -> list[Draft]:
-        """Begin again behind what another writer stored, with the bytes held from there on."""
-        rest = bytes(self._held[stored - self.stored :])
-        self.stored = stored
-        self._held = bytearray()
-        self._lines = LineAssembler(self._redactor, stored)
-        drafts = self.feed(stream, rest)
-        return drafts + self.finish(stream) if finish else drafts
-
-    def _drafts(self, stream: GuestStream, lines: list[Line]) -> list[Draft]:
-        now = datetime.now(UTC)
-        return [Draft(now, stream, line.data.decode(errors="replace"), line.end) for line in lines]
 
 
 __all__ = ["LogEntry", "RunLogWriter", "append_event", "entries_since", "read_entries", "seal", "tail"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,8 @@ from storage.segments import Draft
 # An old worker that is stopping lets go of its followers within seconds.
 _PATIENCE_SECONDS = 10.0
 _TRIES = 5
+# Segments that are on their way to the bucket at once, of different logs.
+_STORING = 32
 # A journal is needed until the next attempt of its run on this host.
 _KEPT_SECONDS = 7 * 24 * 3600.0
 
@@ -40,9 +43,11 @@ class HostLogs:
         self._patience = patience
         self._lock = threading.Lock()
         self._logs: dict[Place, _Log] = {}
+        self._threads: ThreadPoolExecutor | None = None
         self._attachment = ExitStack()
 
     def __enter__(self) -> Self:
+        self._threads = self._attachment.enter_context(ThreadPoolExecutor(_STORING, thread_name_prefix="log"))
         self._attachment.enter_context(attached_to(self._store, self))
         return self
 
@@ -56,14 +61,24 @@ class HostLogs:
         """The writer of a log, which tells its entries at once. One that was open is superseded."""
         with self._using(place) as log:
             with log.lock:
+                log.retire()
                 if log.journal is None:
                     log.journal = Journal.open(log.path, self._patience)
-                writer = RunLogWriter(self._store, place, redactor, journal=log.journal, tell=log.told.take, live=True)
+                writer = RunLogWriter(
+                    self._store,
+                    place,
+                    redactor,
+                    journal=log.journal,
+                    tell=log.told.take,
+                    live=True,
+                    aside=self._threads.submit if self._threads is not None else None,
+                )
                 log.writer = writer
             log.told.become(live=True)
             try:
                 yield writer
             finally:
+                writer.settle()
                 log.end(writer)
 
     def append(self, place: Place, draft: Draft) -> None:
@@ -134,6 +149,12 @@ class _Log:
         self.told = Told()
         self.journal: Journal | None = None
         self.writer: RunLogWriter | None = None
+
+    def retire(self) -> None:
+        """Let the open writer, if there is one, store nothing that the next one does not know of."""
+        if self.writer is not None and self.journal is not None:
+            self.journal.retire()
+            self.writer.settle()
 
     def end(self, writer: RunLogWriter) -> None:
         """Its writer has gone. The journal stays for who comes next, who can tell by it what was told."""

@@ -26,6 +26,8 @@ from storage.segments import ChainEnd, LogEntry
 
 # Beyond this, entries wait for the bucket.
 _MOST_BYTES = 2 * 1024 * 1024
+# A journal that never becomes empty, as something is told whenever something is stored, is written anew beyond this.
+_REWRITTEN_BYTES = 512 * 1024
 
 
 class Superseded(ServiceUnavailable):
@@ -69,6 +71,11 @@ class Journal:
             self._named = self._write(_named(writer))
             return told
 
+    def retire(self) -> None:
+        """Nobody tells until a writer begins: the one that did is superseded."""
+        with self._lock:
+            self._writer = ""
+
     def check(self, writer: str) -> None:
         """Return while ``writer`` is the one that tells. Raises Superseded."""
         if self._writer != writer:
@@ -80,16 +87,34 @@ class Journal:
             self.check(writer)
             return self._named and self._write(b"".join(line + b"\n" for line in lines))
 
-    def cut(self, writer: str) -> None:
-        """Forget all entries: the bucket has them. Raises Superseded."""
+    def cut(self, writer: str, kept: Sequence[bytes] = ()) -> None:
+        """Forget all entries but those ``kept``, its last: the bucket has them. Raises Superseded."""
         with self._lock:
             self.check(writer)
-            self._named = False
             try:
-                os.ftruncate(self._descriptor, 0)
+                if not kept:
+                    self._named = False
+                    os.ftruncate(self._descriptor, 0)
+                    self._named = self._write(_named(writer))
+                elif os.fstat(self._descriptor).st_size > _REWRITTEN_BYTES:
+                    self._replace(_named(writer) + b"".join(line + b"\n" for line in kept))
             except OSError:
                 return
-            self._named = self._write(_named(writer))
+
+    def _replace(self, body: bytes) -> None:
+        """Put a file with this content in the place of the journal, locked before anybody can find it."""
+        with ExitStack() as stack:
+            draft = self._path.with_name(f".{self._path.name}")
+            stack.callback(draft.unlink, missing_ok=True)
+            draft.unlink(missing_ok=True)
+            lock = stack.enter_context(ExitStack())
+            lock.enter_context(held(draft, patience=0))
+            descriptor = os.open(draft, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+            lock.callback(os.close, descriptor)
+            if os.write(descriptor, body) == len(body):
+                draft.replace(self._path)
+                before, self._held, self._descriptor = self._held, lock.pop_all(), descriptor
+                before.close()
 
     def close(self, *, remove: bool = False) -> None:
         """Let go of it; with ``remove`` for good: nothing in it is needed any more."""

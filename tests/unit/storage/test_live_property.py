@@ -80,8 +80,9 @@ class Reader:
 class World:
     """One agent's files, followed by a host whose process may die at any of its reads and writes."""
 
-    def __init__(self, files: dict[str, bytes], directory: Path) -> None:
+    def __init__(self, files: dict[str, bytes], directory: Path, *, aside: bool) -> None:
         self.files = files
+        self.aside = aside
         self.directory = directory
         self.bucket = MemoryBucket()
         self.clock = Clock()
@@ -156,6 +157,7 @@ class World:
         try:
             writer = self.stack.enter_context(self.logs.open(TASK, REDACTOR))
             writer._clock = self.clock
+            writer._aside = (lambda store: store()) if self.aside else None
             self.positions = writer.resume()
         except BucketUnavailable:
             return self.again()
@@ -229,11 +231,12 @@ class World:
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(_sources, _sources, _steps, _losses, st.integers(1, 6), st.integers(2, 20))
-def test_followers_get_every_entry_once_from_host_and_bucket(out, error, steps, losses, every, reserved):
+@given(_sources, _sources, _steps, _losses, st.integers(1, 6), st.integers(2, 20), st.booleans())
+def test_followers_get_every_entry_once_from_host_and_bucket(out, error, steps, losses, every, reserved, aside):
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(runlog, "RESERVED_IDS", reserved)
-        world = World({"stdout": out, "stderr": error}, Path(directory) / "live")
+        patch.setattr(journal, "_REWRITTEN_BYTES", 200)
+        world = World({"stdout": out, "stderr": error}, Path(directory) / "live", aside=aside)
         write, truncate = os.write, os.ftruncate
         patch.setattr(journal.os, "write", lambda *given: (world.pass_by(), write(*given), world.pass_by())[1])
         patch.setattr(journal.os, "ftruncate", lambda *given: (truncate(*given), world.pass_by())[0])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
 from foundation.errors import BucketUnavailable, Conflict
 from storage import runlog
+from storage.live.host import HostLogs
 from storage.runlog import append_event, read_entries
 from tests.stand_ins.memory_bucket import (
     REDACTOR,
@@ -150,3 +152,53 @@ def test_events_from_beside_neither_stop_the_writer_nor_get_lost():
     writer.close()
     assert stored(bucket, "stdout") == "".join(f"{number:02d}\n" for number in range(20))
     assert stored(bucket, "event").count("n") == 20
+
+
+def test_entries_are_told_while_a_segment_is_on_its_way(tmp_path):
+    bucket = MemoryBucket()
+    arriving, arrived = threading.Event(), threading.Event()
+    puts: list[str] = []
+
+    def slowly(action: str, key: str) -> None:
+        if action == "put":
+            puts.append(key)
+            arriving.set()
+            assert arrived.wait(5)
+
+    with HostLogs(bucket, tmp_path) as logs, logs.open(TASK, REDACTOR) as writer, logs.listening(TASK) as told:
+        writer._clock = clock = Clock()
+        writer.feed("stdout", b"one\n", 0)
+        bucket.before = slowly
+        clock.now += 1
+        writer.feed("stdout", b"two\n", 4)
+        assert arriving.wait(30)
+        clock.now += 1
+        writer.feed("stdout", b"three\n", 8)
+        writer.flush()
+        assert len(told.after(0, 10) or []) == 3
+        assert [entry.data for entry in read_entries(bucket, TASK)] == ["one\n"]
+        arrived.set()
+        writer.flush(force=True)
+        assert [entry.data for entry in read_entries(bucket, TASK)] == ["one\n", "two\n", "three\n"]
+        assert puts == [TASK.segment_key(2), TASK.segment_key(3)]
+
+
+def test_what_the_bucket_refuses_aside_is_raised_by_a_later_call_and_not_lost(tmp_path):
+    bucket = MemoryBucket()
+
+    def fail(action: str, _key: str) -> None:
+        if action == "put":
+            bucket.before = lambda _action, _key: None
+            raise BucketUnavailable("away")
+
+    with HostLogs(bucket, tmp_path) as logs, logs.open(TASK, REDACTOR) as writer:
+        writer._clock = clock = Clock()
+        writer.feed("stdout", b"one\n", 0)
+        bucket.before = fail
+        clock.now += 1
+        writer.feed("stdout", b"two\n", 4)
+        writer.settle()
+        with pytest.raises(BucketUnavailable):
+            writer.flush()
+        writer.flush(force=True)
+    assert [entry.data for entry in read_entries(bucket, TASK)] == ["one\n", "two\n"]
