@@ -148,7 +148,8 @@ class Members:
             try:
                 with _readable():
                     info = tar.next()
-            except ArchiveRefused:
+            except TaskyardError:
+                # That the stream is cut off is what follows from it.
                 raise_failure(tar.pax_headers)
                 raise
             raise_failure(tar.pax_headers)

@@ -92,7 +92,8 @@ class MachineFiles(ABC):
     ) -> Generator[bytes, None, None]:
         """What is in a directory, or a file, as an archive, in pieces. Only one that ends without an error is whole."""
         with self._open(pack_call(task_id, path, form, user)) as response:
-            yield from response.iter_bytes(CHUNK_BYTES)
+            # As they come: what came before it broke off may say why.
+            yield from response.iter_bytes()
 
     def upload_archive(
         self,
@@ -184,7 +185,7 @@ class AsyncMachineFiles(ABC):
     ) -> AsyncGenerator[bytes, None]:
         """What is in a directory, or a file, as an archive, in pieces. Only one that ends without an error is whole."""
         async with self._open(pack_call(task_id, path, form, user)) as response:
-            async for piece in response.aiter_bytes(CHUNK_BYTES):
+            async for piece in response.aiter_bytes():
                 yield piece
 
     async def upload_archive(

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 import anyio
+import structlog
 from anyio import CancelScope, from_thread
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
@@ -41,6 +42,7 @@ from machines.files.archives import packed, unpack
 from machines.files.guest_files import GuestFiles, OpenFile, Unreadable, Written
 from worker.service.machine import Machine, admission_of, machine_of
 
+_log = structlog.get_logger("service")
 _M = TypeVar("_M", bound=BaseModel)
 
 # A client that sends nothing of a body for so long is not waited for.
@@ -219,6 +221,9 @@ class _Streamed(StreamingResponse):
     async def __call__(self, *arguments: Any) -> None:
         try:
             await super().__call__(*arguments)
+        except TaskyardError as error:
+            # It has begun: that it does not end is all that can be told.
+            _log.warning("an answer was cut off", machine=self._machine.id, code=error.code, message=error.message)
         finally:
             await _shielded(self._machine, self._close)
 
