@@ -13,6 +13,14 @@ from foundation.urls import without_credentials
 # Chatty at INFO about things that say nothing to an operator.
 _QUIET = ("httpx", "httpcore", "paramiko", "asyncio", "urllib3", "qemu.qmp", "uvicorn.access", "hpack")
 
+# What libraries say of each case, at whatever level, though whoever asked is told: how often, a guest or a client
+# decides. Of connections to machines there are notes of their own.
+_SAID_TO_THE_ASKER = (
+    ("paramiko.transport", "Secsh channel "),
+    ("uvicorn.error", "ASGI callable returned without completing "),
+    ("uvicorn.error", ' - "WebSocket /v1/machines/'),
+)
+
 
 def configure_logs(log_format: Literal["text", "json"], process: str, level: int = logging.INFO) -> None:
     """Send every record of this process to stderr, in one format and with the process's name.
@@ -52,8 +60,15 @@ def configure_logs(log_format: Literal["text", "json"], process: str, level: int
             # Their own handlers would print every line twice.
             logging.getLogger(name).handlers.clear()
             logging.getLogger(name).propagate = True
+    for name in {name for name, _ in _SAID_TO_THE_ASKER}:
+        logging.getLogger(name).addFilter(_is_news)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    said = record.getMessage()
+    return not any(record.name == name and part in said for name, part in _SAID_TO_THE_ASKER)
 
 
 def _renderers(log_format: Literal["text", "json"]) -> list[structlog.types.Processor]:

@@ -12,11 +12,12 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from api.machines.hosts import Find, Hosts, Params
-from foundation.errors import HostUnreachable, TaskyardError
+from foundation.errors import HostUnreachable, PayloadTooLarge, TaskyardError
 from foundation.service.refusals import NORMAL, as_frame, close_code, close_reason
 from foundation.service.tokens import Purpose
 
 _OWN_CODES = range(3000, 5000)
+_TOO_BIG = 1009
 
 
 async def relay(
@@ -65,6 +66,8 @@ async def _tie(socket: WebSocket, upstream: ClientConnection) -> None:
             task.cancel()
         await asyncio.gather(inward, outward, return_exceptions=True)
     code = upstream.close_code
+    if code == _TOO_BIG:
+        raise PayloadTooLarge("A frame may have 1 MiB at most; send more in several.")
     if code is None or (code != NORMAL and code not in _OWN_CODES):
         raise HostUnreachable("The worker of the run's host went away; the run and its machine go on. Connect again.")
     with suppress(WebSocketDisconnect, RuntimeError):

@@ -95,3 +95,15 @@ async def test_bytes_pass_with_each_way_ending_by_itself(ports: PortSite) -> Non
         with pytest.raises(ConnectionClosed):
             await opened.recv()
         assert opened.close_code == 1000
+
+
+async def test_a_frame_that_is_too_large_is_told(ports: PortSite) -> None:
+    async def swallow(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with (
+        answering(swallow) as port,
+        connect(f"ws://127.0.0.1:{ports.port}/api/v1/tasks/{TASK}/connect/{port}") as opened,
+    ):
+        await opened.send(bytes(2**20 + 1))
+        assert json.loads(await opened.recv())["error"]["error"] == "payload_too_large"

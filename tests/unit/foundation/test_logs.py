@@ -67,3 +67,12 @@ def test_a_traceback_shows_no_local_variable(log_format: str, capsys: pytest.Cap
     shown = capsys.readouterr().err
     assert "ValueError" in shown
     assert "canary-5ce1" not in shown
+
+
+def test_what_guests_and_clients_cause_is_no_news(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs("text", "worker")
+    logging.getLogger("paramiko.transport").error("Secsh channel 4 open FAILED: : Connect failed")
+    logging.getLogger("uvicorn.error").error("ASGI callable returned without completing handshake.")
+    logging.getLogger("uvicorn.error").info('%s - "WebSocket %s" [accepted]', "", "/v1/machines/vm-1/connect/80")
+    logging.getLogger("paramiko.transport").error("Exception (client): it broke")
+    assert len(capsys.readouterr().err.splitlines()) == 1
