@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import ssl
@@ -105,8 +104,9 @@ class Entered:
         """The events of one type in the run's log, once it has one."""
 
         def found() -> list[dict[str, Any]]:
-            lines = [line for line in self.site.client.logs(self.id) if line.stream == "event" and line.data]
-            return [event for event in (json.loads(line.data or "") for line in lines) if event["type"] == kind]
+            return [
+                line.event for line in self.site.client.logs(self.id) if line.stream == "event" and line.type == kind
+            ]
 
         return list(until(found))
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(300)
 
 def test_who_follows_a_run_gets_every_entry_once_though_its_worker_is_killed(entered: Entered) -> None:
     client, stack = entered.site.client, entered.site.stack
-    begun = list(client.logs(entered.id))
+    answered = sum('"type":"result"' in (line.data or "") for line in client.logs(entered.id))
     seen: list[LogLine] = []
     enough = threading.Event()
 
@@ -25,12 +25,15 @@ def test_who_follows_a_run_gets_every_entry_once_though_its_worker_is_killed(ent
         with closing(client.logs(entered.id, follow=True)) as lines:
             for line in lines:
                 seen.append(line)
-                if enough.is_set() and "fourth" in (line.data or ""):
+                if enough.is_set() and said("fourth"):
                     return
 
-    def said(text: str, stream: str) -> bool:
-        new = [line for line in seen if line.id is not None and line.id > len(begun)]
-        return any(text in (line.data or "") for line in new if line.stream == stream)
+    def said(word: str) -> bool:
+        """Whether it was told that this message is with the agent."""
+        return any(f"The {word} message." in str(line.event.get("message")) for line in list(seen))
+
+    def answers() -> int:
+        return sum('"type":"result"' in (line.data or "") for line in list(seen))
 
     reader = threading.Thread(target=follow, daemon=True)
     reader.start()
@@ -38,12 +41,11 @@ def test_who_follows_a_run_gets_every_entry_once_though_its_worker_is_killed(ent
         client.message(entered.id, f"The {word} message.")
         if word != "third":
             # With the event of the delivery: the answer is being written when the worker dies.
-            until(lambda word=word: said(word, "event"), 120)
+            until(lambda word=word: said(word), 120)
             worker = stack.pids()["worker"]
             os.kill(worker, signal.SIGKILL)
             until(lambda worker=worker: stack.pids().get("worker", worker) != worker, 60)
-    until(lambda: said("third", "event"), 120)
-    until(lambda: sum('"type":"result"' in (line.data or "") for line in seen if line.stream == "stdout") >= 4, 120)
+    until(lambda: answers() == answered + 3, 120)
     enough.set()
     client.message(entered.id, "The fourth message.")
     reader.join(120)

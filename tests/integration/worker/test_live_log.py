@@ -14,9 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from api.machines.hosts import Hosts, MachineReference
 from api.runs.live_log import HostedLogs
-from foundation.errors import BucketUnavailable
+from foundation.errors import BucketUnavailable, InvalidParameter, NotFound, Unauthorized
+from foundation.service.paths import log_path
+from foundation.service.tokens import Purpose
 from foundation.settings import Settings
 from storage.bucket import Bucket
 from storage.follower import LiveNews, RunLogFollowers
@@ -27,6 +31,8 @@ from storage.redaction import Redactor
 from storage.runlog import append_event, read_entries, seal
 from storage.segments import LogEntry
 from tests.servers import S3Server
+from tests.stack_settings import isolated_settings
+from tests.stand_ins.host_site import host_site
 from worker.service.server import HostService
 
 RUN = TASKS.place("run-1")
@@ -177,3 +183,30 @@ async def test_300_followers_get_every_entry_once_while_host_and_bucket_are_kill
     assert [number for number, seen in enumerate(clients.seen) if seen != entries] == []
     # Much of it came from the host, before the bucket had it.
     assert heard.entries > LINES / 3
+
+
+async def test_a_host_tells_its_logs_to_servers_alone_and_of_what_it_has(tmp_path: Path):
+    async with host_site(isolated_settings(tmp_path)) as site:
+        name, subject = site.settings.host_name, RUN.prefix.rstrip("/")
+
+        async def asked(subject: str, purpose: Purpose, **params: str) -> bytes:
+            path = log_path(RUN.prefix.rstrip("/"))
+            async with site.hosts.request(name, subject, purpose, "GET", path, params=params) as response:
+                return await anext(response.aiter_raw(), b"")
+
+        with pytest.raises(NotFound):
+            await asked(subject, "log")
+        with HostLogs(site.bucket, tmp_path / "journals") as logs, logs.open(RUN, Redactor(SECRETS)) as writer:
+            for number in range(3):
+                writer.event({"n": number, "secret": SECRETS["TOKEN"]})
+            with pytest.raises(Unauthorized):
+                await asked(subject, "files")
+            with pytest.raises(Unauthorized):
+                await asked("tasks/another", "log")
+            for after in ("x", "-1", "9" * 40):
+                with pytest.raises(InvalidParameter):
+                    await asked(subject, "log", after=after)
+            state, *lines = (await asked(subject, "log", after="1")).splitlines()
+            assert state == b'{"live": true}'
+            assert [LogEntry.model_validate_json(line).id for line in lines] == [2, 3]
+            assert SECRETS["TOKEN"].encode() not in b"".join(lines)
