@@ -23,6 +23,7 @@ from benchmarks.cases import (
     throughput,
     workspace_disk,
 )
+from benchmarks.cases.streams import host_streams
 from benchmarks.lab import Lab
 from benchmarks.measurements import CaseResult, make_result, now
 from foundation.errors import InvalidParameter
@@ -44,6 +45,7 @@ CASES: tuple[Case, ...] = (
     status.CASE,
     list_runs.CASE,
     throughput.CASE,
+    host_streams.CASE,
 )
 
 _QUIET_PERCENT = 20.0

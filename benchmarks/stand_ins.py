@@ -58,7 +58,7 @@ async def stand_in_worker(
 
     ``held`` agents are at work for as long as the block lasts.
     """
-    stand_ins = StandIns(client, host_queue(settings), held=held)
+    stand_ins = StandIns(client, settings.host_name, host_queue(settings), held=held)
     chosen = stand_ins.by_name() | dict(instead or {})
     work = placed(chosen)
     async with (
@@ -78,8 +78,9 @@ class StandIns:
     one is at work until ``let_go``, and sends heartbeats.
     """
 
-    def __init__(self, client: Client, queue: str, *, held: bool) -> None:
+    def __init__(self, client: Client, host: str, queue: str, *, held: bool) -> None:
         self._client = client
+        self._host = host
         self._queue = queue
         self._closed: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._over = asyncio.Event()
@@ -106,7 +107,7 @@ class StandIns:
     @activity.defn(name=steps.RESERVE.name)
     async def reserve(self, request: ReserveRequest) -> Lease:
         """A lease of this host."""
-        return Lease(machine_id=request.machine_id, host="here", task_queue=self._queue)
+        return Lease(machine_id=request.machine_id, host=self._host, task_queue=self._queue)
 
     @activity.defn(name=steps.STAGE.name)
     async def stage(self, _: StageRequest) -> StageResult:

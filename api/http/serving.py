@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
 
 from foundation.settings import Settings
 
@@ -22,11 +25,21 @@ _BACKLOG = 2048
 _UNSENT_BYTES = 128 * 1024
 
 
+class _WebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's, which cannot close one that is just being closed, and leaves the server's end unfinished then."""
+
+    def shutdown(self) -> None:
+        with suppress(InvalidState):
+            super().shutdown()
+        self.transport.close()
+
+
 def make_server(app: ASGIApp) -> uvicorn.Server:
     """The HTTP and WebSocket server of the application, for ``serve(sockets=listening(settings))``."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
+            ws=_WebSocket,
             log_config=None,
             timeout_graceful_shutdown=_GRACE_SECONDS,
             timeout_keep_alive=IDLE_SECONDS,

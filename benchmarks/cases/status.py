@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 import httpx
@@ -18,6 +18,7 @@ from benchmarks.stand_ins import manifest, stand_in_worker
 from cli.stack.up import Stack
 from foundation.engine import connect_engine
 from foundation.errors import TaskyardError
+from worker.registry import Activity
 from workflows.names import RUNS, STATUS
 from workflows.runs.messages import TaskStatus
 from workflows.runs.states import TaskState
@@ -34,7 +35,7 @@ def _open(lab: Lab) -> Iterator[Sides]:
 
 
 async def _ours(lab: Lab) -> Run:
-    async with _live_run(lab) as (_, http, task_id):
+    async with live_run(lab) as (_, http, task_id):
 
         async def read() -> str:
             task = (await http.get(f"/api/v1/tasks/{task_id}")).raise_for_status().json()
@@ -46,7 +47,7 @@ async def _ours(lab: Lab) -> Run:
 
 
 async def _by_hand(lab: Lab) -> Run:
-    async with _live_run(lab) as (client, _, task_id):
+    async with live_run(lab) as (client, _, task_id):
         run = client.get_workflow_handle(RUNS.workflow_id(task_id))
 
         async def read() -> str:
@@ -58,12 +59,14 @@ async def _by_hand(lab: Lab) -> Run:
 
 
 @asynccontextmanager
-async def _live_run(lab: Lab) -> AsyncIterator[tuple[Client, httpx.AsyncClient, str]]:
+async def live_run(
+    lab: Lab, instead: Mapping[str, Activity] | None = None
+) -> AsyncIterator[tuple[Client, httpx.AsyncClient, str]]:
     """A run whose agent is at work for as long as the block lasts."""
     client = await connect_engine(lab.settings)
     async with (
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{lab.settings.api_port}", timeout=60) as http,
-        stand_in_worker(lab.settings, client, held=True),
+        stand_in_worker(lab.settings, client, held=True, instead=instead),
     ):
         reply = await http.post("/api/v1/tasks", json=manifest())
         task_id = str(reply.raise_for_status().json()["task_id"])

@@ -136,7 +136,7 @@ async def work(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     client, bucket = await connect_engine(settings), Bucket(settings)
-    stand_ins = StandIns(client, host_queue(settings), held=False)
+    stand_ins = StandIns(client, settings.host_name, host_queue(settings), held=False)
     agents = Agents(settings, client, bucket)
     real = {steps.FINISH.name: Finish(bucket).finish_run}
     work = placed(stand_ins.by_name() | agents.by_name() | real)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ import uvicorn
 from starlette.routing import BaseRoute
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
 
 from foundation.errors import HostNotReady
 from foundation.service.paths import SOCKET
@@ -84,11 +86,17 @@ class _Connection(H11Protocol):
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
-    """uvicorn's, which takes a refusal for a handshake that was not completed, and has a line for each connection."""
+    """uvicorn's, which takes a refusal for a handshake that failed, and has a line for each connection."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.logger = _quiet
+
+    def shutdown(self) -> None:
+        # One that is just being closed cannot be closed once more, which would end the end of all others.
+        with suppress(InvalidState):
+            super().shutdown()
+        self.transport.close()
 
     async def send(self, message: Any) -> None:
         await super().send(message)
