@@ -8,9 +8,9 @@ import ssl
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Site:
     repository: str
     #: Where an origin at ``localhost`` is to have its certificates, whose authority the worker trusts.
     origin: Path
+    #: Runs that tests with the mark ``ahead`` have begun and not yet looked at: ids by name.
+    begun: dict[str, str] = field(default_factory=dict)
 
     def secret_file(self, name: str, text: str) -> Path:
         """A file that a secret may name."""
@@ -75,6 +77,11 @@ class Site:
     def submit(self, scenario: str, **parts: dict[str, Any]) -> str:
         """Submit; gives the task id."""
         return self.client.submit(self.manifest(scenario, **parts))
+
+    def see_begun_end(self) -> None:
+        """Wait for the ends of what was begun ahead, before something is done to the stack that is not meant for it."""
+        for task_id in self.begun.values():
+            self.client.wait(task_id)
 
     def artifact(self, task_id: str, name: str, into: Path) -> Path:
         target = into / name.replace("/", "_")
@@ -111,13 +118,13 @@ class Entered:
         return list(until(found))
 
 
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60.0, every: float = 0.5) -> Any:
     """What the condition gives once it gives something; fails the test when it does not in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if held := condition():
             return held
-        time.sleep(0.5)
+        time.sleep(every)
     pytest.fail(f"did not come true within {seconds:.0f} s: {condition}")
 
 
@@ -159,7 +166,7 @@ def trusting(directory: Path, pem: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def site() -> Iterator[Site]:
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     """One stack for all tests of the session; nothing of it is left afterwards."""
     home = Path(tempfile.mkdtemp(prefix="ty-e2e-"))
     os.environ |= {"CANARY": CANARY, "GITHUB_TOKEN": GITHUB_TOKEN}
@@ -168,6 +175,8 @@ def site() -> Iterator[Site]:
     settings = isolated_settings(
         home,
         image_dir=Settings().images,
+        # Most of what is begun ahead waits, and holds nobody up.
+        cpu_overcommit=8,
         scenario=SCENARIOS,
         price_table=PRICES,
         anthropic_api_key=None,
@@ -186,20 +195,45 @@ def site() -> Iterator[Site]:
         Stack(settings) as stack,
         TaskClient(f"http://127.0.0.1:{settings.api_port}") as client,
     ):
-        yield Site(stack, settings, client, url, origin)
+        running = Site(stack, settings, client, url, origin)
+        for mark in _ahead(request.session.items):
+            running.begun.update(mark.kwargs["begin"](running))
+        yield running
     host = MachineHost(settings)
-    machines = [record.id for record in host.records()]
-    for machine in machines:
-        host.destroy(machine)
+    unseen = {f"task-{task_id}" for task_id in running.begun.values()}
+    machines = [record.id for record in host.records() if record.owner_workflow not in unseen]
+    for record in host.records():
+        host.destroy(record.id)
     left = processes_of(home)
     shutil.rmtree(home)
     shutil.rmtree(settings.sockets, ignore_errors=True)
     assert (machines, left) == ([], [])
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _begin_ahead(request: pytest.FixtureRequest) -> None:
+    """Begin what is to be begun ahead before the first test, whether that one needs the stack or not."""
+    if _ahead(request.session.items):
+        request.getfixturevalue("site")
+
+
+def _ahead(items: Sequence[pytest.Item]) -> list[pytest.Mark]:
+    return [mark for item in items for mark in item.iter_markers("ahead")]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What was begun ahead is looked at when all else is done. Before come those who may end parts of the stack."""
+
+    def place(item: pytest.Item) -> int:
+        return 2 if _ahead([item]) else "entered" in getattr(item, "fixturenames", ())
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def entered(site: Site) -> Iterator[Entered]:
     """One run and its machine for all tests of the way into a machine. They leave it as they have found it."""
+    site.see_begun_end()
     lasting = {"timeout": "2h", "hang_timeout": "2h"}
     task_id = site.submit("open session", claude={"headless": False}, lifecycle=lasting)
     until(lambda: any("Answer 1." in (line.data or "") for line in site.client.logs(task_id)), 300)

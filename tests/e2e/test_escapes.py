@@ -76,7 +76,7 @@ def test_what_a_guest_sends_goes_nowhere_and_is_told(guest: Guest, loopback: Loo
             return any(all(word in reason for word in words) for reason in told)
 
         with suppress(pytest.fail.Exception):
-            until(is_told, 10)
+            until(is_told, 10, every=0.05)
         assert is_told(), told
 
 

@@ -26,6 +26,11 @@ def test_the_quick_reference_from_top_to_bottom(site: Site, tmp_path: Path) -> N
     by_curl, by_cli = pages.section("submit")
     task_id = json.loads(run(by_curl).out)["task_id"]
     until(lambda: site.client.get(task_id).state == "running", 240)
+    # A program of its own, whose run goes on beside this one.
+    (tmp_path / "example").mkdir()
+    beside = SeedPages(site.settings, tmp_path / "example")
+    beside.put_manifest(site.repository, added=PATTERNS)
+    example = beside.start_example()
     following = [pages.start(command, task_id) for command in pages.section("follow")]
     events = pages.start_events(task_id)
     for command in pages.section("look"):
@@ -45,9 +50,9 @@ def test_the_quick_reference_from_top_to_bottom(site: Site, tmp_path: Path) -> N
         second = run(submit).out.strip()
         run(cancel, second)
         until(lambda second=second: site.client.get(second).state == "cancelled", 240)
-    example = good(pages.end(pages.start_example()))
-    assert "State: completed" in example.out
-    assert "Downloading report.md..." in example.out
+    shown = good(pages.end(example)).out
+    assert "State: completed" in shown
+    assert "Downloading report.md..." in shown
 
 
 def good(done: Done) -> Done:

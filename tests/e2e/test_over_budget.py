@@ -68,6 +68,7 @@ def test_a_run_is_continued_in_the_same_session_after_everything_was_restarted(s
     until(lambda: json.loads(records.read_text())["state"] == "paused", 120)
     assert json.loads(records.read_text())["holds_room"] is False
 
+    site.see_begun_end()
     before = {part: site.stack.pids()[part] for part in ("worker", "server", "temporal")}
     for pid in before.values():
         os.kill(pid, signal.SIGKILL)
