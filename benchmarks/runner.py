@@ -21,6 +21,7 @@ from benchmarks.cases import (
     status,
     task_run,
     throughput,
+    way_in,
     workspace_disk,
 )
 from benchmarks.cases.streams import host_streams
@@ -37,6 +38,7 @@ CASES: tuple[Case, ...] = (
     running_machine.EXEC,
     running_machine.PAUSE,
     running_machine.RESUME,
+    way_in.CASE,
     workspace_disk.WORKSPACE,
     workspace_disk.ARTIFACTS,
     task_run.CASE,

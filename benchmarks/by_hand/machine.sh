@@ -48,11 +48,18 @@ introduce_machine() {
     [[ $answer == ready ]]
 }
 
+connection=(-i client -o IdentitiesOnly=yes -o UserKnownHostsFile=known_hosts -o HostKeyAlias=guest
+    -o KexAlgorithms=curve25519-sha256 -o Ciphers=aes128-ctr -o MACs=hmac-sha2-256-etm@openssh.com
+    -o ControlMaster=auto -o ControlPath=mux -o ControlPersist=yes -o LogLevel=ERROR)
+
 # guest COMMAND: over one connection, opened by the first call.
 guest() {
-    ssh -i client -p "$PORT" -o IdentitiesOnly=yes -o UserKnownHostsFile=known_hosts -o HostKeyAlias=guest \
-        -o KexAlgorithms=curve25519-sha256 -o Ciphers=aes128-ctr -o MACs=hmac-sha2-256-etm@openssh.com \
-        -o ControlMaster=auto -o ControlPath=mux -o ControlPersist=yes -o LogLevel=ERROR "${GUEST_USER:-agent}@127.0.0.1" "$@"
+    ssh "${connection[@]}" -p "$PORT" "${GUEST_USER:-agent}@127.0.0.1" "$@"
+}
+
+# transfer: the commands of sftp that come on stdin, over the same connection.
+transfer() {
+    sftp -q -b - "${connection[@]}" -P "$PORT" "${GUEST_USER:-agent}@127.0.0.1" >/dev/null
 }
 
 # enter_machine: returns at the end of the first command over a new connection; fails when QEMU ends.

@@ -11,6 +11,9 @@ leave_machine
 mark counting
 save_machine paused
 mark paused
+# The machine that was paused here is lost with the host, until this has ended.
+sync root.qcow2
+mark on_disk
 
 rm console.log
 start_machine -loadvm paused
