@@ -10,7 +10,7 @@ restore_machine
 enter_machine
 guest "$SERVING"
 guest -O forward -L "127.0.0.1:$FORWARDED:127.0.0.1:$PORT_THERE"
-until curl -sf -o served "http://127.0.0.1:$FORWARDED/$SERVED"; do sleep 0.1; done
+until curl -sfI -o served "http://127.0.0.1:$FORWARDED/$SERVED"; do sleep 0.1; done
 head -c "$BYTES" /dev/urandom >file
 mark entered
 for ((number = 1; number <= TIMES; number++)); do

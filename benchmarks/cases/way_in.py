@@ -87,7 +87,7 @@ class Entered:
 def _open(lab: Lab) -> Iterator[Sides]:
     with restoring(lab, USUAL) as stand, _entered(lab) as machine:
         machine.host.connect(machine.id).run(_SERVING)
-        _await(lambda: machine.run(f"curl -sf -o /dev/null http://127.0.0.1:{_PORT}/file") == 0)
+        _await(lambda: machine.run(f"curl -sfI -o /dev/null http://127.0.0.1:{_PORT}/file") == 0)
         yield Sides(lambda: _ours(lab, machine), lambda: _by_hand(stand))
 
 
