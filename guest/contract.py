@@ -64,6 +64,8 @@ UNIT_GONE = "gone"
 
 #: Control groups of the processes that end with their clients: one for each connection, and in it one for each process.
 ATTACHED_GROUPS = "/sys/fs/cgroup/taskyard"
+#: In memory: for each connection a directory with the FIFOs by which shells and the program that starts them speak.
+ATTACHED_PLACES = "/run/taskyard-attached"
 
 # --- Figures ----------------------------------------------------------------------------------------------------------
 
@@ -129,7 +131,7 @@ IN_GUEST_FILES = (
     *(f"{MODEL_GATEWAY_ADDRESS} tcp dport {MODEL_GATEWAY_PORT} ", f" tcp sport {SSH_PORT} ", f"'{NAMES_NETWORK}'"),
     *(f"redirect to :{REDIRECT_PORT}\n", f"sockaddr_in {REDIRECT_PORT}, ", f" {NETWORK_ADDRESS}/{NETWORK_BITS} "),
     *(f"'{ROUTER_ADDRESS}'", f" {ROUTER_ADDRESS}\n", f" {GUEST_ADDRESS}/{NETWORK_BITS} ", f"dev {INTERFACE}\n"),
-    f'"{ATTACHED_GROUPS}"',
+    *(f'"{ATTACHED_GROUPS}"', f'"{ATTACHED_PLACES}"'),
     *(f"'{IDENTITY_PORT}'", f"/^{WORKSPACE_SERIAL}$/", f"/block/{ROOT_DISK}/"),
     *(f'"{READY}\\n"', f"'{ERROR} '", "split /\\t/", 'index $buffer, "\\0"'),
 )

@@ -1,9 +1,9 @@
 """Attached processes: each is a command on a channel of its own over the guest's one connection, and ends with it.
 
-In the guest each is a control group below that of this connection's guard, a program that waits for the connection's
-end. Whoever lets go of a process has the guard kill its group; when the connection breaks, as it does when this process
-dies, the guard kills all of them. So nothing of a process stays behind, whether or not it left its session or ignores
-signals, and however its client went.
+In the guest they are started and ended by one program for each connection (guest/commands/attached.pl), their guard,
+which waits for the connection's end. Each is in a control group of its own. Whoever lets go of a process has the guard
+kill its group; when the connection breaks, as it does when this process dies, the guard kills all of them. So nothing
+of a process stays behind, whether or not it left its session or ignores signals, and however its client went.
 
 What a process writes waits in the guest while it is not read here: the window of the channel is all that is kept.
 """
@@ -15,6 +15,7 @@ import resource
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,10 +24,10 @@ from weakref import WeakKeyDictionary
 
 import paramiko
 
-from foundation.errors import InvalidBody, MachineError, RateLimitExceeded, TaskyardError
+from foundation.errors import InvalidBody, MachineError, RateLimitExceeded
 from foundation.faults import Fault
 from foundation.service.processes import Limits, ProcessSpec
-from guest.contract import READY
+from guest.contract import ATTACHED_PLACES, READY
 from guest.programs import perl_command
 from machines.processes.channel import exit_signal, watch
 from machines.ssh import GuestShell
@@ -39,8 +40,8 @@ MOST = 32
 _START_SECONDS = 30.0
 _TELL_SECONDS = 5.0
 _CHUNK_BYTES = 128 * 1024
-# A variable of the environment holds 128 KiB.
-_VARIABLE_BYTES = 100_000
+# What is made in the guest beforehand.
+_PREPARED = 8
 _PREAMBLE_BYTES = 8192
 _STDERR_BYTES = 1000
 _STARTED = re.compile(rb"^\+(\d{1,10})\r?\n")
@@ -63,10 +64,10 @@ class Exit:
 class AttachedProcess:
     """One that was started. Nothing here waits for it: whoever uses it waits to be called."""
 
-    def __init__(self, channel: paramiko.Channel, guard: _Guard, group: str, spec: ProcessSpec) -> None:
+    def __init__(self, channel: paramiko.Channel, guard: _Guard, key: str, spec: ProcessSpec) -> None:
         self._channel = channel
         self._guard = guard
-        self._group = group
+        self._key = key
         self._terminal = spec.terminal is not None
         self._first = b""
         self._ended = False
@@ -137,20 +138,20 @@ class AttachedProcess:
 
     def signal(self, name: str) -> None:
         """Send a signal, its name without SIG, to its process group; KILL to everything that it has started."""
-        self._guard.tell(f"signal {self._group} {self.pid} {name}")
+        self._guard.signal(self._key, name)
 
     def kill_rest(self) -> None:
         """Kill what is left of it and of all that it has started; again does nothing."""
         if not self._ended:
             self._ended = True
-            self._guard.tell(f"end {self._group}")
+            self._guard.end(self._key)
 
     def close(self) -> None:
         """Let go of it: it is killed unless it has ended. Never raises."""
         self.kill_rest()
         with suppress(OSError, paramiko.SSHException, EOFError):
             self._channel.close()
-        self._guard.groups.discard(self._group)
+        self._guard.keys.discard(self._key)
 
     def await_start(self) -> None:
         """Return when it runs. Raises InvalidBody where it cannot as it was asked for, MachineError otherwise."""
@@ -193,21 +194,20 @@ def start(shell: GuestShell, spec: ProcessSpec, call: Callable[[], None]) -> Att
 
 def _start(shell: GuestShell, guard: _Guard, spec: ProcessSpec, call: Callable[[], None]) -> AttachedProcess | None:
     """The process; None when it came to run over another connection than its guard, and so was closed."""
-    group = guard.new_group()
+    key = guard.begin(spec)
 
     def prepare(channel: paramiko.Channel) -> None:
-        for name, value in _variables(spec, f"{guard.name}/{group}"):
-            channel.set_environment_variable(name, value)
         if spec.terminal is not None:
             channel.get_pty(spec.terminal.term, spec.terminal.cols, spec.terminal.rows)
         watch(channel, call)
 
     try:
-        channel = shell.stream(perl_command("run-attached"), prepare)
-    except TaskyardError:
-        guard.groups.discard(group)
+        channel = shell.stream(guard.command(key), prepare)
+    except BaseException:
+        guard.end(key)
+        guard.keys.discard(key)
         raise
-    process = AttachedProcess(channel, guard, group, spec)
+    process = AttachedProcess(channel, guard, key, spec)
     try:
         if channel.get_transport() is not guard.transport:
             process.close()
@@ -223,18 +223,22 @@ def _start(shell: GuestShell, guard: _Guard, spec: ProcessSpec, call: Callable[[
 
 
 class _Guard:
-    """What ends the processes of one connection."""
+    """What starts and ends the processes of one connection."""
 
     def __init__(self, shell: GuestShell) -> None:
-        self.name = secrets.token_hex(8)
+        self._name = secrets.token_hex(8)
+        self._place = f"{ATTACHED_PLACES}/{self._name}"
         #: Of processes that were not closed yet.
-        self.groups: set[str] = set()
+        self.keys: set[str] = set()
+        self._prepared: deque[str] = deque()
         self._lock = threading.Lock()
-        self._channel = shell.stream(f"{perl_command('guard-attached')} {self.name}")
+        self._channel = shell.stream(f"{perl_command('attached')} {self._name}")
         self.transport = self._channel.get_transport()
         self._channel.settimeout(_START_SECONDS)
         said = b""
         try:
+            with self._lock:
+                self._channel.sendall(b"".join(self._prepare() for _ in range(_PREPARED)))
             while not said.endswith(b"\n") and (piece := self._channel.recv(_STDERR_BYTES)):
                 said += piece
         except (OSError, paramiko.SSHException, EOFError) as error:
@@ -250,13 +254,42 @@ class _Guard:
     def is_there(self) -> bool:
         return self.transport.is_active() and not self._channel.closed and not self._channel.eof_received
 
-    def new_group(self) -> str:
-        group = secrets.token_hex(6)
-        self.groups.add(group)
-        return group
+    def begin(self, spec: ProcessSpec) -> str:
+        """Say what is to be started by the shell that will ask for it; its key."""
+        encoded = b"".join(b"%s%d:%s" % (kind.encode(), len(value), value) for kind, value in _values(spec))
+        with self._lock, suppress(OSError, paramiko.SSHException, EOFError):
+            # In the guest, what a process needs is made while another one runs.
+            key = self._prepared.popleft()
+            self.keys.add(key)
+            self._channel.sendall(b"spec %s %d\n%s%s" % (key.encode(), len(encoded), encoded, self._prepare()))
+        return key
 
-    def tell(self, line: str) -> None:
-        """Where it is gone, so are its processes, or they are beyond reach."""
+    def command(self, key: str) -> str:
+        """What the shell of a channel does whose streams become the process's: it ends as that does.
+
+        They are had under other numbers, since the shell's own are something else for a moment while it writes.
+        """
+        return (
+            f"exec 3<&0 4>&1 5>&2;d={self._place};echo {key} $$ >$d/requests;"
+            f"until [ -p $d/{key} ];do sleep 1;done;read -r c s <$d/{key};"
+            'case $s in ""|0);;*)kill -$s $$;;esac;exit ${c:-255}'
+        )
+
+    def signal(self, key: str, name: str) -> None:
+        """Send a signal to the process group of the process, or KILL to all of its control group."""
+        self._tell(f"signal {key} {name}")
+
+    def end(self, key: str) -> None:
+        """Kill what is left of it."""
+        self._tell(f"end {key}")
+
+    def _prepare(self) -> bytes:
+        key = secrets.token_hex(6)
+        self._prepared.append(key)
+        return f"prepare {key}\n".encode()
+
+    def _tell(self, line: str) -> None:
+        """Where the guard is gone, so are its processes, or they are beyond reach."""
         with self._lock, suppress(OSError, paramiko.SSHException, EOFError):
             self._channel.sendall(f"{line}\n".encode())
 
@@ -272,7 +305,7 @@ class _Guarding:
         with self._lock:
             if self._guard is None or not self._guard.is_there:
                 self._guard = _Guard(shell)
-            if len(self._guard.groups) >= MOST:
+            if len(self._guard.keys) >= MOST:
                 raise RateLimitExceeded(f"{MOST} commands run in this machine already; try again when one has ended")
             return self._guard
 
@@ -286,17 +319,8 @@ def _guarding(shell: GuestShell) -> _Guarding:
         return _GUARDINGS.setdefault(shell, _Guarding())
 
 
-def _variables(spec: ProcessSpec, group: str) -> Iterator[tuple[str, bytes]]:
-    """The spec as guest/commands/run-attached.pl reads it, cut into variables of the environment."""
-    encoded = b"".join(b"%s%d:%s" % (kind.encode(), len(value), value) for kind, value in _values(spec, group))
-    pieces = range(0, len(encoded), _VARIABLE_BYTES)
-    yield "LC_TASKYARD", str(len(pieces) - 1).encode()
-    for number, at in enumerate(pieces):
-        yield f"LC_TASKYARD_{number}", encoded[at : at + _VARIABLE_BYTES]
-
-
-def _values(spec: ProcessSpec, group: str) -> Iterator[tuple[str, bytes]]:
-    yield "g", group.encode()
+def _values(spec: ProcessSpec) -> Iterator[tuple[str, bytes]]:
+    """The spec as guest/commands/attached.pl reads it."""
     yield "u", spec.user.encode()
     if spec.directory is not None:
         yield "d", spec.directory.encode()

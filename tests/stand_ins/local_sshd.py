@@ -27,7 +27,7 @@ from machines.ssh import GuestAddress, GuestShell
 
 _CHUNK = 32768
 _KILL = (
-    'if ($_[0] =~ m{(.*)/cgroup.kill$}) { kill KILL => map { -$_ } map { members("$_/cgroup.procs") } $1, glob "$1/*" }'
+    'if ($_[0] =~ m{(.*)/cgroup.kill$}) { kill KILL => map { -$_ } map { lines("$_/cgroup.procs") } $1, glob "$1/*" }'
 )
 
 
@@ -37,6 +37,7 @@ class LocalGuestServer:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.groups = root / "groups"
+        self.places = root / "places"
         self.groups.mkdir(parents=True)
         self.processes: list[subprocess.Popen[bytes]] = []
         self.alive = True
@@ -73,6 +74,7 @@ class LocalGuestServer:
 
     def command(self, text: str) -> str:
         """What runs here in the place of a guest's command: a group is the process group of the first process in it."""
+        text = text.replace("/run/taskyard-attached", str(self.places))
         text = text.replace("/sys/fs/cgroup/taskyard", str(self.groups)).replace(
             'cgroup.procs", "0")', 'cgroup.procs", $$)'
         )
