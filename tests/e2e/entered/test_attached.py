@@ -269,8 +269,12 @@ def test_programs_are_answered_in_lines_and_what_cannot_be_is_said(entered: Ente
     with pytest.raises(TaskNotFound):
         client.exec("never-was", ["true"])
     assert client.exec(entered.id, ["sleep", "60"], limits={"timeout": 1}).reason == "timeout"
-    ended = entered.site.run("open session", claude={"prompt": "Scenario: open session"})
+    other = entered.site.submit("open session")
+    with pytest.raises(MachineUnavailable, match="no machine yet"):
+        client.exec(other, ["true"])
+    client.cancel(other, force=True)
+    client.wait(other, poll_seconds=0.2)
     with pytest.raises(MachineUnavailable, match="has ended"):
-        client.exec(ended.id, ["true"])
+        client.exec(other, ["true"])
     kinds = {event["kind"] for event in entered.events("access")}
     assert {"exec", "shell"} <= kinds
