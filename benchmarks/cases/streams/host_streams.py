@@ -287,8 +287,9 @@ def _memory(processes: Sequence[psutil.Process]) -> float:
 
 
 def _cpu(processes: Sequence[psutil.Process]) -> float:
-    times = [process.cpu_times() for process in processes]
-    return sum(each.user + each.system for each in times)
+    """Seconds of all threads. To the nanosecond: of many processes, each has less than a tick of the usual figure."""
+    tasks = [task for process in processes for task in Path(f"/proc/{process.pid}/task").glob("*/schedstat")]
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
 def _narrow(host: str, port: int) -> socket.socket:
