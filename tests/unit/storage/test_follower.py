@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from foundation.errors import BucketUnavailable, HostUnreachable, TaskyardError
+from foundation.errors import BucketUnavailable, ForeignServer, HostUnreachable, TaskyardError
 from storage import follower, runlog
 from storage.follower import LiveNews, RunLogFollower, RunLogFollowers
 from storage.layout import TASKS, Place
+from storage.live.wire import heard
 from storage.redaction import Redactor
 from storage.runlog import LogEntry, RunLogWriter, append_event, read_entries, seal, tail
 from storage.segments import ChainEnd, encode_segment, event_draft
@@ -200,3 +201,16 @@ async def test_a_follower_of_a_lost_host_misses_nothing_that_comes_later():
         assert [(entry.id, entry.data) async for entry in stream] == [(12, '{"n": "after"}')]
     assert [entry.id for entry in read_entries(bucket, TASK)] == [1, 12]
     assert [entry.id for entry in tail(bucket, TASK, 2)] == [1, 12]
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [b"{}\n", b"\xff\n", b'{"live"\n', b'{"live": true}\n{"id": 1}\n', b"x" * 9_000_000],
+    ids=["nothing", "no text", "half", "no entry", "without an end"],
+)
+async def test_what_no_host_tells_is_an_error_of_the_source(chunk):
+    async def chunks() -> AsyncGenerator[bytes]:
+        yield chunk
+
+    with pytest.raises(ForeignServer):
+        [news async for news in heard(chunks())]
