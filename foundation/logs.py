@@ -19,6 +19,9 @@ _SAID_TO_THE_ASKER = (
     ("paramiko.transport", "Secsh channel "),
     ("uvicorn.error", "ASGI callable returned without completing "),
     ("uvicorn.error", ' - "WebSocket /v1/machines/'),
+    # These say not even whose connection it is.
+    ("uvicorn.error", "connection open"),
+    ("uvicorn.error", "connection closed"),
 )
 
 

@@ -26,7 +26,8 @@ _IDLE_SECONDS = 3600.0
 #: Another protocol is spoken from here on.
 SWITCHED = 101
 _FIELDS_MOST = 500
-_STATUSES = range(200, 600)
+#: Those that an answer has.
+STATUSES = range(200, 600)
 
 _log = structlog.get_logger(__name__)
 
@@ -136,7 +137,7 @@ class _Exchange:
                 self._keep()
                 self._http.receive_data(data)
             elif isinstance(event, h11.Response):
-                if event.status_code not in _STATUSES or len(event.headers) > _FIELDS_MOST:
+                if event.status_code not in STATUSES or len(event.headers) > _FIELDS_MOST:
                     raise self._invalid("gives an answer that no browser takes")
                 self._seconds = _IDLE_SECONDS
                 self._keep()

@@ -19,7 +19,7 @@ from websockets.protocol import CLIENT, OPEN, Protocol
 from websockets.utils import accept_key, generate_key
 
 from api.machines.hosts import Find, Hosts
-from api.machines.ports.exchange import HEAD_BYTES, SWITCHED, request_head
+from api.machines.ports.exchange import HEAD_BYTES, STATUSES, SWITCHED, request_head
 from api.machines.ports.fields import Way, answer_fields
 from api.machines.ports.tunnel import Tunnel, tunnel
 from foundation.errors import GuestAnswerInvalid, TaskyardError, TimedOut
@@ -222,6 +222,8 @@ class _Guest:
         self.fields = [(name, value) for name, value in fields if not name.startswith(b"sec-websocket-")]
 
     async def _refusal(self, http: h11.Connection, head: h11.Response) -> Response:
+        if head.status_code not in STATUSES:
+            raise self._invalid("gives an answer that no browser takes")
         body = b""
         while len(body) <= _REFUSAL_BYTES:
             event = http.next_event()

@@ -61,7 +61,7 @@ async def test_a_refused_web_socket_is_refused_as_the_program_does(ports: PortSi
 
 async def test_web_sockets_that_come_to_nothing(ports: PortSite) -> None:
     bad = b"HTTP/1.1 101 Yes\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n"
-    async with answering(saying(bad)) as lying, answering(saying(b"what\r\n\r\n")) as speechless:
+    async with answering(saying(bad)) as lying, answering(saying(b"HTTP/1.1 999 What\r\n\r\n")) as speechless:
         for port, code in ((lying, "guest_answer_invalid"), (speechless, "guest_answer_invalid"), (1, "port_refused")):
             for url, headers in urls(ports, port, "/x"):
                 with pytest.raises(InvalidStatus) as refused:

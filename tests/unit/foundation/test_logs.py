@@ -74,5 +74,6 @@ def test_what_guests_and_clients_cause_is_no_news(capsys: pytest.CaptureFixture[
     logging.getLogger("paramiko.transport").error("Secsh channel 4 open FAILED: : Connect failed")
     logging.getLogger("uvicorn.error").error("ASGI callable returned without completing handshake.")
     logging.getLogger("uvicorn.error").info('%s - "WebSocket %s" [accepted]', "", "/v1/machines/vm-1/connect/80")
+    logging.getLogger("uvicorn.error").info("connection open")
     logging.getLogger("paramiko.transport").error("Exception (client): it broke")
     assert len(capsys.readouterr().err.splitlines()) == 1
