@@ -19,46 +19,58 @@ AGENT_UID = 1000
 
 #: Where the workspace disk is mounted, and the agent works.
 WORKSPACE = "/workspace"
-#: On the root disk: the agent's session, of which a follower reads on after any crash but the machine's.
-SESSION_DIR = "/var/lib/taskyard/agent"
 #: In memory: what must not reach a disk, and what a full disk must not keep from being written.
 VOLATILE_DIR = "/run/taskyard"
-#: NAME=value lines that hold for every program: the way to the proxy, and whom to trust. The agent's unit and every
+#: NAME=value lines that hold for every program: the way to the proxy, and whom to trust. Every process's unit and every
 #: login read it; what a run's secrets name wins.
 GUEST_ENVIRONMENT = "/etc/environment"
-#: NUL-separated NAME=value pairs: a run's secrets, and what the session itself sets.
+#: NUL-separated NAME=value pairs: a run's secrets, which its agent gets.
 ENVIRONMENT = f"{VOLATILE_DIR}/environment"
-SESSION_ENVIRONMENT = f"{VOLATILE_DIR}/session-environment"
-#: An empty line from the start; at the end: exit code, bytes of stdout, bytes of stderr.
-EXIT_RECORD = f"{VOLATILE_DIR}/exit"
-#: Where machines of earlier versions have it.
-EXIT_RECORD_BEFORE = f"{SESSION_DIR}/exit"
-#: There from the first stop on: an agent that was not started by then never is.
-STOPPED = f"{VOLATILE_DIR}/stopped"
-START_LOCK = f"{VOLATILE_DIR}/start.lock"
 MCP_CONFIG = f"{VOLATILE_DIR}/mcp.json"
-#: Files of SESSION_DIR; guest/agent/run-agent says what they hold.
-SESSION_FILES = ("argv", "workdir", "inbox", "delivered", "stdout", "stderr")
-#: Files of SESSION_DIR that the guest's programs make: marks, and a lock.
-SESSION_MARKS = ("started", "closed", "lock")
-#: A message on its way to the inbox, in VOLATILE_DIR.
-MESSAGE_DRAFT = f"{VOLATILE_DIR}/message"
-#: Programs that are laid into bin/ of SESSION_DIR; the files of guest/agent.
-SESSION_PROGRAMS = ("run-agent", "record-exit", "deliver", "close")
 
-# --- The agent's unit -------------------------------------------------------------------------------------------------
+# --- Processes --------------------------------------------------------------------------------------------------------
+# A process has a directory on the root disk, of which a follower reads on after any crash but the machine's, one in
+# memory, and a unit. Those of the agent are older than the others, and in places of their own.
 
+AGENT_KEY = "agent"
+SESSION_DIR = "/var/lib/taskyard/agent"
 AGENT_UNIT = "taskyard-agent"
-#: There as long as the unit has a process; of the kernel, so that asking costs no process.
-AGENT_CGROUP = f"/sys/fs/cgroup/system.slice/{AGENT_UNIT}.service"
-#: Exit code in the record of an agent that had to be killed.
+#: Directories of all others, each by its key.
+PROCESSES_DIR = "/var/lib/taskyard/processes"
+VOLATILE_PROCESSES_DIR = f"{VOLATILE_DIR}/processes"
+#: And then the key.
+PROCESS_UNIT = "taskyard-process-"
+#: Control groups of units: there as long as the unit has a process; of the kernel, so that asking costs no process.
+UNIT_CGROUPS = "/sys/fs/cgroup/system.slice"
+
+#: Files of a process's directory that the host lays there; guest/process/run-process says what they hold.
+PROCESS_FILES = ("argv", "workdir", "inbox", "delivered", "stdout", "stderr", "began")
+#: Files that the guest's programs make there: marks, and a lock.
+PROCESS_MARKS = ("started", "closed", "lock")
+#: Programs that are laid into its bin/; the files of guest/process. What a later version says to them holds for these.
+PROCESS_PROGRAMS = ("run-process", "record-exit", "deliver", "close")
+#: In its directory in memory. An empty line from the start; at the end: when, by which signal and why it ended, and
+#: exit code, bytes of stdout, bytes of stderr. Machines of earlier versions have it on the disk.
+EXIT_RECORD = "exit"
+PROCESS_ENVIRONMENT = "session-environment"
+#: By which another start under the same key is known.
+SPEC_DIGEST = "spec"
+#: There from the first stop on: a process that was not started by then never is.
+STOPPED = "stopped"
+START_LOCK = "start.lock"
+
+#: Exit code in the record of a process that had to be killed.
 KILLED = 137
-#: Exit code of guest/agent/deliver when the session takes no more messages.
-SESSION_CLOSED = 3
-#: The line of the inbox that ends the session.
-CLOSE_LINE = "close"
-#: The line that the watch over the unit writes when it has ended.
-UNIT_GONE = "gone"
+#: Exit codes of guest/process/deliver: stdin takes no more; bytes before these have not come.
+INBOX_CLOSED = 3
+INBOX_GAP = 4
+#: Exit codes of the start: there is one by that key, or another; there are too many; the user is unknown.
+STARTED_BEFORE = 5
+STARTED_AS_ANOTHER = 6
+TOO_MANY_PROCESSES = 7
+NO_SUCH_USER = 8
+#: Exit code of a signal to what has ended.
+NO_PROCESS = 9
 
 # --- Attached processes -----------------------------------------------------------------------------------------------
 
@@ -117,14 +129,15 @@ IDENTITY_FIELDS = ("time", "seed", "hostname", "machine-id", "boot-id", "authori
 # --- What guest files write down, and how -----------------------------------------------------------------------------
 
 IN_GUEST_FILES = (
-    *(f"useradd --uid {AGENT_UID} ", f" {AGENT_USER}\n", f"--reuid={AGENT_USER} ", f'"{AGENT_UID}:{AGENT_UID}"'),
+    *(f"useradd --uid {AGENT_UID} ", f" {AGENT_USER}\n", f'"{AGENT_UID}:{AGENT_UID}"'),
     *(f" {WORKSPACE}\n", f'"{WORKSPACE}"'),
-    *(EXIT_RECORD, EXIT_RECORD_BEFORE, AGENT_CGROUP),
-    *(f'"$volatile"/{name.rpartition("/")[2]}' for name in (ENVIRONMENT, SESSION_ENVIRONMENT)),
-    *(f"$volatile/{name.rpartition('/')[2]}" for name in (EXIT_RECORD, MESSAGE_DRAFT)),
-    *(f"$dir/{name}" for name in (*SESSION_FILES, *SESSION_MARKS)),
-    *(f"'%s %s %s\\n' {KILLED} ", f"exit {SESSION_CLOSED}\n", f"printf '{CLOSE_LINE}\\n'", f"= {CLOSE_LINE} ]"),
-    *(f"echo {UNIT_GONE}\n", f"sleep {FIGURES_SECONDS};", f"echo {FIGURES_END} "),
+    *(f"$volatile/{name}" for name in (EXIT_RECORD, SPEC_DIGEST, STOPPED, START_LOCK)),
+    *(f'"{name}"' for name in (ENVIRONMENT.rpartition("/")[2], PROCESS_ENVIRONMENT)),
+    *(f"$dir/{name}" for name in (*PROCESS_FILES, *PROCESS_MARKS)),
+    *(f"{KILLED}, map", f"exit {INBOX_CLOSED} if ", f"exit {INBOX_GAP} if "),
+    *(f"{STARTED_AS_ANOTHER} : {STARTED_BEFORE})", f"exit {TOO_MANY_PROCESSES} }}", f"exit {NO_SUCH_USER} }}"),
+    f"exit {NO_PROCESS} if ",
+    *(f"sleep {FIGURES_SECONDS};", f"echo {FIGURES_END} "),
     *(f"http://{EGRESS_ADDRESS}:{EGRESS_PORT}\n", f",{GUEST_ADDRESS},{MODEL_GATEWAY_ADDRESS}\n"),
     f'"{GUEST_ENVIRONMENT}"',
     *(f"sockaddr_in {EGRESS_PORT}, inet_aton '{EGRESS_ADDRESS}'", f"{EGRESS_ADDRESS} tcp dport {EGRESS_PORT} "),

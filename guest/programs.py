@@ -17,9 +17,9 @@ IMAGE_DIR = _HERE / "image"
 _CONTINUED = re.compile(r"\\\n *")
 
 
-def session_program(name: str) -> bytes:
-    """A program of ``agent/`` as it is laid into the guest, whole."""
-    return _content(_HERE / "agent" / name)
+def process_program(name: str) -> bytes:
+    """A program of ``process/`` as it is laid into the guest, whole."""
+    return _content(_HERE / "process" / name)
 
 
 def workspace_program(name: str) -> bytes:

@@ -24,7 +24,7 @@ from activities.step.heartbeat import beating
 from foundation.errors import AgentNotStopped, GuestUnreachable, MachineLost
 from foundation.settings import Settings
 from foundation.units import parse_size
-from guest.contract import AGENT_USER, MCP_CONFIG, MODEL_GATEWAY_URL, WORKSPACE
+from guest.contract import MCP_CONFIG, MODEL_GATEWAY_URL, WORKSPACE
 from machines.host import MachineHost
 from machines.ssh import GuestShell
 from storage.bucket import Bucket
@@ -297,12 +297,6 @@ def _launch(request: AgentRequest, token: str, *, emulated: bool) -> Launch:
         workdir=f"{WORKSPACE}/{request.subpath}" if request.subpath else WORKSPACE,
         prompt=claude.prompt,
         environment={
-            "HOME": f"/home/{AGENT_USER}",
-            "USER": AGENT_USER,
-            "LOGNAME": AGENT_USER,
-            "SHELL": "/bin/bash",
-            "LANG": "C.UTF-8",
-            "PATH": f"/home/{AGENT_USER}/.local/bin:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
             "ANTHROPIC_BASE_URL": MODEL_GATEWAY_URL,
             "ANTHROPIC_AUTH_TOKEN": token,
             # The guest reaches what its task names: what nobody asked for is switched off.

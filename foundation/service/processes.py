@@ -100,7 +100,8 @@ class ProcessSpec(Command):
 class ProcessRecord(BaseModel):
     """What is known of a process. ``lost`` is one of which nobody can say how it ended.
 
-    A process that a signal ended has ``signal``, its name without SIG, and no exit code.
+    A process that a signal ended has ``signal``, its name without SIG, and no exit code. ``reason`` is why it was
+    stopped, if a limit was: ``timeout``, ``output`` (more than is kept of it) or ``memory``.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -109,6 +110,7 @@ class ProcessRecord(BaseModel):
     state: Literal["running", "exited", "lost"]
     exit_code: int | None = None
     signal: str | None = None
+    reason: str | None = None
     started_at: AwareDatetime | None = None
     ended_at: AwareDatetime | None = None
     stdout_bytes: int = 0

@@ -9,9 +9,9 @@ from typing import cast
 
 import pytest
 
-from activities.agent import session as agent_session
 from activities.agent.session import AgentSession, Chunk, Ended, Launch, message_line
 from foundation.errors import GuestUnreachable, SessionClosed
+from machines.processes import following
 from machines.ssh import Completed, GuestShell
 from storage.segments import GuestStream
 from tests.stand_ins.local_guest import LocalGuest
@@ -48,8 +48,8 @@ class Session(AgentSession):
 
 @pytest.fixture
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
-    monkeypatch.setattr(agent_session, "_DRAIN_SECONDS", 1.0)
-    monkeypatch.setattr(agent_session, "_GONE_SECONDS", 1.0)
+    monkeypatch.setattr(following, "_DRAIN_SECONDS", 1.0)
+    monkeypatch.setattr(following, "_GONE_SECONDS", 1.0)
     guest = LocalGuest(tmp_path)
     yield Session(guest)
     guest.close()
@@ -112,7 +112,8 @@ RECORDS = [
     ("rm $R; ln -s /dev/full $R; kill -9 $PPID", None),
     ("rm $R; ln -s /dev/zero $R; kill -9 $PPID", None),
     ("echo 0 999999999999999999 0 >>$R", 0),
-    ("echo gone >>$R; sleep 60", None),
+    ("echo gone >>$R; exit 4", 4),
+    ("echo 'ended 99999999999 64 -' >>$R; kill -9 $PPID", None),
     ("kill -9 $PPID", 137),
     ("exit 5", 5),
 ]
@@ -131,7 +132,7 @@ FILES = [
     ("rm $O; echo other >$O; exit 0", True),
     ("rm $O; mkfifo $O; exit 0", True),
     ("rm $O; ln -s /dev/zero $O; exit 0", True),
-    ("sleep 0.3; pkill -KILL -x tail -s $(cat $S); echo on; exit 0", True),
+    ('sleep 0.3; pkill -KILL -f "$F"; echo on; exit 0', True),
     ("cat /dev/zero", False),
 ]
 
@@ -139,7 +140,7 @@ FILES = [
 @pytest.mark.parametrize(("program", "ends"), FILES)
 @pytest.mark.parametrize("attempts", [1, 2])
 def test_whatever_becomes_of_its_files_is_an_end_or_too_many_bytes(session, program, ends, attempts) -> None:
-    session.begin(f"O={session.guest.directory}/stdout; S={session.guest.root}/tails; echo begun; {program}")
+    session.begin(f"O={session.guest.directory}/stdout; F='{session.guest.root}.* 1 stdout'; echo begun; {program}")
     for _ in range(attempts):
         again = Session(session.guest)
         ended = again.until_end()

@@ -11,7 +11,7 @@ import pytest
 
 from activities.agent.session import AgentSession, Launch
 from guest import contract, programs
-from guest.programs import IMAGE_DIR, perl_command, session_program, shell_command
+from guest.programs import IMAGE_DIR, perl_command, process_program, shell_command
 from machines.identity import clock_message, identity_message, make_keys
 from tests.stand_ins.local_guest import LocalGuest
 
@@ -26,7 +26,7 @@ VALUES = {name: value for name, value in vars(contract).items() if name.isupper(
 PLACES = {value for value in VALUES.values() if isinstance(value, str) and value.startswith("/")}
 # What the guest's own programs say to one another: nobody else looks there.
 OWN_PLACES = re.compile(
-    r"/(?:etc|usr|proc|sys|dev|bin|boot|lib)(?:/|$)|/root/\.ssh$|/setup$|/$"
+    r"/(?:etc|usr|proc|sys|dev|bin|sbin|boot|lib)(?:/|$)|/root/\.ssh$|/setup$|/$"
     r"|/run/(?:sshd|hostname|hosts|own-machine-id|own-boot-id)(?:/|$)|/var/run/nscd/|/var/lib/(?:systemd|dbus)/"
 )
 
@@ -36,8 +36,8 @@ def written(pattern: str) -> set[str]:
 
 
 def test_the_guest_has_files_of_each_kind() -> None:
-    assert {path.relative_to(GUEST).parts[0] for path in FILES} == {"image", "agent", "commands", "workspace"}
-    assert {path.name for path in FILES if path.parent.name == "agent"} == set(contract.SESSION_PROGRAMS)
+    assert {path.relative_to(GUEST).parts[0] for path in FILES} == {"image", "process", "commands", "workspace"}
+    assert {path.name for path in FILES if path.parent.name == "process"} == set(contract.PROCESS_PROGRAMS)
 
 
 def test_what_the_contract_says_of_guest_files_is_in_them() -> None:
@@ -68,27 +68,34 @@ def test_addresses_that_guest_files_have_are_the_contracts() -> None:
 def test_places_that_guest_files_have_are_the_contracts_or_their_own() -> None:
     found = {place.rstrip(".") for place in written(r"(?:^|[\s'=(:>]|(?<!\w)\")(/[a-z]\w{2}[\w./-]*)")}
     shared = {place for place in found if not OWN_PLACES.match(place)}
-    assert {contract.WORKSPACE, contract.EXIT_RECORD} <= shared <= PLACES
+    assert {contract.WORKSPACE} <= shared <= PLACES
+    # The host says where the group of a unit is.
     groups = {place for place in found if place.startswith("/sys/fs/cgroup/")}
-    assert groups == {contract.AGENT_CGROUP, contract.AGENT_CGROUP.rpartition("/")[0], contract.ATTACHED_GROUPS}
+    assert groups <= {contract.UNIT_CGROUPS, contract.ATTACHED_GROUPS}
 
 
-def test_files_of_the_session_are_the_contracts() -> None:
-    assert written(r"\$dir/([\w-]+)") == {*contract.SESSION_FILES, *contract.SESSION_MARKS}
-    volatile = {place.rpartition("/")[2] for place in PLACES if place.startswith(f"{contract.VOLATILE_DIR}/")}
-    assert written(r"\$volatile\"?/([\w-]+)") <= volatile
+def test_files_of_a_process_are_the_contracts() -> None:
+    # The record of earlier versions is beside them.
+    files = {*contract.PROCESS_FILES, *contract.PROCESS_MARKS, contract.EXIT_RECORD}
+    assert written(r"\$dir/([\w-]+)") == files
+    volatile = {contract.EXIT_RECORD, contract.SPEC_DIGEST, contract.STOPPED, contract.START_LOCK}
+    assert written(r"\$volatile/([\w.-]+)") == volatile
+    assert written(r'"([\w-]*environment)"') == {contract.ENVIRONMENT.rpartition("/")[2], contract.PROCESS_ENVIRONMENT}
 
 
 def test_ids_names_and_codes_that_guest_files_have_are_the_contracts() -> None:
     assert written(r"--uid (\d+)") == {str(contract.AGENT_UID)}
     assert written(r"\"(\d+:\d+)\"") == {f"{contract.AGENT_UID}:{contract.AGENT_UID}"}
-    assert written(r"--re[ug]id=(\w+)") == {contract.AGENT_USER}
     assert written(r"'(org\.taskyard\.[\w.]+)'") == {contract.IDENTITY_PORT}
     assert written(r"\b(taskyard-[a-z]+)\.service") == {
-        contract.AGENT_UNIT, "taskyard-identity", "taskyard-network", "taskyard-redirect",
+        "taskyard-identity", "taskyard-network", "taskyard-redirect",
     }  # fmt: skip
-    assert {code for code in written(r"\bexit (\d+)") if int(code) > 1} == {str(contract.SESSION_CLOSED)}
-    assert written(r"%s' (\d+) |%s\\n' (\d+) ") == {("", str(contract.KILLED))}
+    codes = {contract.INBOX_CLOSED, contract.INBOX_GAP, contract.TOO_MANY_PROCESSES, contract.NO_SUCH_USER}
+    codes |= {contract.NO_PROCESS, 126}
+    assert {int(code) for code in written(r"\bexit (\d+)") if int(code) > 1} == codes
+    started = f"{contract.STARTED_AS_ANOTHER} : {contract.STARTED_BEFORE}"
+    assert written(r"\? (\d : \d)\)") == {started, "127 : 126"} - {"127 : 126"}
+    assert written(r"time, (\d+)") == {str(contract.KILLED)}
     assert written(r"/block/(vd\w)\b") == {contract.ROOT_DISK}
     assert written(r"serial .*=~ /\^(\w+)\$/") == {contract.WORKSPACE_SERIAL}
     assert written(r"\b(?:dev|net|set) (e\w+|wlan\w*)\b") == {contract.INTERFACE}
@@ -122,9 +129,10 @@ def test_a_session_is_laid_where_the_contract_says(tmp_path: Path) -> None:
         laid = {f"/{path.relative_to(tmp_path)}" for path in tmp_path.rglob("*") if path.is_file()}
     finally:
         guest.close()
-    session = {f"{contract.SESSION_DIR}/{name}" for name in contract.SESSION_FILES}
-    session |= {f"{contract.SESSION_DIR}/bin/{name}" for name in contract.SESSION_PROGRAMS}
-    memory = {contract.SESSION_ENVIRONMENT, contract.EXIT_RECORD, contract.STOPPED, contract.START_LOCK}
+    session = {f"{contract.SESSION_DIR}/{name}" for name in contract.PROCESS_FILES}
+    session |= {f"{contract.SESSION_DIR}/bin/{name}" for name in contract.PROCESS_PROGRAMS}
+    names = (contract.PROCESS_ENVIRONMENT, contract.EXIT_RECORD, contract.SPEC_DIGEST)
+    memory = {f"{contract.VOLATILE_DIR}/{name}" for name in (*names, contract.STOPPED, contract.START_LOCK)}
     below = (contract.SESSION_DIR, contract.VOLATILE_DIR)
     assert {place for place in laid if place.startswith(below)} == session | memory
 
@@ -170,6 +178,5 @@ def test_a_command_is_sent_without_its_comments(path: Path) -> None:
 
 def test_a_line_that_is_continued_is_sent_as_one() -> None:
     assert shell_command("tell-figures").count("\n") == 0
-    assert shell_command("watch-unit").startswith(f"while [ -d {contract.AGENT_CGROUP} ] || [ ! -d ")
-    assert session_program("close") == (GUEST / "agent" / "close").read_bytes()
+    assert process_program("close") == (GUEST / "process" / "close").read_bytes()
     assert programs.IMAGE_DIR == GUEST / "image"
