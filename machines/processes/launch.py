@@ -27,7 +27,7 @@ PROCESSES_MOST = 1024
 #: Bytes that a process may write on stdout and stderr together: then it is stopped, as the guest's disk holds them.
 OUTPUT_BYTES_MOST = 4 * 2**30
 
-# By how much the unit's own clock is behind that of the process's runner, which it takes the place of when that is gone.
+# By how much the unit's own clock is behind that of the process's runner, for a runner that is gone.
 _BACKSTOP_SECONDS = 60
 _USER_SHELL = ""
 _NO_DIGEST = "-"
