@@ -19,6 +19,7 @@ from client.tasks.blocking import TaskClient
 from client.tasks.calls import DEFAULT_SERVER, PATIENCE_SECONDS
 from client.tasks.download import Fetched
 from client.tasks.executing import Executed
+from client.tasks.processes import Process
 from client.tasks.replies import (
     Artifact,
     Continued,
@@ -47,6 +48,7 @@ __all__ = [
     "FileList",
     "LogLine",
     "NetworkUse",
+    "Process",
     "Progress",
     "RunNetwork",
     "Task",

@@ -10,7 +10,7 @@ from api.deps import Dialect, Services
 from api.native import errors, health, ports, stream, tasks, views
 from api.native.bodies import MAX_BODY_BYTES
 from api.native.machines import exec as commands
-from api.native.machines import files
+from api.native.machines import files, processes
 
 _TITLE = "Taskyard"
 # What goes on into a machine.
@@ -34,6 +34,7 @@ def make_native(services: Services) -> Dialect:
     app.include_router(ports.router)
     app.include_router(tasks.router)
     app.include_router(commands.router)
+    app.include_router(processes.router)
     app.include_router(files.router)
     app.include_router(health.router)
     return app

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from api.native.bodies import Addition, Cancellation, Execution, SentMessage, SentNetwork
+from foundation.service.processes import ProcessSpec, SentSignal
 
 _BASE = "/api/v1/tasks"
 _DIGEST = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -112,6 +113,25 @@ EXECUTION_BODY = {
                 "schema": _whole(Execution.model_json_schema()),
                 "example": {"argv": ["git", "status", "-s"]},
             }
+        },
+    }
+}
+PROCESS_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": _whole(ProcessSpec.model_json_schema()),
+                "example": {"key": "build-1", "shell": "make && make check", "limits": {"timeout": 600}},
+            }
+        },
+    }
+}
+SIGNAL_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": _whole(SentSignal.model_json_schema()), "example": {"signal": "TERM"}}
         },
     }
 }

@@ -12,7 +12,7 @@ from typing import Any, Self
 import httpx
 
 from client.refusals import reachable, refusal, still_going, understood
-from client.tasks import calls
+from client.tasks import calls, processes
 from client.tasks.calls import (
     CONNECT_RETRIES,
     DEFAULT_SERVER,
@@ -24,6 +24,7 @@ from client.tasks.calls import (
 from client.tasks.download import CHUNK_BYTES, Batch, Download, Fetched, Progress, unwatched
 from client.tasks.executing import Executed, Executing, Output
 from client.tasks.files import MachineFiles
+from client.tasks.processes import Process, ProcessList, StdinTaken, Stream
 from client.tasks.reading import Answer, LogReading
 from client.tasks.replies import Artifact, ArtifactPage, Continued, LogLine, RunNetwork, Task, TaskPage
 from foundation.errors import ServiceUnavailable, TaskyardError
@@ -282,6 +283,61 @@ class TaskClient(MachineFiles):
                     written = executing.take(piece)
                 executing.hand_on(written)
         return executing.ended()
+
+    def start_process(
+        self,
+        task_id: str,
+        key: str,
+        argv: Sequence[str] | None = None,
+        *,
+        shell: str | None = None,
+        user: str | None = None,
+        directory: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        stdin: bool = False,
+        limits: Mapping[str, float] | None = None,
+    ) -> Process:
+        """Start a process in the run's machine that lives until it ends, once for its key; parameters as of ``exec``.
+
+        With ``stdin``, ``feed_process`` gives it more. Raises Conflict when the key is that of another process.
+        """
+        fields: dict[str, object] = {"shell": shell, "user": user, "directory": directory, "stdin": stdin}
+        fields |= {"environment": environment, "limits": limits}
+        started: Process = self._send(processes.start(task_id, key, argv, fields))
+        return started
+
+    def processes(self, task_id: str) -> list[Process]:
+        """Those of the run's machine, the agent among them, oldest first."""
+        found: ProcessList = self._send(processes.every(task_id))
+        return found.processes
+
+    def process(self, task_id: str, key: str, *, wait_seconds: float = 0.0) -> Process:
+        """One of them; once it has ended, or after ``wait_seconds``, 300 at most. Raises NotFound."""
+        found: Process = self._send(processes.look(task_id, key, wait_seconds))
+        return found
+
+    def process_output(
+        self, task_id: str, key: str, stream: Stream = "stdout", *, offset: int = 0, follow: bool = False
+    ) -> Generator[bytes, None, None]:
+        """What it writes from byte ``offset`` on; with ``follow`` until it has ended.
+
+        A connection that breaks raises ServiceUnavailable: read on from the byte that was reached.
+        """
+        with self._open(processes.output(task_id, key, stream, offset, follow=follow)) as response:
+            yield from response.iter_bytes()
+
+    def feed_process(self, task_id: str, key: str, data: bytes, *, offset: int = 0, close: bool = False) -> int:
+        """Have ``data`` be the bytes of its stdin from ``offset`` on; how many bytes it has then.
+
+        Sent again, what has come is left out. With ``close`` nothing comes after it. Raises Conflict, SessionClosed.
+        """
+        taken: StdinTaken = self._send(processes.feed(task_id, key, data, offset, close=close))
+        return taken.bytes
+
+    def signal_process(self, task_id: str, key: str, signal: str = "TERM") -> None:
+        """Send a signal to it and to all that it has started. Raises Conflict when it has ended."""
+        with self._open(processes.send_signal(task_id, key, signal)):
+            return
 
     def health(self, path: str = "/api/v1/health") -> Any:
         """The answer of one of the server's health paths, as its own JSON.

@@ -115,3 +115,27 @@ class ProcessRecord(BaseModel):
     ended_at: AwareDatetime | None = None
     stdout_bytes: int = 0
     stderr_bytes: int = 0
+
+
+class Processes(BaseModel):
+    """The processes of a machine, oldest first."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    processes: list[ProcessRecord]
+
+
+class StdinTaken(BaseModel):
+    """How many bytes a process's stdin has been given in all."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    bytes: int
+
+
+class SentSignal(BaseModel):
+    """A signal to all of a process's processes, by its name: TERM, INT, KILL, USR1 and so on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    signal: str = Field(pattern=r"^[A-Z][A-Z0-9+-]{0,15}$", examples=["TERM"])

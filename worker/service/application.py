@@ -18,7 +18,7 @@ from foundation.errors import InvalidBody, NotFound, TaskyardError
 from foundation.faults import Fault
 from foundation.service.paths import ALIVE, BASE
 from foundation.service.refusals import as_body, as_frame, close_code, close_reason
-from worker.service import attach, files, log, ports
+from worker.service import attach, files, log, ports, processes
 from worker.service.machine import Admission, admission_of
 
 _LONGEST_PATH = 200
@@ -39,6 +39,7 @@ ROUTES: Sequence[BaseRoute] = (
     Route(ALIVE, _alive),
     Route(f"{BASE}/machines/{{machine_id}}", _state),
     *attach.ROUTES,
+    *processes.ROUTES,
     *files.ROUTES,
     *ports.ROUTES,
     *log.ROUTES,

@@ -1,0 +1,167 @@
+"""Processes of a run's machine that outlive their callers: /api/v1/tasks/{id}/processes and below."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+
+from api.deps import Services, ServicesOf
+from api.machines.answer import TOLD, HostAnswer
+from api.native import errors, examples, views
+from api.native.bodies import read_form
+from api.native.parameters import known_parameters
+from foundation.errors import (
+    Conflict,
+    HostUnreachable,
+    InsufficientResources,
+    InvalidBody,
+    InvalidParameter,
+    MachineLost,
+    MachineUnavailable,
+    NotFound,
+    PayloadTooLarge,
+    RateLimitExceeded,
+    SessionClosed,
+    TaskNotFound,
+    UnsupportedMediaType,
+)
+from foundation.service.processes import KEY, Processes, ProcessRecord, ProcessSpec, SentSignal, StdinTaken
+
+router = APIRouter(
+    prefix=f"{views.BASE}/{{task_id}}/processes", tags=["machines"], dependencies=[Depends(known_parameters)]
+)
+
+# Of what a machine writes no browser is to make a page of this server.
+_TOLD = (*TOLD, "x-content-type-options")
+_MACHINE = (TaskNotFound, MachineUnavailable, MachineLost, HostUnreachable, InvalidParameter)
+_BODY = (InvalidBody, PayloadTooLarge, UnsupportedMediaType)
+_LARGEST = 2**53
+
+Key = Annotated[str, Path(pattern=rf"^{KEY.pattern}$", description="The process's key", examples=["build-1"])]
+Offset = Annotated[int, Query(ge=0, le=_LARGEST, description="From this byte on")]
+
+
+@router.post(
+    "",
+    summary="Start a process",
+    response_model=ProcessRecord,
+    responses=errors.responses(*_MACHINE, *_BODY, Conflict, InsufficientResources),
+    openapi_extra=examples.PROCESS_BODY,
+)
+async def start_process(task_id: str, request: Request, services: ServicesOf) -> ProcessRecord:
+    """Start a process in the run's machine that lives until it ends, whoever started it; once for its key.
+
+    The same key and the same process give what is known of it; the same key and another process are a conflict.
+    """
+    spec = await read_form(request, ProcessSpec)
+    return await _asked(services, task_id, (), spec.model_dump_json(exclude_none=True))
+
+
+@router.get("", summary="List processes", response_model=Processes, responses=errors.responses(*_MACHINE))
+async def list_processes(task_id: str, services: ServicesOf) -> Response:
+    """What is known of the processes of the run's machine, the agent among them."""
+    return _answer(services, task_id, "GET")
+
+
+@router.get(
+    "/{key}",
+    summary="Look at a process, or wait for its end",
+    response_model=ProcessRecord,
+    responses=errors.responses(*_MACHINE, NotFound, RateLimitExceeded),
+)
+async def look_at_process(
+    task_id: str,
+    key: Key,
+    services: ServicesOf,
+    wait: Annotated[float, Query(ge=0, le=300, description="Seconds to wait for its end")] = 0.0,
+) -> Response:
+    """Whether it runs, or how it ended; with ``wait`` once it has, or after so many seconds."""
+    return _answer(services, task_id, "GET", key, params={"wait": f"{wait:.3f}"})
+
+
+@router.get(
+    "/{key}/output",
+    summary="Read what a process writes",
+    response_class=Response,
+    responses=errors.responses(*_MACHINE, NotFound, RateLimitExceeded)
+    | {200: {"description": "The bytes", "content": {"application/octet-stream": {"example": "hello\n"}}}},
+)
+async def read_output(
+    task_id: str,
+    key: Key,
+    services: ServicesOf,
+    stream: Annotated[Literal["stdout", "stderr"], Query(description="Which of the two")] = "stdout",
+    offset: Offset = 0,
+    follow: Annotated[bool, Query(description="Go on until the process has ended")] = False,
+) -> Response:
+    """One of its streams from a byte on. With ``follow`` the answer ends when the process has, and all was sent."""
+    params = {"stream": stream, "offset": str(offset), "follow": "true" if follow else "false"}
+    return _answer(services, task_id, "GET", key, "output", params=params)
+
+
+@router.put(
+    "/{key}/stdin",
+    summary="Feed a process",
+    response_model=StdinTaken,
+    responses=errors.responses(*_MACHINE, NotFound, Conflict, SessionClosed),
+    openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {"example": "yes\n"}}}},
+)
+async def feed_process(
+    task_id: str,
+    key: Key,
+    services: ServicesOf,
+    offset: Offset = 0,
+    close: Annotated[bool, Query(description="And nothing comes after it")] = False,
+) -> Response:
+    """Have the body be the bytes of its stdin from ``offset`` on; sent again, what has come already is left out."""
+    params = {"offset": str(offset), "close": "true" if close else "false"}
+    return _answer(services, task_id, "PUT", key, "stdin", params=params, body=True)
+
+
+@router.post(
+    "/{key}/signal",
+    status_code=204,
+    summary="Signal a process",
+    response_class=Response,
+    responses=errors.responses(*_MACHINE, *_BODY, NotFound, Conflict),
+    openapi_extra=examples.SIGNAL_BODY,
+)
+async def signal_process(task_id: str, key: Key, request: Request, services: ServicesOf) -> Response:
+    """Send a signal to it and to all that it has started."""
+    sent = await read_form(request, SentSignal)
+    async with services.hosts.asked(
+        services.machines.finder(task_id),
+        "processes",
+        "POST",
+        ("processes", key, "signal"),
+        content=sent.model_dump_json().encode(),
+    ):
+        return Response(status_code=204)
+
+
+async def _asked(services: Services, task_id: str, parts: tuple[str, ...], body: str) -> ProcessRecord:
+    async with services.hosts.asked(
+        services.machines.finder(task_id), "processes", "POST", ("processes", *parts), content=body.encode()
+    ) as response:
+        return ProcessRecord.model_validate_json(await response.aread())
+
+
+def _answer(
+    services: Services,
+    task_id: str,
+    method: str,
+    *parts: str,
+    params: dict[str, str] | None = None,
+    body: bool = False,
+) -> HostAnswer:
+    return HostAnswer(
+        services.hosts,
+        services.machines.finder(task_id),
+        "processes",
+        method,
+        ("processes", *parts),
+        params=params,
+        body=body,
+        told=_TOLD,
+    )
