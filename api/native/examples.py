@@ -127,6 +127,17 @@ PROCESS_BODY = {
         },
     }
 }
+PROCESS = {
+    "key": "build-1",
+    "state": "exited",
+    "exit_code": 0,
+    "signal": None,
+    "reason": None,
+    "started_at": "2026-01-15T10:00:00Z",
+    "ended_at": "2026-01-15T10:02:05Z",
+    "stdout_bytes": 8190,
+    "stderr_bytes": 0,
+}
 SIGNAL_BODY = {
     "requestBody": {
         "required": True,

@@ -46,7 +46,7 @@ Offset = Annotated[int, Query(ge=0, le=_LARGEST, description="From this byte on"
     "",
     summary="Start a process",
     response_model=ProcessRecord,
-    responses=errors.responses(*_MACHINE, *_BODY, Conflict, InsufficientResources),
+    responses=errors.responses(*_MACHINE, *_BODY, Conflict, InsufficientResources) | examples.answer(examples.PROCESS),
     openapi_extra=examples.PROCESS_BODY,
 )
 async def start_process(task_id: str, request: Request, services: ServicesOf) -> ProcessRecord:
@@ -58,7 +58,12 @@ async def start_process(task_id: str, request: Request, services: ServicesOf) ->
     return await _asked(services, task_id, (), spec.model_dump_json(exclude_none=True))
 
 
-@router.get("", summary="List processes", response_model=Processes, responses=errors.responses(*_MACHINE))
+@router.get(
+    "",
+    summary="List processes",
+    response_model=Processes,
+    responses=errors.responses(*_MACHINE) | examples.answer({"processes": [examples.PROCESS]}),
+)
 async def list_processes(task_id: str, services: ServicesOf) -> Response:
     """What is known of the processes of the run's machine, the agent among them."""
     return _answer(services, task_id, "GET")
@@ -68,7 +73,7 @@ async def list_processes(task_id: str, services: ServicesOf) -> Response:
     "/{key}",
     summary="Look at a process, or wait for its end",
     response_model=ProcessRecord,
-    responses=errors.responses(*_MACHINE, NotFound, RateLimitExceeded),
+    responses=errors.responses(*_MACHINE, NotFound, RateLimitExceeded) | examples.answer(examples.PROCESS),
 )
 async def look_at_process(
     task_id: str,
@@ -104,7 +109,7 @@ async def read_output(
     "/{key}/stdin",
     summary="Feed a process",
     response_model=StdinTaken,
-    responses=errors.responses(*_MACHINE, NotFound, Conflict, SessionClosed),
+    responses=errors.responses(*_MACHINE, NotFound, Conflict, SessionClosed) | examples.answer({"bytes": 4}),
     openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {"example": "yes\n"}}}},
 )
 async def feed_process(
@@ -121,23 +126,17 @@ async def feed_process(
 
 @router.post(
     "/{key}/signal",
-    status_code=204,
     summary="Signal a process",
-    response_class=Response,
-    responses=errors.responses(*_MACHINE, *_BODY, NotFound, Conflict),
+    responses=errors.responses(*_MACHINE, *_BODY, NotFound, Conflict) | examples.answer({"signal": "TERM"}),
     openapi_extra=examples.SIGNAL_BODY,
 )
-async def signal_process(task_id: str, key: Key, request: Request, services: ServicesOf) -> Response:
+async def signal_process(task_id: str, key: Key, request: Request, services: ServicesOf) -> SentSignal:
     """Send a signal to it and to all that it has started."""
     sent = await read_form(request, SentSignal)
-    async with services.hosts.asked(
-        services.machines.finder(task_id),
-        "processes",
-        "POST",
-        ("processes", key, "signal"),
-        content=sent.model_dump_json().encode(),
-    ):
-        return Response(status_code=204)
+    content = sent.model_dump_json().encode()
+    find = services.machines.finder(task_id)
+    async with services.hosts.asked(find, "processes", "POST", ("processes", key, "signal"), content=content):
+        return sent
 
 
 async def _asked(services: Services, task_id: str, parts: tuple[str, ...], body: str) -> ProcessRecord:

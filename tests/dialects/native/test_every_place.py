@@ -64,7 +64,7 @@ def attempts(description: dict[str, Any], task_id: bytes) -> Iterator[Attempt]:
     chance = random.Random(0)
     for path, operations in description["paths"].items():
         template = path.encode()
-        here = template.replace(b"{task_id}", task_id).replace(b"{name}", b"metadata.json")
+        here = template.replace(b"{task_id}", task_id).replace(b"{name}", b"metadata.json").replace(b"{key}", b"k")
         for name, operation in operations.items():
             method = name.upper().encode()
             queries = [each["name"].encode() for each in operation.get("parameters", []) if each["in"] == "query"]
