@@ -17,12 +17,12 @@ sub content {
 
 sub tell_of {
     my ($name, $dir, $volatile, $cgroup) = @_;
-    return if !-e "$dir/started";
-    # Asked first: a unit that is gone has written its record before.
+    # Asked first: a unit that is gone has written its record before, and one that is there may not have begun.
     my $alive = -d $cgroup ? 1 : 0;
     my $record = content(-e "$volatile/exit" || !-e "$dir/exit" ? "$volatile/exit" : "$dir/exit");
     my @ended = $record =~ /^(ended [0-9]{1,12} [0-9]{1,3} [a-z-]{1,16})$/m;
     my @codes = $record =~ /^([0-9]{1,3} [0-9]{1,18} [0-9]{1,18})$/m;
+    return if !$alive && !@codes && !-e "$dir/started";
     my ($began) = content("$dir/began") =~ /^([0-9.]{1,20})$/;
     my @sizes = map { (stat "$dir/$_")[7] // 0 } "stdout", "stderr";
     print join("\t", $name, $alive, $began // "-", @sizes, $ended[0] // "-", $codes[0] // "-"), "\n";

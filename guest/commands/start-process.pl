@@ -15,7 +15,8 @@ $^F = 9;
 make_directory($_) for $dir, $volatile;
 open my $lock, ">>", "$volatile/start.lock" or fail("$volatile: $!");
 flock $lock, 2 or fail("$volatile: $!");
-if (-e "$dir/started" || -d $cgroup) {
+# One that was killed before it began has a record, and no mark.
+if (-e "$dir/started" || -d $cgroup || ((stat "$volatile/exit")[7] // 0) > 1) {
     my $before = content("$volatile/spec");
     exit($digest ne "-" && $before ne "" && $before ne $digest ? 6 : 5);
 }
