@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 from paramiko.buffered_pipe import BufferedPipe
 
-from guest.contract import AGENT_USER
+from guest.contract import AGENT_KEY, AGENT_USER
+from machines.processes.places import places_of
 from machines.ssh import Completed
 
 # A unit is a session of processes, and a directory that is there as long as it lives. A file ``systemctl`` in the root
@@ -48,12 +49,14 @@ _STAND_INS = {
 class LocalGuest:
     """The shell of the guest below ``root``: takes the place of ``GuestShell``."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, key: str = AGENT_KEY) -> None:
+        """One with room for the one process with the key."""
+        places = places_of(key)
         self.root = root
         self.agent = root / "agent"
-        self.directory = root / "var/lib/taskyard/agent"
-        self.volatile = root / "run/taskyard"
-        self.unit = root / "sys/fs/cgroup/system.slice/taskyard-agent.service"
+        self.directory, self.volatile, self.unit = (
+            root / place.lstrip("/") for place in (places.directory, places.volatile, places.cgroup)
+        )
         (root / "bin").mkdir(parents=True)
         self.unit.parent.mkdir(parents=True)
         for name, text in _STAND_INS.items():
