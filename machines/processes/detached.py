@@ -6,6 +6,9 @@ has started ends with it, and takes its signals.
 
 Every process that was accepted ends with a record: one that it exited, or one that it is ``lost``, when there is a unit
 no more and no record that can be read.
+
+Output lies on the guest's disk. What of it is to outlive the machine is followed, and written with its offsets to where
+it is to be, as the agent's follower does with the run log: nothing here needs to know of that.
 """
 
 from __future__ import annotations

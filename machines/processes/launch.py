@@ -94,11 +94,11 @@ def start_files(places: Places, launch: Launch) -> bytes:
     environment = "".join(f"{name}={value}\0" for name, value in launch.environment.items())
     directory, volatile = places.directory, places.volatile
     files = [
-        LaidFile(f"{directory}/workdir", launch.directory.encode()),
+        LaidFile(f"{directory}/workdir", launch.directory.encode(), 0o600),
         LaidFile(f"{directory}/inbox", launch.inbox, 0o600),
         LaidFile(f"{directory}/delivered", b"", 0o600),
-        LaidFile(f"{directory}/stdout", b""),
-        LaidFile(f"{directory}/stderr", b""),
+        LaidFile(f"{directory}/stdout", b"", 0o600),
+        LaidFile(f"{directory}/stderr", b"", 0o600),
         LaidFile(f"{directory}/began", f"{time.time():.3f}\n".encode()),
         *(LaidFile(f"{places.programs}/{name}", process_program(name), 0o755) for name in PROCESS_PROGRAMS),
         # Not empty, so that a full tmpfs has room for the record.

@@ -17,10 +17,12 @@ import pytest
 
 from foundation.errors import Conflict, InvalidParameter, NotFound, ServiceUnavailable, SessionClosed
 from foundation.service.processes import Limits, ProcessRecord, ProcessSpec
+from foundation.settings import Settings
+from guest.contract import AGENT_KEY
 from machines.host import MachineHost
 from machines.processes.detached import DetachedProcess, DetachedProcesses
 from machines.processes.following import Chunk, Ended, Stream
-from tests.e2e.conftest import Entered, Inhabited, until
+from tests.e2e.conftest import Entered, until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -40,9 +42,10 @@ LOOP = "while :; do sleep 0.1; done"
 class Guest:
     """The processes of the machine, and short ways to what tests ask of them."""
 
-    def __init__(self, machine: Inhabited, host: MachineHost | None = None) -> None:
-        self.machine = machine
-        self.shell = (host or machine.host).connect(machine.id)
+    def __init__(self, settings: Settings, machine_id: str) -> None:
+        self.settings = settings
+        self.id = machine_id
+        self.shell = MachineHost(settings).connect(machine_id)
         self.all = DetachedProcesses(self.shell)
 
     def start(self, shell: str, key: str | None = None, **fields: Any) -> DetachedProcess:
@@ -71,13 +74,47 @@ def read(process: DetachedProcess, stream: Stream, offset: int = 0, most: int | 
 
 
 @pytest.fixture
-def guest(inhabited: Inhabited) -> Iterator[Guest]:
-    guest = Guest(inhabited)
+def guest(entered: Entered) -> Iterator[Guest]:
+    guest = Guest(entered.site.settings, entered.machine)
     yield guest
-    running = [record.key for record in guest.all.list() if record.state == "running"]
+    running = [each.key for each in guest.all.list() if each.state == "running" and each.key != AGENT_KEY]
     for key in running:
         guest.all.process(key).signal("KILL")
+    guest.shell.close()
     assert running == []
+
+
+def test_a_process_goes_on_while_its_host_is_away(entered: Entered) -> None:
+    client, task = entered.site.client, entered.id
+    asked = {"shell": f"echo $$; seq 1 20; read line; echo $line; sleep 5; {LOOP}", "stdin": True}
+    started = client.start_process(task, "lasting", **asked)
+    assert started.state == "running"
+    reading = client.process_output(task, "lasting", follow=True)
+    before = next(reading)
+    os.kill(entered.site.stack.pids()["worker"], signal.SIGKILL)
+    rest = b""
+    with suppress(ServiceUnavailable):
+        rest += b"".join(reading)
+    fed = until(lambda: _unless_away(lambda: client.feed_process(task, "lasting", b"line\n", close=True)))
+    assert fed == 5
+    assert client.feed_process(task, "lasting", b"line\n", close=True) == 5
+    # Asked for again, it is the same one.
+    assert client.start_process(task, "lasting", **asked).state == "running"
+    wanted = before + rest
+    for piece in client.process_output(task, "lasting", offset=len(wanted), follow=True):
+        wanted += piece
+        if wanted.endswith(b"line\n"):
+            break
+    assert wanted.split(b"\n", 1)[1] == b"".join(b"%d\n" % number for number in range(1, 21)) + b"line\n"
+    client.signal_process(task, "lasting", "KILL")
+    ended = client.process(task, "lasting", wait_seconds=60)
+    assert (ended.state, ended.signal, ended.stdout_bytes) == ("exited", "KILL", len(wanted))
+    assert {process.key for process in client.processes(task)} >= {"agent", "lasting"}
+    with pytest.raises(Conflict):
+        client.start_process(task, "lasting", ["true"])
+    with pytest.raises(NotFound):
+        client.process(task, "never-was")
+    assert client.get(task).state == "running"
 
 
 def test_fifty_megabytes_come_byte_for_byte_over_a_connection_that_breaks(guest: Guest) -> None:
@@ -86,7 +123,7 @@ def test_fifty_megabytes_come_byte_for_byte_over_a_connection_that_breaks(guest:
     first = read(process, "stdout", most=20 * 2**20)
     guest.shell.close()
     # Another worker, which knows of nothing but the machine.
-    other = Guest(guest.machine, MachineHost(guest.machine.settings)).all.process("large")
+    other = Guest(guest.settings, guest.id).all.process("large")
     data = first + read(other, "stdout", len(first))
     record = other.record()
     assert (record.state, record.exit_code, record.stdout_bytes, len(data)) == ("exited", 0, size, size)
@@ -254,39 +291,6 @@ def test_a_frozen_process_is_killed(guest: Guest) -> None:
     process.signal("KILL")
     record = process.wait(SECONDS_MOST)
     assert (record.state, record.signal) == ("exited", "KILL")
-
-
-def test_a_process_goes_on_while_the_worker_is_killed(entered: Entered) -> None:
-    client, task = entered.site.client, entered.id
-    asked = {"shell": f"echo $$; seq 1 20; read line; echo $line; sleep 5; {LOOP}", "stdin": True}
-    started = client.start_process(task, "lasting", **asked)
-    assert started.state == "running"
-    reading = client.process_output(task, "lasting", follow=True)
-    before = next(reading)
-    os.kill(entered.site.stack.pids()["worker"], signal.SIGKILL)
-    rest = b""
-    with suppress(ServiceUnavailable):
-        rest += b"".join(reading)
-    fed = until(lambda: _unless_away(lambda: client.feed_process(task, "lasting", b"line\n", close=True)))
-    assert fed == 5
-    assert client.feed_process(task, "lasting", b"line\n", close=True) == 5
-    # Asked for again, it is the same one.
-    assert client.start_process(task, "lasting", **asked).state == "running"
-    wanted = before + rest
-    for piece in client.process_output(task, "lasting", offset=len(wanted), follow=True):
-        wanted += piece
-        if wanted.endswith(b"line\n"):
-            break
-    assert wanted.split(b"\n", 1)[1] == b"".join(b"%d\n" % number for number in range(1, 21)) + b"line\n"
-    client.signal_process(task, "lasting", "KILL")
-    ended = client.process(task, "lasting", wait_seconds=60)
-    assert (ended.state, ended.signal, ended.stdout_bytes) == ("exited", "KILL", len(wanted))
-    assert {process.key for process in client.processes(task)} >= {"agent", "lasting"}
-    with pytest.raises(Conflict):
-        client.start_process(task, "lasting", ["true"])
-    with pytest.raises(NotFound):
-        client.process(task, "never-was")
-    assert client.get(task).state == "running"
 
 
 def _unless_away(ask: Callable[[], int]) -> int | None:
