@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Literal
 
-from anyio import CancelScope
+from anyio import move_on_after
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -30,6 +30,7 @@ WAIT_SECONDS_MOST = 300.0
 
 _SPEC_BYTES_MOST = 8 * 2**20
 _FED_BYTES = 2**20
+_CLOSE_SECONDS = 2.0
 _SHOWN = 60
 _OFFSET_MOST = 2**53
 
@@ -141,7 +142,7 @@ class _Follower:
         while following is not None:
             # Before the look: what comes after it wakes the wait below.
             self._news.forget()
-            pieces = await self._machine.run(following.read)
+            pieces = await self._machine.run(following.read, abandoned=True)
             for piece in pieces:
                 if isinstance(piece, Ended):
                     return
@@ -153,8 +154,9 @@ class _Follower:
         """Follow no more."""
         self._held.close()
         if self._following is not None:
-            with CancelScope(shield=True):
-                await self._machine.run(self._following.close)
+            # A guest that takes no message holds up the thread, and not the end of the request.
+            with move_on_after(_CLOSE_SECONDS, shield=True):
+                await self._machine.run(self._following.close, abandoned=True)
 
     def _opened(self) -> Following:
         return self._process.following(self._offsets, self._news, follow=self._follow)
