@@ -298,29 +298,3 @@ def _unless_away(ask: Callable[[], int]) -> int | None:
         return ask()
     except ServiceUnavailable:
         return None
-
-
-def test_zz_measure(guest: Guest) -> None:
-    took = []
-    for _ in range(6):
-        began = time.monotonic()
-        process = guest.start("true")
-        started = time.monotonic()
-        process.wait(SECONDS_MOST)
-        took.append((round(started - began, 3), round(time.monotonic() - started, 3)))
-    print("start, and wait to its end:", took)
-    began = time.monotonic()
-    for _ in range(5):
-        guest.shell.run("true")
-    print("true over the connection", (time.monotonic() - began) / 5)
-    began = time.monotonic()
-    for n in range(3):
-        guest.shell.run(f"systemd-run --quiet --unit=plain-{n} --collect --service-type=exec sleep 1")
-    print("systemd-run alone", (time.monotonic() - began) / 3)
-    began = time.monotonic()
-    for n in range(3):
-        guest.shell.run("perl -e 1")
-    print("perl alone", (time.monotonic() - began) / 3)
-    began = time.monotonic()
-    guest.all.list()
-    print("list", time.monotonic() - began)
