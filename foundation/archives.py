@@ -25,6 +25,9 @@ _ZEROS = bytes(PIECE_BYTES)
 _HOLE_LEAST = 32 * 1024
 # Headers are read whole; none has a reason to be longer.
 _HEADER_MOST = 256 * 1024
+# A machine's disk is read faster than this level packs it; a higher one is slower than the way to most clients.
+_LEVEL = 1
+_GZIP_WINDOW = 31
 _PADDING_MOST = 2**20
 _TIME_MOST = 2**40
 _FAILURE = "TASKYARD.error"
@@ -190,6 +193,44 @@ class Members:
                 yield from with_holes(piece)
         if info.size > at:
             yield info.size - at
+
+
+def gzipped(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The pieces as a gzip stream. When they break off, what came before can be read of it."""
+    packer = zlib.compressobj(_LEVEL, wbits=_GZIP_WINDOW)
+    try:
+        for piece in pieces:
+            if packed := packer.compress(piece):
+                yield packed
+    except TaskyardError:
+        yield packer.flush(zlib.Z_SYNC_FLUSH)
+        raise
+    yield packer.flush()
+
+
+class Gunzipped:
+    """The content of a gzip stream, as something to read from. Raises ArchiveRefused for a damaged one."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._unpacker = zlib.decompressobj(_GZIP_WINDOW)
+        self._over = False
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes; none at the end."""
+        while not self._over and size > 0:
+            waiting = self._unpacker.unconsumed_tail or self._source.read(PIECE_BYTES)
+            if not waiting:
+                raise ArchiveRefused("The archive ends in the middle")
+            try:
+                data = self._unpacker.decompress(waiting, size)
+            except zlib.error as error:
+                raise ArchiveRefused(f"The archive is damaged ({error})") from error
+            # What may stand behind its end is none of it.
+            self._over = self._unpacker.eof
+            if data:
+                return data
+        return b""
 
 
 def raise_failure(headers: Mapping[str, str]) -> None:

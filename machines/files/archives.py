@@ -6,16 +6,14 @@ believes neither side.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from gzip import GzipFile
 from pathlib import Path
-from typing import IO, Literal, cast
+from typing import Literal
 
 from foundation import archives
 from foundation.archives import Member, Members, Piece, Source
-from foundation.errors import ArchiveRefused, GuestUnreachable, TaskyardError
+from foundation.errors import GuestUnreachable, TaskyardError
 from foundation.service.files import ArchiveFormat, Extracted
 from machines.files import zip as zip_archives
 from machines.files.entry import Entry
@@ -24,9 +22,6 @@ from machines.files.guest_files import GuestFiles
 
 _GATHERED = 128 * 1024
 _GZIP, _ZIP = b"\x1f\x8b", b"PK"
-# A machine's disk is read faster than this level packs it; a higher one is slower than the way to most clients.
-_LEVEL = 1
-_GZIP_WINDOW = 31
 _KINDS: dict[str, Literal["file", "directory", "symlink"]] = {
     "file": "file", "directory": "directory", "symlink": "symlink",
 }  # fmt: skip
@@ -43,7 +38,7 @@ def packed(files: GuestFiles, path: bytes, form: ArchiveFormat) -> Iterator[byte
     if form == "zip":
         return _gathered(zip_archives.written(_members(first, entries)))
     pieces = _tar(_members(first, entries))
-    return _gathered(pieces if form == "tar" else _gzip(pieces))
+    return _gathered(pieces if form == "tar" else archives.gzipped(pieces))
 
 
 def unpack(
@@ -59,7 +54,7 @@ def unpack(
     if form == "zip":
         with zip_archives.spooled(begun, spool) as file:
             return _laid_out(files, path, zip_archives.ZipMembers(file), keep_owners=keep_owners)
-    opened: Source = _Unpacked(begun) if form == "tar.gz" else begun
+    opened: Source = archives.Gunzipped(begun) if form == "tar.gz" else begun
     return _laid_out(files, path, Members(opened), keep_owners=keep_owners)
 
 
@@ -132,17 +127,6 @@ def _tar(members: Iterable[tuple[Member, Iterator[Piece]]]) -> Iterator[bytes]:
     yield archives.END
 
 
-def _gzip(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    packer = zlib.compressobj(_LEVEL, wbits=_GZIP_WINDOW)
-    try:
-        for piece in pieces:
-            yield packer.compress(piece)
-    except TaskyardError:
-        yield packer.flush(zlib.Z_SYNC_FLUSH)
-        raise
-    yield packer.flush()
-
-
 def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """The same in pieces that are worth a hand-over each; what waits when something is raised is given before."""
     gathered = bytearray()
@@ -182,17 +166,3 @@ class _Begun:
             return self._source.read(size)
         given, self._left = self._left[:size], self._left[size:]
         return given
-
-
-class _Unpacked:
-    """The content of a gzip stream."""
-
-    def __init__(self, source: Source) -> None:
-        # It only reads.
-        self._file = GzipFile(fileobj=cast("IO[bytes]", source), mode="rb")
-
-    def read(self, size: int, /) -> bytes:
-        try:
-            return self._file.read(size)
-        except (zlib.error, EOFError, OSError) as error:
-            raise ArchiveRefused(f"The archive is damaged, or ends in the middle ({error})") from error

@@ -223,6 +223,7 @@ class _Copier:
 
     def _send_tree(self, task_id: str, origin: Place, goal: Place, found: FileInfo | None) -> None:
         from cli.task.files import trees
+        from foundation.archives import gzipped
 
         if found is not None and found.type != "directory":
             raise WrongFileType(f"'{goal.shown}' is no directory; a directory does not go into a file.")
@@ -234,7 +235,7 @@ class _Copier:
         # A link to a directory is entered.
         tree = trees.packed(os.path.join(origin.path, b"."), self._moved, self._leave_out)
         extracted = self._client.upload_archive(
-            task_id, root, tree, "tar", keep_owners=self._keep_owners, user=self._user
+            task_id, root, gzipped(tree), "tar.gz", keep_owners=self._keep_owners, user=self._user
         )
         self._left_out += extracted.skipped
 
@@ -281,10 +282,10 @@ class _Copier:
 
     @contextmanager
     def _members(self, task_id: str, path: bytes) -> Iterator[Members]:
-        from foundation.archives import Members
+        from foundation.archives import Gunzipped, Members
 
-        with closing(self._client.download_archive(task_id, path, "tar", user=self._user)) as pieces:
-            yield Members(Pieces(pieces))
+        with closing(self._client.download_archive(task_id, path, "tar.gz", user=self._user)) as pieces:
+            yield Members(Gunzipped(Pieces(pieces)))
 
     def _leave_out(self, path: bytes) -> None:
         self._left_out.append(path.decode(errors="replace"))

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cli.task import commands
 from cli.task.files import copying
-from foundation.archives import Member, head
+from foundation.archives import Member, gzipped, head
 from foundation.errors import ArchiveRefused, FileNotFound, TaskyardError, WrongFileType
 from foundation.service.files import FileInfo
 from machines.files.archives import packed, unpack
@@ -258,7 +258,7 @@ def test_nothing_leaves_the_directory_that_it_is_laid_into(
     else:
         # The machine is hostile, and so are its names.
         (ends.there / "target").mkdir()
-        monkeypatch.setattr(Here, "download_archive", lambda *_, **__: (piece for piece in [data]))
+        monkeypatch.setattr(Here, "download_archive", lambda *_, **__: gzipped(iter([data])))
         with pytest.raises((TaskyardError, OSError)):
             ends.cp("in:target/.", "target")
     outside = {path.name for path in target.parent.iterdir()} - {"target", "secret"}
