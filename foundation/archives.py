@@ -23,6 +23,7 @@ END = bytes(2 * BLOCK)
 _ZEROS = bytes(PIECE_BYTES)
 # Shorter ones are cheaper to send than to leave out.
 _HOLE_LEAST = 32 * 1024
+_HOLE = bytes(_HOLE_LEAST)
 # Headers are read whole; none has a reason to be longer.
 _HEADER_MOST = 256 * 1024
 # A machine's disk is read faster than this level packs it; a higher one is slower than the way to most clients.
@@ -117,16 +118,15 @@ def zeros(length: int) -> Iterator[bytes]:
 
 def with_holes(data: bytes) -> Iterator[Piece]:
     """The data, long runs of zeros told by their length."""
-    view, start = memoryview(data), 0
-    for at in range(0, len(data), _HOLE_LEAST):
-        part = view[at : at + _HOLE_LEAST]
-        if part == memoryview(_ZEROS)[: len(part)] and len(part) == _HOLE_LEAST:
+    start = 0
+    for at in range(0, len(data) - _HOLE_LEAST + 1, _HOLE_LEAST):
+        if data.startswith(_HOLE, at):
             if at > start:
-                yield bytes(view[start:at])
-            yield len(part)
-            start = at + len(part)
+                yield data[start:at]
+            yield _HOLE_LEAST
+            start = at + _HOLE_LEAST
     if start < len(data):
-        yield bytes(view[start:]) if start else data
+        yield data[start:] if start else data
 
 
 class Members:
