@@ -292,18 +292,15 @@ class AsyncTaskClient(AsyncMachineFiles):
         """
         fields: dict[str, object] = {"shell": shell, "user": user, "directory": directory, "stdin": stdin}
         fields |= {"environment": environment, "limits": limits}
-        started: Process = await self._send(processes.start(task_id, key, argv, fields))
-        return started
+        return Process.model_validate(await self._send(processes.start(task_id, key, argv, fields)))
 
     async def processes(self, task_id: str) -> list[Process]:
         """Those of the run's machine, the agent among them, oldest first."""
-        found: ProcessList = await self._send(processes.every(task_id))
-        return found.processes
+        return ProcessList.model_validate(await self._send(processes.every(task_id))).processes
 
     async def process(self, task_id: str, key: str, *, wait_seconds: float = 0.0) -> Process:
         """One of them; once it has ended, or after ``wait_seconds``, 300 at most. Raises NotFound."""
-        found: Process = await self._send(processes.look(task_id, key, wait_seconds))
-        return found
+        return Process.model_validate(await self._send(processes.look(task_id, key, wait_seconds)))
 
     async def process_output(
         self, task_id: str, key: str, stream: Stream = "stdout", *, offset: int = 0, follow: bool = False
@@ -321,8 +318,8 @@ class AsyncTaskClient(AsyncMachineFiles):
 
         Sent again, what has come is left out. With ``close`` nothing comes after it. Raises Conflict, SessionClosed.
         """
-        taken: StdinTaken = await self._send(processes.feed(task_id, key, data, offset, close=close))
-        return taken.bytes
+        taken = await self._send(processes.feed(task_id, key, data, offset, close=close))
+        return StdinTaken.model_validate(taken).bytes
 
     async def signal_process(self, task_id: str, key: str, signal: str = "TERM") -> None:
         """Send a signal to it and to all that it has started. Raises Conflict when it has ended."""
