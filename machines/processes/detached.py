@@ -52,7 +52,9 @@ from machines.ssh import GuestShell
 #: What is fed at once at most.
 FEED_BYTES_MOST = 4 * 2**20
 
-_START_SECONDS = 60
+# An emulated guest takes a second of its processors for each of many that are started at once.
+_START_SECONDS = 180
+_LIST_SECONDS = 120
 _STOP_SECONDS = GRACE_SECONDS + 15
 _OFFSET_MOST = 2**53
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -223,7 +225,7 @@ class DetachedProcesses:
 
 def _records(shell: GuestShell, keys: list[str] | None = None) -> list[ProcessRecord]:
     arguments = list_arguments(keys)
-    done = shell.run(f"{perl_command('list-processes')} {shlex.join(arguments)}")
+    done = shell.run(f"{perl_command('list-processes')} {shlex.join(arguments)}", timeout=_LIST_SECONDS)
     lines = done.stdout.decode(errors="replace").splitlines()[: PROCESSES_MOST + 2]
     return [_record_of(found) for line in lines if (found := _LINE.fullmatch(line))]
 

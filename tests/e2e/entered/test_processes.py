@@ -149,7 +149,7 @@ def test_twenty_at_once_and_each_once_for_its_key(guest: Guest) -> None:
 
 def test_what_a_process_is_given(guest: Guest) -> None:
     record, said, _ = guest.run(
-        "id -un; pwd; echo $HOME $USER $SHELL; echo $A; echo $HTTPS_PROXY", environment={"A": "x y\n$z"}
+        'id -un; pwd; echo $HOME $USER $SHELL; echo "$A"; echo $HTTPS_PROXY', environment={"A": "x y\n$z"}
     )
     assert (record.exit_code, record.signal) == (0, None)
     assert said == "agent\n/workspace\n/home/agent agent /bin/bash\nx y\n$z\nhttp://10.0.2.101:3128\n"
