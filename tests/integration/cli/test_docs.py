@@ -46,6 +46,7 @@ NOT_RUN = {
     r"curl .*/files/": "needs a machine; tests/e2e/entered/test_files.py shows it",
     r"(\.venv/bin/)?sandbox task port|curl .*/ports/": "needs a machine; tests/e2e/entered/test_ports.py shows it",
     r"curl .*/exec ": "needs a machine; tests/e2e/entered/test_attached.py shows it",
+    r"curl .*/processes": "needs a machine; tests/e2e/entered/test_processes.py shows it",
     r"pip install \./client": "changes an environment; tests/integration/client/test_package.py shows it",
     r"export ANTHROPIC_API_KEY": "would have a real model answer, for money",
 }
