@@ -32,7 +32,7 @@ _PORT = 8000
 # Python's own server is there in every image; the file is in memory, so that no disk is measured.
 _SERVING = (
     f"mkdir -p /dev/shm/served && head -c {_BYTES} /dev/zero >/dev/shm/served/file && cd /dev/shm/served && "
-    f"setsid python3 -m http.server {_PORT} </dev/null >/dev/null 2>&1 &"
+    f"{{ setsid python3 -m http.server {_PORT} </dev/null >/dev/null 2>&1 & }}"
 )
 _SCENARIO = """
 name: waiting
