@@ -69,7 +69,8 @@ class _Attached:
     async def run(self) -> int:
         connection = await open_socket(self._server, self._task_id, "exec", frames_held=_FRAMES_HELD)
         try:
-            await connection.send(self._wanted.model_dump_json(exclude_defaults=True))
+            # A server that has refused has closed by now; why is still to be read.
+            await _sent(connection, self._wanted.model_dump_json(exclude_defaults=True))
             return await self._serve(connection)
         except ConnectionClosed:
             raise ServiceUnavailable(
