@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from api.native.bodies import Addition, Cancellation, Execution, SentMessage, SentNetwork
+from foundation.service.files import Changes
 from foundation.service.processes import ProcessSpec, SentSignal
 
 _BASE = "/api/v1/tasks"
@@ -99,7 +100,10 @@ def _whole(schema: dict[str, Any]) -> dict[str, Any]:
     def filled(node: Any) -> Any:
         if isinstance(node, dict):
             named = str(node.get("$ref", "")).rpartition("/")[2]
-            return filled(parts[named]) if named in parts else {key: filled(value) for key, value in node.items()}
+            if named in parts:
+                return filled(parts[named])
+            # Which part is meant, each says by itself; a discriminator names them where they are no longer.
+            return {key: filled(value) for key, value in node.items() if key != "discriminator"}
         return [filled(each) for each in node] if isinstance(node, list) else node
 
     return dict(filled(schema))
@@ -112,6 +116,17 @@ EXECUTION_BODY = {
             "application/json": {
                 "schema": _whole(Execution.model_json_schema()),
                 "example": {"argv": ["git", "status", "-s"]},
+            }
+        },
+    }
+}
+CHANGES_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": _whole(Changes.model_json_schema()),
+                "example": {"changes": [{"operation": "remove", "path": "build", "directories": "recursive"}]},
             }
         },
     }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
 from api.deps import Services, ServicesOf
 from api.http.ranges import asked_range
 from api.machines.answer import TOLD, HostAnswer
-from api.native import errors, views
+from api.native import errors, examples, views
+from api.native.bodies import read_form
 from api.native.parameters import known_parameters
 from foundation.errors import (
     ArchiveRefused,
@@ -27,6 +28,7 @@ from foundation.errors import (
     PayloadTooLarge,
     RangeNotSatisfiable,
     TaskNotFound,
+    UnsupportedMediaType,
     WrongFileType,
 )
 from foundation.service.files import (
@@ -210,10 +212,15 @@ async def write_file(  # noqa: PLR0917 -- named by their names
 @router.post(
     "/changes",
     summary="Change files",
-    responses=errors.responses(*_FILE, FileExists, DirectoryNotEmpty, GuestDiskFull, InvalidBody, PayloadTooLarge),
+    responses=errors.responses(
+        *(*_FILE, FileExists, DirectoryNotEmpty, GuestDiskFull),
+        *(InvalidBody, PayloadTooLarge, UnsupportedMediaType),
+    ),
+    openapi_extra=examples.CHANGES_BODY,
 )
-async def change_files(task_id: str, services: ServicesOf, changes: Changes, user: User = "agent") -> AllChanged:
+async def change_files(task_id: str, request: Request, services: ServicesOf, user: User = "agent") -> AllChanged:
     """Make directories, move, remove, set mode and owner, replace text: in this order, until one fails."""
+    changes = await read_form(request, Changes)
     async with services.hosts.asked(
         services.machines.finder(task_id),
         "files",

@@ -60,6 +60,7 @@ _ONE_OF = {"task continue": ["--tokens", "1"]}
 def arguments(name: str, manifest: str, *options: str) -> list[str]:
     """A command with all that it wants to be given. Options come first: to some, what follows is another command's."""
     given = {"FILE": manifest, "DURATION": "1h", "TEXT": "words", "NAME": "name", "SRC": "x:file", "DST": "."}
+    given["[LOCAL:]PORT..."] = ":80"
     words = [*name.split(), *options]
     for parameter in LEAVES[name].params:
         if parameter.param_type_name == "argument" and (parameter.required or parameter.metavar in {"FILE", "NAME"}):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
@@ -105,7 +105,8 @@ def test_an_answer_that_is_none_is_an_error_that_says_so(ask: Callable[[GuestFil
 def test_noise_is_an_answer_or_an_error_of_ours(noise: bytes) -> None:
     for begun in (b"", frame("I", *entry()), frame("I", *entry()) + frame("R", b"0", b"3")):
         for ask in (read, lambda files: list(files.listed(b".")), lambda files: list(packed(files, b".", "tar"))):
-            with pytest.raises(TaskyardError):
+            # Some of it is an answer; nothing of it is an error of another kind, or without an end.
+            with suppress(TaskyardError):
                 ask(GuestFiles(cast("Any", Lying(begun + noise))))
 
 
