@@ -47,6 +47,13 @@ def loops_go_on(loop_guard: LoopGuard) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _images_of_their_own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only tests with machines use the images that this host is told to have: others make and remove some."""
+    if "e2e" not in request.path.parts:
+        monkeypatch.delenv("TASKYARD_IMAGE_DIR", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _no_wait_for_a_first_host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over the shared services nobody ever speaks of a host's room unless a test does."""
     if "services" in request.fixturenames:
