@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, TypeVarTuple
@@ -13,7 +15,7 @@ from weakref import WeakValueDictionary
 from anyio import CapacityLimiter, to_thread
 from starlette.requests import HTTPConnection
 
-from foundation.errors import MachineLost, MachineUnavailable, StaleEpoch
+from foundation.errors import MachineLost, MachineUnavailable, RateLimitExceeded, StaleEpoch
 from foundation.service.paths import EPOCH
 from foundation.service.tokens import Purpose, check_authorization
 from foundation.settings import Settings
@@ -98,6 +100,28 @@ class Machine:
     def note_access(self, kind: str, message: str) -> None:
         """Have the use in the run's log: ``kind`` is one of exec, shell, files and port, ``message`` a sentence."""
         self.accesses.note(self.record, kind, message)
+
+
+class Share:
+    """How many of something each machine has open, ``most`` at once. ``what`` ends the sentence of its refusal."""
+
+    def __init__(self, most: int, what: str) -> None:
+        self.most = most
+        self._what = what
+        self._open = Counter[str]()
+
+    @contextmanager
+    def one(self, machine_id: str) -> Iterator[None]:
+        """Count one while the block runs. Raises RateLimitExceeded."""
+        if self._open[machine_id] >= self.most:
+            raise RateLimitExceeded(f"{self.most} {self._what}", limit=self.most)
+        self._open[machine_id] += 1
+        try:
+            yield
+        finally:
+            self._open[machine_id] -= 1
+            if not self._open[machine_id]:
+                del self._open[machine_id]
 
 
 class Admission:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from foundation.errors import GuestUnreachable, InvalidBody, InvalidParameter, RateLimitExceeded, TimedOut
+from foundation.errors import GuestUnreachable, InvalidBody, InvalidParameter, TimedOut
 from foundation.service.paths import BASE
 from foundation.service.refusals import NORMAL
 from machines.ports import GuestPort, open_port
-from worker.service.machine import Machine, machine_of
+from worker.service.machine import Machine, Share, machine_of
 
 #: Connections to the ports of one machine at once.
 CONNECTIONS_MOST = 128
@@ -29,29 +28,7 @@ _DIGITS_MOST = 5
 _EOF = json.dumps({"eof": True})
 
 
-class _Connections:
-    """How many connections there are to each machine's ports."""
-
-    def __init__(self) -> None:
-        self._open = Counter[str]()
-
-    @contextmanager
-    def one(self, machine_id: str) -> Iterator[None]:
-        """Count one while the block runs. Raises RateLimitExceeded."""
-        if self._open[machine_id] >= CONNECTIONS_MOST:
-            raise RateLimitExceeded(
-                f"{CONNECTIONS_MOST} connections to ports of this machine are open; close some", limit=CONNECTIONS_MOST
-            )
-        self._open[machine_id] += 1
-        try:
-            yield
-        finally:
-            self._open[machine_id] -= 1
-            if not self._open[machine_id]:
-                del self._open[machine_id]
-
-
-_CONNECTIONS = _Connections()
+_CONNECTIONS = Share(CONNECTIONS_MOST, "connections to ports of this machine are open; close some")
 
 
 async def _connect(socket: WebSocket) -> None:

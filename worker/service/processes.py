@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import Literal
 
 from anyio import move_on_after
@@ -16,12 +15,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from foundation.errors import NotFound, RateLimitExceeded
+from foundation.errors import NotFound
 from foundation.service.paths import BASE
 from foundation.service.processes import KEY, Processes, ProcessRecord, ProcessSpec, SentSignal, StdinTaken
 from machines.processes.detached import DetachedProcess, DetachedProcesses
 from machines.processes.following import Ended, Following, Stream
-from worker.service.machine import Machine, machine_of
+from worker.service.machine import Machine, Share, machine_of
 
 #: Followers and waiters of one machine's processes at once: each takes a channel, of which a machine has 64.
 FOLLOWERS_MOST = 32
@@ -62,30 +61,7 @@ class _Wait(BaseModel):
     wait: float = Field(0.0, ge=0, allow_inf_nan=False)
 
 
-class _Followers:
-    """How many followers each machine has."""
-
-    def __init__(self) -> None:
-        self._open = Counter[str]()
-
-    @contextmanager
-    def one(self, machine_id: str) -> Iterator[None]:
-        """Count one while the block runs. Raises RateLimitExceeded."""
-        if self._open[machine_id] >= FOLLOWERS_MOST:
-            raise RateLimitExceeded(
-                f"{FOLLOWERS_MOST} processes of this machine are followed or awaited at once; end some of that",
-                limit=FOLLOWERS_MOST,
-            )
-        self._open[machine_id] += 1
-        try:
-            yield
-        finally:
-            self._open[machine_id] -= 1
-            if not self._open[machine_id]:
-                del self._open[machine_id]
-
-
-_FOLLOWERS = _Followers()
+_FOLLOWERS = Share(FOLLOWERS_MOST, "processes of this machine are followed or awaited at once; end some of that")
 
 
 class _News(threading.Event):

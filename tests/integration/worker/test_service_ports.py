@@ -224,7 +224,7 @@ async def test_a_connection_that_breaks_is_told(site: Site) -> None:
 
 
 async def test_one_machine_has_a_number_of_connections(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "CONNECTIONS_MOST", 1)
+    monkeypatch.setattr(ports._CONNECTIONS, "most", 1)
     async with listening(assert_ends) as port, site.connect(port):
         with pytest.raises(InvalidStatus) as refused:
             async with site.connect(port):

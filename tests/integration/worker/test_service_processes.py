@@ -81,7 +81,7 @@ async def test_a_process_is_started_once_fed_by_offset_and_read_by_offset(machin
 async def test_a_wait_ends_and_followers_are_limited(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     await machine.start(argv=program(machine, "echo begun; while :; do sleep 0.05; done"))
     assert (await machine.asked("GET", KEY, wait=0.2))["state"] == "running"
-    monkeypatch.setattr(processes, "FOLLOWERS_MOST", 1)
+    monkeypatch.setattr(processes._FOLLOWERS, "most", 1)
     waiting = asyncio.create_task(machine.asked("GET", KEY, wait=30))
     await until(lambda: bool(processes._FOLLOWERS._open), "a follower")
     with pytest.raises(RateLimitExceeded):
