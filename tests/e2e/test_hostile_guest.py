@@ -26,7 +26,7 @@ def begin(site: Site) -> dict[str, str]:
     vm = {"cpus": 1, "memory": "1G", "disk": "4G"}
     runs = {}
     for row, causes in ROWS.items():
-        # Who waits for silence waits no longer than it must; on a busy host, an agent that is at work is silent for long.
+        # Who waits for silence waits no longer than it must; an agent at work on a busy host is silent for long.
         hang = "4m" if "no_output_timeout" in causes else "10m"
         lifecycle = {"hang_timeout": hang, "timeout": "14m", "artifact_patterns": ["result.txt"]}
         runs[row] = site.submit(row, lifecycle=lifecycle, vm=vm)
