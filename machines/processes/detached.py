@@ -210,9 +210,10 @@ class DetachedProcesses:
         if spec.terminal is not None:
             raise InvalidParameter("A process that outlives its caller has no terminal", field="terminal")
         process = self.process(spec.key)
-        if not process.start(launch_of(spec)):
+        launch = launch_of(spec)
+        if not process.start(launch):
             return process.record()
-        return ProcessRecord(key=spec.key, state="running", started_at=datetime.now(UTC))
+        return ProcessRecord(key=spec.key, state="running", started_at=launch.began)
 
     def process(self, key: str) -> DetachedProcess:
         """The process with the key, whether there is one or not."""

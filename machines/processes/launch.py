@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from foundation.service.processes import Limits, ProcessSpec
 from guest.contract import (
@@ -62,6 +62,10 @@ class Launch:
     processes_most: int = 0
     digest: str = _NO_DIGEST
     files: Sequence[LaidFile] = ()
+    # To the millisecond, as the guest keeps it: its record says the same as the answer to the start.
+    began: datetime = field(
+        default_factory=lambda: datetime.fromtimestamp(round(datetime.now(UTC).timestamp(), 3), UTC)
+    )
 
 
 def launch_of(spec: ProcessSpec) -> Launch:
@@ -99,7 +103,7 @@ def start_files(places: Places, launch: Launch) -> bytes:
         LaidFile(f"{directory}/delivered", b"", 0o600),
         LaidFile(f"{directory}/stdout", b"", 0o600),
         LaidFile(f"{directory}/stderr", b"", 0o600),
-        LaidFile(f"{directory}/began", f"{time.time():.3f}\n".encode()),
+        LaidFile(f"{directory}/began", f"{launch.began.timestamp():.3f}\n".encode()),
         *(LaidFile(f"{places.programs}/{name}", process_program(name), 0o755) for name in PROCESS_PROGRAMS),
         # Not empty, so that a full tmpfs has room for the record.
         LaidFile(f"{volatile}/{EXIT_RECORD}", b"\n"),

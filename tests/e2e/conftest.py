@@ -25,7 +25,7 @@ from foundation.settings import Settings
 from machines.host import MachineHost
 from machines.images.store import find_image
 from tests.e2e.network_site import Guest, addresses, guest_on_a_network, host_authorities
-from tests.stack_settings import isolated_settings
+from tests.stack_settings import free_ports, isolated_settings
 from worker.egress.registries import registry_rules
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
@@ -181,6 +181,8 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         price_table=PRICES,
         anthropic_api_key=None,
         sandbox_domain="sandbox.localhost",
+        # For servers of other homes; those of this one need no address.
+        host_listen=f"127.0.0.1:{free_ports(1)}",
         # Origins of these tests are on loopback, where runs reach what their rules name. A host's registries may be on
         # its own network, behind an authority of its own.
         egress_private_networks=["127.0.0.1/32", *addresses(rule.host for rule in registry_rules(Settings()))],

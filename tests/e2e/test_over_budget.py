@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from client import Task
-from foundation.errors import Conflict, InvalidParameter, ServiceUnavailable
+from foundation.errors import (
+    Conflict,
+    GuestUnreachable,
+    HostUnreachable,
+    InvalidParameter,
+    MachineUnavailable,
+    ServiceUnavailable,
+    TaskyardError,
+)
 from tests.e2e.conftest import Site, until
 
 pytestmark = pytest.mark.timeout(600)
@@ -33,6 +42,34 @@ def in_state(site: Site, task_id: str, state: str) -> Task | None:
     task = site.client.get(task_id)
     assert not task.terminal or task.state == state, task.error
     return task if task.state == state else None
+
+
+class Beside:
+    """What runs in a machine beside its agent: a command that somebody waits for, and one that nobody does."""
+
+    def __init__(self, site: Site, task_id: str) -> None:
+        self._client, self._id = site.client, task_id
+        until(self._enters)
+        self._attached = ThreadPoolExecutor(1).submit(self._client.exec, task_id, shell="sleep 7021")
+        self._detached = self._client.start_process(task_id, "ticks", shell="while :; do echo tick; sleep 0.5; done")
+
+    def see_pause(self) -> None:
+        with pytest.raises(MachineUnavailable, match="paused"):
+            self._client.exec(self._id, ["true"])
+        # A command ends with its connection, which a machine that is paused cannot keep; whoever waited is told.
+        assert isinstance(self._attached.exception(120), TaskyardError)
+
+    def see_machine_again(self) -> None:
+        until(self._enters, 300)
+        until(lambda: self._client.exec(self._id, ["pgrep", "-af", "[s]leep 7021"]).stdout == b"")
+        ticks = self._client.process(self._id, "ticks")
+        assert (ticks.state, ticks.started_at) == ("running", self._detached.started_at)
+
+    def _enters(self) -> bool:
+        try:
+            return self._client.exec(self._id, ["true"]).exit_code == 0
+        except (MachineUnavailable, HostUnreachable, GuestUnreachable):
+            return False
 
 
 def test_runs_over_budget_stop_within_one_request_and_lose_nothing(site: Site, tmp_path: Path) -> None:
@@ -58,15 +95,24 @@ def test_runs_over_budget_stop_within_one_request_and_lose_nothing(site: Site, t
 
 def test_a_run_is_continued_in_the_same_session_after_everything_was_restarted(site: Site, tmp_path: Path) -> None:
     patterns = {"artifact_patterns": ["sessions.txt"]}
-    task_id = site.submit("budget", claude=ONE_REQUEST, lifecycle={"budget_action": "pause", **patterns})
+    task_id = site.submit(
+        "budget",
+        claude=ONE_REQUEST,
+        lifecycle={"budget_action": "pause", **patterns},
+        secrets=[{"name": "HELD", "source": "file", "key": str(site.secret_file("held", "yes"))}],
+    )
     with pytest.raises(Conflict):
         site.client.continue_task(task_id, tokens=10**9)
+    until(lambda: in_state(site, task_id, "running"), 300)
+    beside = Beside(site, task_id)
+    assert site.client.exec(task_id, shell="touch /tmp/step-1").exit_code == 0
     waiting = until(lambda: in_state(site, task_id, "awaiting_decision"), 300)
     assert waiting.usage.budget_tokens == 1
     assert waiting.decision_until is not None
     records = site.settings.machines / str(waiting.vm_name) / "machine.json"
     until(lambda: json.loads(records.read_text())["state"] == "paused", 120)
     assert json.loads(records.read_text())["holds_room"] is False
+    beside.see_pause()
 
     site.see_begun_end()
     before = {part: site.stack.pids()[part] for part in ("worker", "server", "temporal")}
@@ -96,6 +142,8 @@ def test_a_run_is_continued_in_the_same_session_after_everything_was_restarted(s
     first = waiting.usage.tokens
     # Enough for one more request, and then for all.
     assert site.client.continue_task(task_id, tokens=first + 1).budget_tokens == first + 2
+    beside.see_machine_again()
+    assert site.client.exec(task_id, shell="touch /tmp/step-{2..6}").exit_code == 0
     until(lambda: (site.client.get(task_id).usage or waiting.usage).requests == 2, 300)
     again = until(lambda: in_state(site, task_id, "awaiting_decision"), 300)
     assert again.usage.requests == 2

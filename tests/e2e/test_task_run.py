@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from foundation.errors import TaskyardError
+from machines.host import MachineHost
 from tests.e2e.conftest import CANARY, Site, processes_of, until
 from tests.git_servers import GitServer, commit, git
 from tests.stand_ins.lfs_server import LfsServer
@@ -95,6 +97,19 @@ def test_a_crashed_agent_fails_the_run_and_its_machine_is_kept_to_be_entered(sit
     assert status == "401"
 
     assert task.vm_name is not None
+    assert site.client.exec(task.id, ["cat", "draft.txt"]).stdout == b"unfinished\n"
+    machine = MachineHost(settings).record(task.vm_name)
+    assert machine.pid is not None
+    os.kill(machine.pid, signal.SIGKILL)
+
+    def told() -> str:
+        with pytest.raises(TaskyardError) as refused:
+            site.client.exec(task.id, ["true"])
+        return refused.value.code
+
+    # The guest does not answer any more, and then its process is seen to have ended.
+    until(lambda: told() == "machine_lost", 30)
+
     environment = {**os.environ, "TASKYARD_HOME": str(settings.home)}
     destroy = [PROGRAMS / "sandbox", "machine", "destroy", task.vm_name]
     subprocess.run(destroy, check=True, env=environment, timeout=60)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -13,13 +15,16 @@ import pytest
 from api.app import create_app
 from api.deps import Services
 from api.machines.hosts import MachineReference
-from foundation.errors import HostUnreachable, StaleEpoch
+from client import TaskClient
+from foundation.errors import HostUnreachable, ServiceUnavailable, StaleEpoch
 from machines.host import MachineHost
 from tests.e2e.conftest import Entered, until
+from tests.stack_settings import free_ports
 
 pytestmark = pytest.mark.timeout(300)
 
 _T = TypeVar("_T")
+SANDBOX = str(Path(__file__).parents[3] / ".venv/bin/sandbox")
 
 
 def asked(entered: Entered, question: Callable[[Services], Awaitable[_T]]) -> _T:
@@ -76,3 +81,42 @@ def test_another_start_of_the_machine_is_another_machine(entered: Entered) -> No
 
     with pytest.raises(StaleEpoch):
         asked(entered, earlier)
+
+
+def test_a_server_of_another_host_enters_over_tls(entered: Entered, tmp_path: Path) -> None:
+    """It shares the bucket, the engine and the key, and finds by the bucket where the machine's host answers."""
+    settings = entered.site.settings
+    access, secret = settings.s3_credentials()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TASKYARD_")} | {
+        "TASKYARD_HOME": str(tmp_path),
+        "TASKYARD_HOST_NAME": "another-host",
+        "TASKYARD_HOST_KEY": settings.service_key().decode(),
+        "TASKYARD_TEMPORAL_ADDRESS": settings.temporal_target,
+        "TASKYARD_S3_ENDPOINT": settings.s3_target,
+        "TASKYARD_S3_ACCESS_KEY": access,
+        "TASKYARD_S3_SECRET_KEY": secret,
+        "TASKYARD_API_PORT": str(port := free_ports(2)),
+        "TASKYARD_WS_PORT": str(port + 1),
+    }
+    log = tmp_path / "server.log"
+    with (
+        log.open("wb") as output,
+        subprocess.Popen([SANDBOX, "server"], env=environment, stdout=output, stderr=output) as server,
+        TaskClient(f"http://127.0.0.1:{port}") as client,
+    ):
+        try:
+
+            def answers() -> bool:
+                assert server.poll() is None, log.read_text()
+                try:
+                    return client.get(entered.id).state == "running"
+                except ServiceUnavailable:
+                    return False
+
+            until(answers)
+            done = client.exec(entered.id, shell="cat; id -un", stdin=b"over TLS\n" * 10_000)
+            assert (done.exit_code, done.stdout) == (0, b"over TLS\n" * 10_000 + b"agent\n")
+            assert "agent" in {process.key for process in client.processes(entered.id)}
+        finally:
+            server.terminate()
+            server.wait(30)
