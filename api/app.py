@@ -18,6 +18,7 @@ from api.http import downloads
 from api.http.metrics import Metrics, RequestTimes
 from api.http.origins import OwnOrigins
 from api.http.rates import RateHeaders, Rates
+from api.http.tokens import TokenKeys
 from api.machines.hosts import Hosts
 from api.machines.ports.by_name import NamedPorts
 from api.native.dialect import make_native
@@ -27,6 +28,7 @@ from api.runs.events import RunEvents
 from api.runs.live_log import HostedLogs
 from api.runs.machine import RunMachines
 from api.runs.recorded import TASK_RUNS
+from api.runs.uploads import Uploads
 from api.runs.watch import RunWatches
 from api.temporal.client import Engine
 from api.temporal.index import RunIndex
@@ -35,6 +37,7 @@ from foundation.errors import EngineUnavailable
 from foundation.settings import Settings
 from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
+from storage.uploads.presigned import Presigner
 from workflows.runs.messages import TaskStatus
 
 Table = Sequence[tuple[Sequence[str], Callable[[Services], Dialect]]]
@@ -133,6 +136,8 @@ def _make_services(settings: Settings) -> Services:
         index=index,
         core=core,
         submissions=Submissions(),
+        uploads=Uploads(bucket, Presigner(settings)),
+        tokens=TokenKeys(settings),
         followers=followers,
         events=RunEvents(core, bucket, followers, RunWatches(core)),
         hosts=hosts,

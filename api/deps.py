@@ -19,11 +19,13 @@ from starlette.types import ASGIApp
 from api.http.limits import BodyLimit
 from api.http.metrics import Metrics
 from api.http.rates import Rates, count
+from api.http.tokens import TokenKeys
 from api.machines.hosts import Hosts
 from api.runs.acceptance import Submissions
 from api.runs.core import Core
 from api.runs.events import RunEvents
 from api.runs.machine import RunMachines
+from api.runs.uploads import Uploads
 from api.temporal.index import RunIndex
 from foundation.errors import TaskyardError
 from foundation.settings import RateKind, Settings
@@ -48,6 +50,8 @@ class Services:
     index: RunIndex[TaskStatus]
     core: Core
     submissions: Submissions
+    uploads: Uploads
+    tokens: TokenKeys
     followers: RunLogFollowers
     events: RunEvents
     # The VM hosts, and which of them has a run's machine.

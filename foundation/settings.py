@@ -1,4 +1,7 @@
-"""Settings of every process, read from the environment with the prefix TASKYARD_."""
+"""Settings of every process, read from the environment with the prefix TASKYARD_.
+
+Above 400 lines: what an operator can set is one list, read as a whole, and a setting is a few lines.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +64,11 @@ class Settings(BaseSettings):
         description="Origins whose web pages may use the API from a browser, such as https://tasks.example.org, beside "
         "its own pages at an IP address or localhost",
     )
+    token_keys: list[Path] = Field(
+        [],
+        description="PEM files of RSA keys: the first signs tokens for single runs, the others signed before it and "
+        "are still accepted; all servers need the same. Default: one key that is made at first start",
+    )
     sandbox_domain: str | None = Field(
         None,
         description="Domain below which every port of every machine has a host name, PORT-ID.DOMAIN, which all lead to "
@@ -87,6 +95,18 @@ class Settings(BaseSettings):
     s3_secret_key: SecretStr | None = Field(None, description="S3 secret key; default: made at first start")
     s3_region: str = Field("us-east-1", description="S3 region")
     s3_bucket: str = Field("taskyard", description="Bucket of logs, artifacts and final records")
+    s3_public_url: str | None = Field(
+        None,
+        description="URL at which clients reach the S3 service, such as https://bucket.example.org: presigned URLs "
+        "begin with it. Default: the address at which this server reaches it",
+    )
+    retention_days: int = Field(
+        30,
+        ge=0,
+        le=36500,
+        description="Days for which the bucket keeps logs, artifacts and records of runs, by a rule of its life cycle; "
+        "0: without an end",
+    )
     s3_port: int = Field(8333, ge=1, le=65535, description="Port of the embedded S3 server")
 
     host_name: str = Field(default_factory=socket.gethostname, description="Name of this VM host")
@@ -265,6 +285,21 @@ class Settings(BaseSettings):
         if parts.query or parts.fragment or "@" in parts.netloc:
             raise ValueError("must be a URL without user, query and fragment")
         return value
+
+    @field_validator("s3_public_url")
+    @classmethod
+    def _origin(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        try:
+            parts = urlsplit(value.rstrip("/"))
+            whole = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        except ValueError:
+            whole = False
+        if not whole or "@" in parts.netloc or parts.path or parts.query or parts.fragment:
+            # A signature holds the path: nothing may stand before the bucket's name.
+            raise ValueError("must be http:// or https:// and a host, with a port or without, and nothing behind it")
+        return value.rstrip("/")
 
     @field_validator("home", "image_dir")
     @classmethod

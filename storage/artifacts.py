@@ -103,6 +103,14 @@ def open_stream(bucket: Bucket, place: Place, name: str, offset: int = 0, length
         ) from None
 
 
+def open_object(bucket: Bucket, key: str, name: str, offset: int = 0, length: int | None = None) -> ObjectStream:
+    """Content of an artifact whose key a manifest gave. Raises ArtifactNotFound when the bucket has deleted it."""
+    try:
+        return bucket.stream(key, offset, length)
+    except NotFound:
+        raise ArtifactNotFound(f"The content of the artifact '{name}' has expired") from None
+
+
 def guess_type(name: str) -> str:
     """Content type by the name's ending; bytes when it says nothing."""
     ending = PurePosixPath(name).suffix.lower()

@@ -14,14 +14,13 @@ from typing import BinaryIO, Protocol, Self, cast
 
 import urllib3
 from minio import Minio
-from minio.commonconfig import ENABLED, Filter
 from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, MinioException, S3Error
-from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfig, Rule
 from urllib3.exceptions import HTTPError, MaxRetryError
 
 from foundation.errors import BucketUnavailable, HostNotReady, NotFound
 from foundation.settings import Settings
+from storage import retention
 
 _CHUNK_BYTES = 256 * 1024
 _PART_BYTES = 8 * 1024 * 1024
@@ -85,6 +84,7 @@ class Bucket:
         self._target = settings.s3_target
         self._region = settings.s3_region
         self._embedded = settings.embedded_bucket
+        self._retention_days = settings.retention_days
         # A restart of the embedded server takes about a second: refused connections are tried again for about three.
         # How long to wait between tries is decided here; what an answer says of it may be an hour, or a year.
         self._http = urllib3.PoolManager(
@@ -114,13 +114,14 @@ class Bucket:
             ) from None
 
     def ensure(self) -> None:
-        """Make the bucket if it does not exist, and check that the service keeps conditional writes.
+        """Make the bucket if it does not exist, give it its rules, and check that the service keeps conditional writes.
 
         Raises HostNotReady when the service ignores ``If-None-Match``: two writers could then overwrite each other.
         """
         with self._answers():
             if not self._client.bucket_exists(bucket_name=self.name):
                 self._make()
+            retention.keep_rules(self._client, self.name, self._retention_days)
         self.put(_PROBE_KEY, b"1", if_absent=True)
         if self.put(_PROBE_KEY, b"2", if_absent=True):
             raise HostNotReady(
@@ -217,16 +218,6 @@ class Bucket:
         except S3Error as error:
             if error.code not in _ALREADY_THERE:
                 raise
-            return
-        # An upload in parts that died with its process would stay for ever, unseen. Only a bucket made here gets the
-        # rule: setting rules replaces those that an operator gave the bucket.
-        abandoned = Rule(
-            status=ENABLED,
-            rule_filter=Filter(prefix=""),
-            rule_id="abort-abandoned-uploads",
-            abort_incomplete_multipart_upload=AbortIncompleteMultipartUpload(days_after_initiation=1),
-        )
-        self._client.set_bucket_lifecycle(bucket_name=self.name, config=LifecycleConfig([abandoned]))
 
     def _put_if_absent(self, key: str, data: bytes, content_type: str) -> bool:
         # The client's put_object has no way to send If-None-Match; a URL signed by it takes any further header.

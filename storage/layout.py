@@ -3,6 +3,8 @@
     hosts/<name>.json                    what a VM host said last of its room; beside the resources, not below one
     preserved/<name>.json                which machines of failed runs a VM host keeps; beside the resources too
     tasks/<id>/                          everything of a task run
+    staged/<id>/                         artifacts that were uploaded for a run to come
+    incoming/<kind>/<id>/<artifact>      what a client has uploaded by a form and not told of yet
 
 Below the directory of a resource:
 
@@ -12,7 +14,9 @@ Below the directory of a resource:
     log/merged/<last id>-<first id>      copy of many neighbouring segments, for readers of a live log
     log/sealed/<first id>-<last id>      entries of a closed log
     artifacts/index.json                 what was collected
-    artifacts/files/<digest>-<name>      content of one artifact
+    artifacts/files/<digest>-<name>      content of one collected artifact
+    artifacts/manifest/<number>          what one request of a client added to the uploaded artifacts
+    artifacts/uploaded/<id>-<name>       content of one uploaded artifact
 
 Entry ids in names are zero-padded, so that names sort as ids do.
 """
@@ -52,6 +56,11 @@ def host_key(name: str) -> str:
 def preserved_key(host: str) -> str:
     """Key of which machines of failed runs one host keeps."""
     return f"preserved/{quote(host, safe='')}.json"
+
+
+def incoming_prefix() -> str:
+    """Prefix of what clients have uploaded by a form and not told of yet; the bucket deletes it after a day."""
+    return "incoming/"
 
 
 @dataclass(frozen=True)
@@ -117,8 +126,24 @@ class Place:
         apart.
         """
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-        harmless = re.sub(r"[^A-Za-z0-9._-]+", "_", name.rpartition("/")[2])[-80:].strip(".") or "file"
-        return f"{self.prefix}artifacts/files/{digest}-{harmless}"
+        return f"{self.prefix}artifacts/files/{digest}-{_harmless(name)}"
+
+    @property
+    def manifest_prefix(self) -> str:
+        """Prefix of what clients have told of the artifacts that they uploaded."""
+        return f"{self.prefix}artifacts/manifest/"
+
+    def manifest_key(self, number: int) -> str:
+        """Key of one addition to the uploaded artifacts, counted from 1; two clients of one number meet at one key."""
+        return f"{self.manifest_prefix}{number:0{_ID_DIGITS}d}"
+
+    def uploaded_key(self, artifact_id: str, name: str) -> str:
+        """Key of an uploaded artifact's content."""
+        return f"{self.prefix}artifacts/uploaded/{artifact_id}-{_harmless(name)}"
+
+    def incoming_key(self, artifact_id: str) -> str:
+        """Key at which a form of the bucket leaves what a client uploads, until it is looked at."""
+        return f"{incoming_prefix()}{self.prefix}{artifact_id}"
 
 
 @dataclass(frozen=True)
@@ -136,6 +161,7 @@ class Kind:
 
 
 TASKS = Kind(directory="tasks", noun="task")
+STAGED = Kind(directory="staged", noun="staged artifact")
 
 
 def segment_first_id(key: str) -> int:
@@ -147,3 +173,7 @@ def merged_span(key: str) -> Span:
     """What a merged copy holds, from its key."""
     last, _, first = key.rpartition("/")[2].partition("-")
     return Span(key, int(first), int(last))
+
+
+def _harmless(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name.rpartition("/")[2])[-80:].strip(".") or "file"

@@ -18,6 +18,7 @@ from storage.redaction import Redactor
 METADATA = "metadata.json"
 
 _OWN_ENDINGS = (".patch", ".bundle", "-untracked.txt")
+_UPLOADED = re.compile("uploaded-[0-9a-f]{12}")
 _PLACEHOLDER = "[redacted:"
 # Listed here and not asked of unicodedata: names must not change with the interpreter's tables.
 _UNSHOWN = re.compile(
@@ -50,6 +51,16 @@ def bundle_name(task_id: str) -> str:
 def untracked_name(task_id: str) -> str:
     """Name of the run's list of untracked files."""
     return f"{task_id}-untracked.txt"
+
+
+def uploaded_name(artifact_id: str, name: str) -> str:
+    """Name of an artifact that a client has uploaded, beside those of the workspace: several may be called the same."""
+    return f"uploaded-{artifact_id[:12]}/{_part_as_text(name)}"
+
+
+def is_uploaded_name(name: str) -> bool:
+    """Whether a name can only be that of an uploaded artifact."""
+    return _UPLOADED.fullmatch(name.partition("/")[0]) is not None
 
 
 def names_of(paths: Iterable[str], task_id: str, redactor: Redactor) -> dict[str, str]:
@@ -96,7 +107,8 @@ def _name_of(path: str, task_id: str, redactor: Redactor) -> str:
 def _is_own(first: str, task_id: str) -> bool:
     """Whether a name, or the directory that it begins with, is one of Taskyard's own, in any case of letters."""
     folded, own = first.casefold(), task_id.casefold()
-    return folded == METADATA or (folded.startswith(own) and folded.endswith(_OWN_ENDINGS))
+    ours = folded == METADATA or is_uploaded_name(folded)
+    return ours or (folded.startswith(own) and folded.endswith(_OWN_ENDINGS))
 
 
 def _part_as_text(part: str) -> str:

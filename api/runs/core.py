@@ -14,6 +14,7 @@ from temporalio.service import RPCError
 
 from api.runs import listing, recorded
 from api.runs.admission import Admission
+from api.runs.uploads import all_artifacts, open_artifact
 from api.temporal.client import Engine, is_unknown
 from api.temporal.executions import Executions
 from api.temporal.index import RunIndex
@@ -30,7 +31,7 @@ from foundation.errors import (
 )
 from foundation.units import format_size
 from foundation.urls import without_credentials
-from storage import artifacts, records
+from storage import records
 from storage.bucket import Bucket, ObjectStream
 from storage.layout import TASKS
 from workflows import names
@@ -246,10 +247,10 @@ class Core:
     async def artifacts(self, task_id: str) -> list[Artifact]:
         """What the run has left so far. Raises TaskNotFound."""
         _check_form(task_id)
-        found = await asyncio.to_thread(artifacts.index, self._bucket, TASKS.place(task_id))
+        found = await asyncio.to_thread(all_artifacts, self._bucket, TASKS.place(task_id))
         if not found:
             await self.status(task_id)
-        return [Artifact.model_validate(item.model_dump()) for item in found]
+        return found
 
     async def artifact(self, task_id: str, name: str) -> Artifact:
         """One artifact, by its name or its path in the workspace. Raises TaskNotFound, ArtifactNotFound."""
@@ -266,8 +267,7 @@ class Core:
 
     async def open_artifact(self, task_id: str, name: str, offset: int, length: int) -> ObjectStream:
         """A stored artifact from byte ``offset`` on; its reading blocks. Raises ArtifactNotFound, BucketUnavailable."""
-        place = TASKS.place(task_id)
-        return await asyncio.to_thread(artifacts.open_stream, self._bucket, place, name, offset, length)
+        return await asyncio.to_thread(open_artifact, self._bucket, TASKS.place(task_id), name, offset, length)
 
     async def has_ended(self, task_id: str) -> bool:
         """Whether the run is over and its log complete: its workflow has closed, or Temporal has forgotten it."""

@@ -11,12 +11,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.names import METADATA, as_text, names_of, patch_name, redacted_text, shown_path, untracked_name
+from storage.names import (
+    METADATA,
+    as_text,
+    names_of,
+    patch_name,
+    redacted_text,
+    shown_path,
+    untracked_name,
+    uploaded_name,
+)
 from storage.redaction import Redactor
 
 TASK = "fix-1"
 NOTHING = Redactor({})
-OWN = {METADATA, patch_name(TASK), untracked_name(TASK), f"{TASK}.bundle"}
+OWN = {
+    METADATA,
+    patch_name(TASK),
+    untracked_name(TASK),
+    f"{TASK}.bundle",
+    uploaded_name("0" * 32, "a").partition("/")[0],
+}
 # Bytes that mean something somewhere on the way, as often as all the others together.
 _TELLING = [
     b"%",
