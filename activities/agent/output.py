@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from activities.agent.structured_output import GAVE_UP, Unkept, keep
 from workflows.messages import NAME_CHARS, RESULT_CHARS
 from workflows.runs.messages import AgentProgress, TokenUsage
 from workflows.runs.requests import AgentResult
@@ -71,6 +72,8 @@ class _Result:
     session_id: str | None
     num_turns: int | None
     total_cost_usd: float | None
+    output: Any
+    unkept: str | None
 
 
 class AgentOutput:
@@ -115,6 +118,11 @@ class AgentOutput:
         if complaint := line.strip():
             self.last_error_line = self._text(complaint, COMPLAINT_CHARS, cut="…")
 
+    @property
+    def unkept(self) -> str | None:
+        """Why the structured output of the last result is not kept; None where it is, or where there is none."""
+        return self._result.unkept if self._result else None
+
     def outcome(self, exit_code: int | None, usage: TokenUsage | None) -> AgentResult:
         """The agent's end: success is a result that is no error *and* exit code 0, nothing less.
 
@@ -125,7 +133,7 @@ class AgentOutput:
         cause: Cause | None = None
         error: str | None = None
         if result is not None and result.failed:
-            cause = Cause.AGENT_ERROR
+            cause = Cause.OUTPUT_INVALID if result.subtype == GAVE_UP else Cause.AGENT_ERROR
             kind = "" if result.subtype in {"", "success"} else f" ({result.subtype})"
             error = f"Claude Code ended with an error{kind}: {result.complaint}"
         elif exit_code is None:
@@ -149,6 +157,7 @@ class AgentOutput:
             session_id=result.session_id if result else None,
             num_turns=result.num_turns if result else None,
             total_cost_usd=result.total_cost_usd if result else None,
+            output=result.output if result else None,
             usage=usage,
             progress=self.progress,
         )
@@ -160,6 +169,7 @@ class AgentOutput:
     def _read_result(self, event: dict[str, Any]) -> _Result:
         subtype = self._text(event.get("subtype"), NAME_CHARS, cut="…") or ""
         answer = event.get("result")
+        output, unkept = self._kept_output(event.get("structured_output"))
         turns, cost, session = event.get("num_turns"), event.get("total_cost_usd"), event.get("session_id")
         return _Result(
             failed=bool(event.get("is_error")) or subtype != "success",
@@ -171,7 +181,15 @@ class AgentOutput:
             else None,
             num_turns=turns if isinstance(turns, int) and _is_number(turns, _COUNT_MAX) else None,
             total_cost_usd=float(cost) if isinstance(cost, int | float) and _is_number(cost, _COST_MAX) else None,
+            output=output,
+            unkept=unkept,
         )
+
+    def _kept_output(self, value: Any) -> tuple[Any, str | None]:
+        try:
+            return keep(value, self._redact), None
+        except Unkept as reason:
+            return None, str(reason)
 
     def _complaint(self, value: Any) -> str:
         try:

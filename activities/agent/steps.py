@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,6 +17,7 @@ from activities.agent.follower import Follower
 from activities.agent.guest_figures import GuestFigures
 from activities.agent.output import AgentOutput
 from activities.agent.session import AgentSession, Launch
+from activities.agent.structured_output import judge
 from activities.machine.network import MachineNetworks, WatchedNetwork
 from activities.machine.secrets import RunSecrets
 from activities.step.announcements import USER_MESSAGE, announce
@@ -141,6 +143,7 @@ class Agent:
             result.running, result.cause, result.error = True, follower.verdict, follower.judgement
         elif result.cause is not None and spent is not None:
             result.cause, result.error = Cause.BUDGET_EXCEEDED, spent
+        judge(result, request.claude.output_schema, output.unkept)
         self._on_result(result)
         return result
 
@@ -279,6 +282,12 @@ def _launch(request: AgentRequest, token: str, *, emulated: bool) -> Launch:
     ]
     if claude.skip_permissions:
         command.append("--dangerously-skip-permissions")
+    elif claude.permission_mode is not None:
+        command.append(f"--permission-mode={claude.permission_mode}")
+    if claude.effort is not None:
+        command.append(f"--effort={claude.effort}")
+    if claude.output_schema is not None:
+        command.append(f"--json-schema={json.dumps(claude.output_schema)}")
     if claude.allowed_tools:
         command.append("--allowedTools=" + ",".join(claude.allowed_tools))
     if claude.max_turns is not None:

@@ -19,7 +19,7 @@ from workflows.messages import SENTENCE_CHARS
 from workflows.runs.budget import TOKENS_MOST, USD_MOST
 from workflows.specs.faults import of_rules
 from workflows.specs.hosts import MAX_RULES
-from workflows.specs.manifest import HostText
+from workflows.specs.values import HostText
 from workflows.specs.wire import NetworkMode
 
 MAX_BODY_BYTES = 2 * 2**20

@@ -213,6 +213,7 @@ DETAIL: dict[str, Any] = SUMMARY | {
     "host": "vmhost-1",
     "base_commit": "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00",
     "result": None,
+    "output": None,
     "ssh_command": None,
     "preserved_until": None,
     "decision_until": None,

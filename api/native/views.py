@@ -86,6 +86,7 @@ class TaskDetail(TaskSummary):
     host: str | None
     base_commit: str | None
     result: str | None = Field(description="The agent's closing words")
+    output: Any = Field(description="What fits the manifest's claude.output_schema; null without one")
     ssh_command: str | None = Field(description="How to enter a preserved machine, on its host; null once it is gone")
     preserved_until: datetime | None = Field(description="When a preserved machine will be torn down")
     decision_until: datetime | None = Field(

@@ -112,6 +112,7 @@ def print_task(task: Task) -> None:
             ("Cause", task.cause),
             ("Error", task.error),
             ("Result", task.result),
+            ("Output", None if task.output is None else json.dumps(task.output, ensure_ascii=False)),
             ("Tokens", _tokens(task)),
             ("Cost", _cost(task)),
             ("Decide", _decision(task)),

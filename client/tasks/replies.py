@@ -120,6 +120,7 @@ class Task(_Reply):
     host: str | None = None
     base_commit: str | None = None
     result: str | None = None
+    output: Any = None
     ssh_command: str | None = None
     preserved_until: datetime | None = None
     decision_until: datetime | None = None

@@ -7,7 +7,7 @@ public API: other systems use them directly (docs/signals.md).
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
@@ -18,6 +18,8 @@ from workflows.specs.wire import Manifest, NetworkMode, NetworkPolicy
 # A longer text is not delivered; a longer id is cut.
 MESSAGE_ID_CHARS = 200
 MESSAGE_BYTES = 256 * 1024
+# The output of a run, as JSON.
+OUTPUT_BYTES = 64 * 1024
 
 # Guests and other systems say them: whatever they say must pass through JSON and back.
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -190,7 +192,8 @@ class TaskStatus(Message):
     although nothing failed: files left out, patterns without a match, messages not delivered. The agent takes further
     messages while ``takes_messages``; ``waiting_messages`` of them are still to be delivered. The machine may reach
     what ``network_policy`` says once that is ``network_in_force``; ``network`` is what it asked for. A run that has
-    used up its budget and may be continued waits for that until ``decision_until``. Texts are cut to the limits of
+    used up its budget and may be continued waits for that until ``decision_until``. ``output`` is any JSON of at most
+    OUTPUT_BYTES that fits the manifest's schema. Texts are cut to the limits of
     workflows/messages.py, also when they are assigned. ``machine_epoch`` says which start of the machine is meant; null
     when its host did not say.
     """
@@ -217,6 +220,7 @@ class TaskStatus(Message):
     decision_until: datetime | None = None
     base_commit: Name | None = None
     result: Result | None = None
+    output: Any = None
     usage: TokenUsage | None = None
     network_policy: NetworkPolicy | None = None
     network_in_force: bool = False

@@ -92,6 +92,7 @@ class RunReport:
         """How the agent ended, and the cause if that was no success."""
         self.status.exit_code = agent.exit_code
         self.status.result = agent.result
+        self.status.output = agent.output
         self._take_figures(agent)
         if agent.cause is not None:
             self.take_end(RunEnded(agent.cause, agent.error or STATE_MESSAGES[TaskState.FAILED]))

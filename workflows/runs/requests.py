@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from pydantic import ConfigDict, Field
 
@@ -118,7 +119,8 @@ class AgentResult(Message):
     """How the agent ended. ``cause`` is null when it succeeded: a result that is no error, exit code 0, a model asked.
 
     A follower that finds a reason to end the agent does not do so itself, since the stop may outlast its attempt: it
-    gives the reason as ``cause`` with ``running``, and the workflow, which keeps it, stops the agent.
+    gives the reason as ``cause`` with ``running``, and the workflow, which keeps it, stops the agent. ``output`` fits
+    the manifest's ``claude.output_schema``; null without one.
     """
 
     model_config = ConfigDict(validate_assignment=True)
@@ -131,6 +133,7 @@ class AgentResult(Message):
     session_id: Name | None = None
     num_turns: int | None = None
     total_cost_usd: float | None = None
+    output: Any = None
     usage: TokenUsage | None = None
     network: NetworkUse | None = None
     progress: AgentProgress = Field(default_factory=AgentProgress)

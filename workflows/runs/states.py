@@ -64,6 +64,7 @@ class Cause(StrEnum):
     RUN_TIMEOUT = "run_timeout"  # lifecycle.timeout passed
     NO_OUTPUT_TIMEOUT = "no_output_timeout"  # lifecycle.hang_timeout passed without output
     LOG_LIMIT = "log_limit"  # the agent wrote more than the host's log_limit
+    OUTPUT_INVALID = "output_invalid"  # the run's output does not fit claude.output_schema, or there is none
     BUDGET_EXCEEDED = "budget_exceeded"  # claude.max_budget_usd or max_tokens_total is used up
     REPOSITORY = "repository"  # the repository, branch or commit cannot be staged
     STAGE_TIMEOUT = "stage_timeout"  # lifecycle.stage_timeout passed

@@ -7,22 +7,29 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from foundation.documents import Document, Unreadable, read_json, read_yaml, text_of
 from foundation.errors import InvalidManifest
 from foundation.faults import Fault
-from foundation.units import parse_duration, parse_size
+from foundation.schemas.json_schema import fault as schema_fault
+from foundation.units import parse_size
 from workflows.specs import access, faults, injection, mcp, patterns, wire
-from workflows.specs.hosts import MAX_RULES, host_rule
+from workflows.specs.hosts import MAX_RULES
+from workflows.specs.values import (
+    MAX_ENTRY,
+    Duration,
+    Entry,
+    HostText,
+    LabelKey,
+    LabelValue,
+    Line,
+    Number,
+    Size,
+    Words,
+    at_most,
+    one_line,
+)
 
 # The whole manifest as JSON: what is larger belongs into the repository, and Temporal takes no message of 2 MiB.
 MAX_BYTES = 2**20
@@ -32,76 +39,20 @@ MAX_URL = 2048
 MAX_REF = 255
 MAX_PATH = 1024
 MAX_ENTRIES = 200
-MAX_ENTRY = 1000
 MAX_SECRETS = 64
 
-_TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SCP_URL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]*:(?!//).+")
 _COMMIT = re.compile(r"[0-9a-fA-F]{7,64}")
-_LABEL_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+\[\]-]{0,199}")
 _NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|(^|/)\.|\.lock(/|$)|^[-/]|[/.]$|^@$")
-# Line ends of all kinds, what moves the cursor or colours a terminal, and what turns the direction of writing around.
-_NO_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 # Variables of the agent's session that Taskyard or the shell sets: a secret of this name would not arrive, or do harm.
 _RESERVED = frozenset(
     {"BASHOPTS", "DISABLE_AUTOUPDATER", "ENV", "EUID", "HOME", "IFS", "IS_SANDBOX", "LANG", "LOGNAME", "OLDPWD", "PATH",
      "PPID", "PROMPT_COMMAND", "PS4", "PWD", "SHELL", "SHELLOPTS", "SHLVL", "UID", "USER"}
 )  # fmt: skip
 _RESERVED_PREFIXES = ("ANTHROPIC_", "BASH_", "CLAUDE_CODE_", "LD_")
-
-
-def _size(text: str) -> str:
-    parse_size(text)
-    return text
-
-
-def _duration(text: str) -> str:
-    parse_duration(text)
-    return text
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be empty")
-    return text
-
-
-def _at_most(most: int) -> AfterValidator:
-    def check(text: str) -> str:
-        if len(text) > most:
-            raise ValueError(f"is too long: {len(text)} characters; {most} are the most")
-        return text
-
-    return AfterValidator(check)
-
-
-def _one_line(text: str) -> str:
-    if found := _NO_LINE.search(text):
-        raise ValueError(f"must be one line without control characters; it holds U+{ord(found[0]):04X}")
-    return text
-
-
-def _no_boolean(value: Any) -> Any:
-    """``true`` is no number, though Python takes it for 1."""
-    if isinstance(value, bool):
-        raise ValueError("must be a whole number, and is true or false")  # noqa: TRY004 -- pydantic's own
-    return value
-
-
-def _host_rule(text: str) -> str:
-    host_rule(text)
-    return text
-
-
-def _label_key(text: str) -> str:
-    if not _LABEL_KEY.fullmatch(text):
-        raise ValueError(
-            "a label's key may hold letters, digits, '.', '_', '-' and '/', begins and ends with a letter or digit, "
-            "63 characters at most"
-        )
-    return text
 
 
 def _has_host(url: str) -> bool:
@@ -124,16 +75,6 @@ def _is_vault_key(key: str) -> bool:
     )
 
 
-Size = Annotated[str, AfterValidator(_size)]
-Duration = Annotated[str, AfterValidator(_duration)]
-Words = Annotated[str, AfterValidator(_not_blank)]
-Line = Annotated[Words, AfterValidator(_one_line)]
-Entry = Annotated[Line, _at_most(MAX_ENTRY)]
-Number = Annotated[int, Field(ge=1), BeforeValidator(_no_boolean)]
-HostText = Annotated[str, AfterValidator(_host_rule)]
-LabelKey = Annotated[str, AfterValidator(_label_key)]
-LabelValue = Annotated[str, AfterValidator(_one_line)]
-
 # Unknown fields are refused. What a field may hold is said here, and what it is in the wire's form of it.
 _STRICT = ConfigDict(extra="forbid")
 
@@ -143,7 +84,7 @@ class Metadata(wire.Metadata):
 
     model_config = _STRICT
 
-    name: Annotated[Line, _at_most(MAX_NAME)]
+    name: Annotated[Line, at_most(MAX_NAME)]
     labels: dict[LabelKey, LabelValue] = Field(default={}, max_length=MAX_LABELS)
 
     @field_validator("id", mode="before")
@@ -154,7 +95,7 @@ class Metadata(wire.Metadata):
     @field_validator("id")
     @classmethod
     def _safe_id(cls, value: str | None) -> str | None:
-        if value is not None and not _TASK_ID.fullmatch(value):
+        if value is not None and not RUN_ID.fullmatch(value):
             raise ValueError(
                 "may hold letters, digits, '.', '_' and '-', starts with a letter or digit, 63 characters at most"
             )
@@ -166,10 +107,10 @@ class Repository(wire.Repository):
 
     model_config = _STRICT
 
-    url: Annotated[Line, _at_most(MAX_URL)]
-    branch: Annotated[Words, _at_most(MAX_REF)]
-    subpath: Annotated[str, AfterValidator(_one_line), _at_most(MAX_PATH)] | None = None
-    credentials: Annotated[Words, _at_most(MAX_ENTRY)] | None = None
+    url: Annotated[Line, at_most(MAX_URL)]
+    branch: Annotated[Words, at_most(MAX_REF)]
+    subpath: Annotated[str, AfterValidator(one_line), at_most(MAX_PATH)] | None = None
+    credentials: Annotated[Words, at_most(MAX_ENTRY)] | None = None
     known_hosts: Annotated[str, AfterValidator(access.known_hosts)] | None = None
 
     @field_validator("url")
@@ -220,12 +161,37 @@ class Claude(wire.Claude):
     max_turns: Annotated[Number, Field(le=1_000_000)] | None = None
     max_budget_usd: Annotated[float, Field(gt=0, le=1e9, strict=True)] | None = None
     max_tokens_total: Annotated[Number, Field(le=10**15)] | None = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    permission_mode: Literal["default", "acceptEdits", "plan", "auto", "dontAsk", "bypassPermissions"] | None = None
 
     @field_validator("model")
     @classmethod
     def _model_name(cls, value: str) -> str:
         if not _MODEL.fullmatch(value):
             raise ValueError("is not a model's name: letters, digits and . _ : / @ + [ ] -, 200 characters at most")
+        return value
+
+    @model_validator(mode="after")
+    def _one_rule_of_permissions(self) -> Claude:
+        """A mode of its own means that permissions are not skipped, unless it is the one that skips them."""
+        if self.permission_mode is not None:
+            skips = self.permission_mode == "bypassPermissions"
+            if "skip_permissions" in self.model_fields_set and self.skip_permissions is not skips:
+                said = str(self.skip_permissions).lower()
+                raise ValueError(
+                    f"permission_mode '{self.permission_mode}' and skip_permissions: {said} contradict one another; "
+                    "leave skip_permissions out"
+                )
+            self.skip_permissions = skips
+        return self
+
+    @field_validator("output_schema")
+    @classmethod
+    def _json_schema(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and (reason := schema_fault(value)):
+            raise ValueError(reason)
+        if value is not None and value.get("type") != "object":
+            raise ValueError("must say 'type: object': Claude Code gives its output as one")
         return value
 
 

@@ -71,6 +71,15 @@ class Claude(Part):
     max_turns: int | None = Field(None, description="Most turns the agent may take")
     max_budget_usd: float | None = Field(None, description="Most that it may cost in US dollars, by the price table")
     max_tokens_total: int | None = Field(None, description="Most tokens it may use, those of the cache counted in")
+    effort: str | None = Field(
+        None, description="How hard the model thinks: low, medium, high, xhigh or max; default: as the model does"
+    )
+    permission_mode: str | None = Field(
+        None, description="Claude Code's own mode: default, acceptEdits, plan, auto, dontAsk or bypassPermissions"
+    )
+    output_schema: dict[str, Any] | None = Field(
+        None, description="JSON Schema of the output that the run is to end with, which its status then has"
+    )
 
 
 class NetworkPolicy(Part):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activities.agent.output import COMPLAINT_CHARS, CUT, AgentOutput, LineSplitter
+from activities.agent.structured_output import GAVE_UP, judge
 from storage.redaction import Redactor
 from workflows.messages import NAME_CHARS, RESULT_CHARS
 from workflows.runs.messages import LiveProgress, TokenUsage
@@ -51,6 +52,42 @@ def test_success_is_a_good_last_result_and_exit_code_0_and_nothing_less(events, 
     assert result.cause is cause
     assert (result.error is None) == (cause is None)
     assert result.exit_code == exit_code
+
+
+DEEP = json.loads("[" * 200 + "]" * 200)
+
+
+@pytest.mark.parametrize(
+    ("event", "output", "said"),
+    [
+        ({**GOOD, "structured_output": {"answer": 42}}, {"answer": 42}, None),
+        ({**GOOD, "structured_output": {"why": "hunter2!"}}, {"why": "[redacted:TOKEN]"}, None),
+        ({**GOOD, "structured_output": {"answer": 1, "why": "a\ud800b"}}, {"answer": 1, "why": "a?b"}, None),
+        (GOOD, None, "is missing"),
+        ({**GOOD, "structured_output": None}, None, "is missing"),
+        ({**GOOD, "structured_output": {"answer": "hunter2!"}}, None, '"[redacted:TOKEN]" is not of type "integer"'),
+        ({**GOOD, "structured_output": {"answer": 1, "why": DEEP}}, None, "nested deeper"),
+        ({**GOOD, "structured_output": {"answer": 2**70}}, None, "63 bits"),
+        ({**GOOD, "structured_output": {"answer": float("nan")}}, None, "JSON has not"),
+        ({**GOOD, "structured_output": {"answer": 1, "why": "x" * 70_000}}, None, "bytes as JSON"),
+        ({"type": "result", "subtype": GAVE_UP, "is_error": True}, None, GAVE_UP),
+    ],
+)
+def test_a_run_with_a_schema_ends_with_an_output_that_fits_or_for_the_want_of_one(event, output, said) -> None:
+    taken = AgentOutput(Redactor({"TOKEN": "hunter2!"}).redact_text)
+    line = json.dumps(event)
+    taken.take(line, len(line) + 1, AT)
+    result = taken.outcome(0, None)
+    judge(result, {"type": "object", "properties": {"answer": {"type": "integer"}}}, taken.unkept)
+    assert AgentResult.model_validate_json(result.model_dump_json()).output == output
+    assert (result.cause, result.error) == (None, None) if said is None else result.cause is Cause.OUTPUT_INVALID
+    assert said is None or (result.error and said in result.error)
+
+
+def test_what_nobody_asked_for_is_no_output() -> None:
+    result = output_of({**GOOD, "structured_output": {"answer": 42}}).outcome(0, None)
+    judge(result, None, None)
+    assert (result.cause, result.output) == (None, None)
 
 
 def test_the_error_of_a_crash_names_the_last_line_of_stderr() -> None:

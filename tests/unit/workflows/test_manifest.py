@@ -120,6 +120,24 @@ def test_every_fault_is_told_at_once_with_its_field() -> None:
             for value in (0, -1, 0.0, True, "5", float("nan"), float("inf"), 1e10)
         ),
         *(("claude", {"max_tokens_total": value}, "claude.max_tokens_total") for value in (0, -1, 1.5, True, 10**16)),
+        *(("claude", {"effort": value}, "claude.effort") for value in ("ultra", "", 3, True)),
+        *(("claude", {"permission_mode": value}, "claude.permission_mode") for value in ("ask", "PLAN", 1)),
+        ("claude", {"permission_mode": "plan", "skip_permissions": True}, "claude"),
+        ("claude", {"permission_mode": "bypassPermissions", "skip_permissions": False}, "claude"),
+        *(
+            ("claude", {"output_schema": value}, "claude.output_schema")
+            for value in (
+                "object",
+                [],
+                {"type": "array"},
+                {"type": "object", "required": "all"},
+                {"type": "object", "properties": {"at": {"$ref": "https://example.org/at.json"}}},
+                {"type": "object", "properties": {"at": {"$ref": "file:///etc/hostname"}}},
+                {"type": "object", "properties": {"at": {"pattern": "(?=a)b"}}},
+                {"type": "object", "properties": {"at": {"pattern": "((a{99}){99}){99}"}}},
+                {"type": "object", "title": "x" * 70_000},
+            )
+        ),
         ("lifecycle", {"budget_action": "wait"}, "lifecycle.budget_action"),
         ("lifecycle", {"decision_timeout": "8d"}, "lifecycle.decision_timeout"),
         ("lifecycle", {"decision_timeout": "169h"}, "lifecycle.decision_timeout"),

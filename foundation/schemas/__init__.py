@@ -1,0 +1,1 @@
+"""Schemas that users write for values, and the comparison of values with them."""
