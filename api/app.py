@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.deps import Dialect, Services
 from api.http import downloads
+from api.http.access import Access
 from api.http.metrics import Metrics, RequestTimes
 from api.http.origins import OwnOrigins
 from api.http.rates import RateHeaders, Rates
@@ -22,6 +23,10 @@ from api.http.tokens import TokenKeys
 from api.machines.hosts import Hosts
 from api.machines.ports.by_name import NamedPorts
 from api.native.dialect import make_native
+from api.parents.core import Parents
+from api.parents.recorded import PARENT_TASKS
+from api.posthog.dialect import make_posthog
+from api.posthog.paths import BASES as POSTHOG_BASES
 from api.runs.acceptance import Submissions
 from api.runs.core import Core
 from api.runs.events import RunEvents
@@ -43,7 +48,7 @@ from workflows.runs.messages import TaskStatus
 Table = Sequence[tuple[Sequence[str], Callable[[Services], Dialect]]]
 
 # The dialects, and the paths below which each of them answers. The first that fits counts; the last one has the rest.
-DIALECTS: Table = ((("/",), make_native),)
+DIALECTS: Table = ((POSTHOG_BASES, make_posthog), (("/",), make_native))
 
 
 def create_app(settings: Settings, table: Table = DIALECTS) -> Service:
@@ -110,6 +115,7 @@ async def _lifespan(service: Service) -> AsyncIterator[None]:
     filling.cancel()
     await asyncio.gather(filling, return_exceptions=True)
     await service.services.index.close()
+    await service.services.parents.close()
     await service.services.hosts.close()
 
 
@@ -125,6 +131,7 @@ def _make_services(settings: Settings) -> Services:
     metrics = Metrics(lambda: sum(followers.followed.values()))
     index = RunIndex(TemporalVisibility(engine, TASK_RUNS), TASK_RUNS, metrics.take_change)
     core = Core(engine, bucket, index)
+    parents = Parents(engine, bucket, RunIndex(TemporalVisibility(engine, PARENT_TASKS), PARENT_TASKS))
     machines, hosts = RunMachines(core), Hosts(settings, bucket)
     followers = RunLogFollowers(bucket, HostedLogs(machines, hosts))
     return Services(
@@ -142,4 +149,6 @@ def _make_services(settings: Settings) -> Services:
         events=RunEvents(core, bucket, followers, RunWatches(core)),
         hosts=hosts,
         machines=machines,
+        access=Access(settings),
+        parents=parents,
     )

@@ -16,11 +16,13 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp
 
+from api.http.access import Access
 from api.http.limits import BodyLimit
 from api.http.metrics import Metrics
 from api.http.rates import Rates, count
 from api.http.tokens import TokenKeys
 from api.machines.hosts import Hosts
+from api.parents.core import Parents
 from api.runs.acceptance import Submissions
 from api.runs.core import Core
 from api.runs.events import RunEvents
@@ -57,6 +59,9 @@ class Services:
     # The VM hosts, and which of them has a run's machine.
     hosts: Hosts
     machines: RunMachines
+    # Credentials, for the dialects that want some.
+    access: Access
+    parents: Parents
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@
     ├── Forbidden                        403  4   forbidden
     ├── NotFound                         404  2   not_found
     │   ├── TaskNotFound                          task_not_found
+    │   ├── ParentNotFound                        parent_not_found
     │   ├── ArtifactNotFound                      artifact_not_found
     │   ├── MachineNotFound                       machine_not_found
     │   └── ImageNotFound                         image_not_found
@@ -214,6 +215,12 @@ class TaskNotFound(NotFound):
     """No task run has this id."""
 
     code = "task_not_found"
+
+
+class ParentNotFound(NotFound):
+    """No parent task has the id in this project."""
+
+    code = "parent_not_found"
 
 
 class ArtifactNotFound(NotFound):

@@ -69,6 +69,11 @@ class Settings(BaseSettings):
         description="PEM files of RSA keys: the first signs tokens for single runs, the others signed before it and "
         "are still accepted; all servers need the same. Default: one key that is made at first start",
     )
+    api_keys: list[SecretStr] = Field(
+        [],
+        description="Keys of the clients that have to show one, at least 32 characters each: those of the task-runs "
+        "API below /api/projects; default: one that is made at first start, which 'sandbox config key' shows",
+    )
     sandbox_domain: str | None = Field(
         None,
         description="Domain below which every port of every machine has a host name, PORT-ID.DOMAIN, which all lead to "
@@ -267,6 +272,13 @@ class Settings(BaseSettings):
             raise ValueError("must be host:port, such as 10.0.0.7:8124 or [::]:8124")
         return value
 
+    @field_validator("api_keys")
+    @classmethod
+    def _all_long_enough(cls, value: list[SecretStr]) -> list[SecretStr]:
+        if any(len(key.get_secret_value()) < _KEY_CHARS for key in value):
+            raise ValueError(f"must have at least {_KEY_CHARS} characters each")
+        return value
+
     @field_validator("host_key")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
@@ -404,7 +416,17 @@ class Settings(BaseSettings):
         """
         if self.host_key is not None:
             return self.host_key.get_secret_value().encode()
-        path = self.home / "host.key"
+        return self._own_key("host.key")
+
+    def client_keys(self) -> list[bytes]:
+        """Keys of clients: those set, else this home's own, made at first use.
+
+        Raises HostNotReady when it cannot be read or made.
+        """
+        return [key.get_secret_value().encode() for key in self.api_keys] or [self._own_key("api.key")]
+
+    def _own_key(self, name: str) -> bytes:
+        path = self.home / name
         self.make_home()
         try:
             if not path.exists():

@@ -24,13 +24,14 @@ from storage.bucket import Bucket
 from worker.gateway.model_gateway import Gateway
 from worker.metrics import WorkerMetrics
 from workflows import steps
-from workflows.names import RUNS, WorkflowKind
+from workflows.names import PARENTS, RUNS, WorkflowKind
+from workflows.parents.workflow import ParentWorkflow
 from workflows.runs.workflow import TaskWorkflow
 from workflows.steps import Queue
 
 Activity = Callable[..., Any]
 
-WORKFLOWS: dict[WorkflowKind, type] = {RUNS: TaskWorkflow}
+WORKFLOWS: dict[WorkflowKind, type] = {RUNS: TaskWorkflow, PARENTS: ParentWorkflow}
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ class WorkflowKind:
 
 # The owner of a task run.
 RUNS = WorkflowKind(type="TaskWorkflow", id_prefix="task-")
+# The owner of a parent task: what is to be done, of which runs are the executions.
+PARENTS = WorkflowKind(type="ParentWorkflow", id_prefix="parent-")
 
 # --- what a workflow is told and asked
 
@@ -46,6 +48,10 @@ TURN_ENDED = "turn_ended"
 END_TURN = "end_turn"
 CHANGE_NETWORK = "change_network"
 CONTINUE_RUN = "continue_run"
+
+# Updates of a parent task.
+CHANGE_PARENT = "change"
+DELETE_PARENT = "delete"
 
 # Queries.
 STATUS = "status"
@@ -67,6 +73,7 @@ STATUS_MEMO = "status"
 STATE_KEY = SearchAttributeKey.for_keyword("TaskyardState")
 NAME_KEY = SearchAttributeKey.for_keyword("TaskyardName")
 LABELS_KEY = SearchAttributeKey.for_keyword_list("TaskyardLabels")
+PARENT_KEY = SearchAttributeKey.for_keyword("TaskyardParent")
 CREATED_KEY = SearchAttributeKey.for_datetime("TaskyardCreatedAt")
 STARTED_KEY = SearchAttributeKey.for_datetime("TaskyardStartedAt")
 CHANGED_KEY = SearchAttributeKey.for_datetime("TaskyardStateChangedAt")
@@ -76,6 +83,7 @@ SEARCH_ATTRIBUTES: tuple[SearchAttributeKey[Any], ...] = (
     STATE_KEY,
     NAME_KEY,
     LABELS_KEY,
+    PARENT_KEY,
     CREATED_KEY,
     STARTED_KEY,
     CHANGED_KEY,

@@ -43,7 +43,7 @@ from typing import Any, Generic, TypeVar
 from temporalio.common import RetryPolicy
 
 from workflows.messages import Lease, Message
-from workflows.names import RUNS, WorkflowKind
+from workflows.names import PARENTS, RUNS, WorkflowKind
 from workflows.runs.requests import (
     AgentRequest,
     AgentResult,
@@ -303,5 +303,7 @@ OF: dict[WorkflowKind, tuple[Step[Any, Any], ...]] = {
         RELEASE,
         FINISH,
     ),
+    # A parent task only waits for changes.
+    PARENTS: (),
 }
 BY_NAME: dict[str, Step[Any, Any]] = {step.name: step for row in OF.values() for step in row}

@@ -76,20 +76,20 @@ class Core:
         self._admission = Admission(bucket)
         self._pollers = Pollers(engine)
 
-    async def submit(self, manifest: Manifest) -> TaskStatus:
-        """Start a run of a manifest that was accepted, and give its first status.
+    async def submit(self, manifest: Manifest, *, parent: str | None = None) -> TaskStatus:
+        """Start a run of a manifest that was accepted, as one of its ``parent``, and give its first status.
 
         Raises InsufficientResources before anything starts, DuplicateTaskId when Temporal says that the id is taken.
         """
         await self._admission.check(manifest)
         if manifest.metadata.id is not None:
-            return await self._start(manifest.metadata.id, manifest)
+            return await self._start(manifest.metadata.id, manifest, parent)
         for _ in range(_OWN_ID_ATTEMPTS - 1):
             try:
-                return await self._start(new_task_id(), manifest)
+                return await self._start(new_task_id(), manifest, parent)
             except DuplicateTaskId:
                 continue
-        return await self._start(new_task_id(), manifest)
+        return await self._start(new_task_id(), manifest, parent)
 
     async def check(self, manifest: Manifest) -> None:
         """Raise what ``submit`` would raise for the manifest, and start nothing."""
@@ -280,12 +280,12 @@ class Core:
 
     # --- how
 
-    async def _start(self, task_id: str, manifest: Manifest) -> TaskStatus:
+    async def _start(self, task_id: str, manifest: Manifest, parent: str | None) -> TaskStatus:
         manifest = manifest.model_copy(update={"metadata": manifest.metadata.model_copy(update={"id": task_id})})
-        status = recorded.initial_status(task_id, manifest, datetime.now(UTC))
+        status = recorded.initial_status(task_id, manifest, datetime.now(UTC), parent)
         run_id = await self._executions.start(
             task_id,
-            TaskSubmission(task_id=task_id, manifest=manifest),
+            TaskSubmission(task_id=task_id, manifest=manifest, parent=parent),
             status,
             recorded.search_attributes(status),
             summary=_one_line(f"{status.name}: {without_credentials(manifest.repository.url)}", _SUMMARY_BYTES),

@@ -19,6 +19,7 @@ from workflows.names import (
     CREATED_KEY,
     LABELS_KEY,
     NAME_KEY,
+    PARENT_KEY,
     RUNS,
     STARTED_KEY,
     STATE_KEY,
@@ -36,7 +37,7 @@ _RANK: dict[TaskState, int] = {state: rank for rank, state in enumerate(TaskStat
 _SHOWN = frozenset(
     {
         *("id", "name", "labels", "state", "state_message", "created_at", "started_at", "state_changed_at"),
-        *("vm_name", "vm_ip", "exit_code", "cause", "error", "progress"),
+        *("vm_name", "vm_ip", "exit_code", "cause", "error", "progress", "parent"),
     }
 )
 
@@ -49,12 +50,13 @@ _ENDED_OUTSIDE = {
 }
 
 
-def initial_status(task_id: str, manifest: Manifest, at: datetime) -> TaskStatus:
+def initial_status(task_id: str, manifest: Manifest, at: datetime, parent: str | None = None) -> TaskStatus:
     """The status of a run that was just accepted."""
     return TaskStatus(
         id=task_id,
         name=manifest.metadata.name,
         labels=manifest.metadata.labels,
+        parent=parent,
         state_message=STATE_MESSAGES[TaskState.PENDING],
         created_at=at,
         state_changed_at=at,
@@ -70,6 +72,7 @@ def search_attributes(status: TaskStatus) -> TypedSearchAttributes:
             SearchAttributePair(STATE_KEY, status.state.value),
             SearchAttributePair(NAME_KEY, keyword(status.name)),
             *([SearchAttributePair(LABELS_KEY, labels)] if labels else []),
+            *([SearchAttributePair(PARENT_KEY, status.parent)] if status.parent else []),
             SearchAttributePair(CREATED_KEY, status.created_at),
             SearchAttributePair(CHANGED_KEY, status.state_changed_at),
         ]
@@ -158,6 +161,7 @@ def _row(status: TaskStatus, run_id: str, began: datetime, closed: datetime | No
         closed=closed,
         recorded=recorded,
         packed=status.model_dump_json(include=set(_SHOWN)).encode(),
+        owner=status.parent,
     )
 
 

@@ -95,6 +95,7 @@ class RunIndex(Generic[Status]):
         self._current: dict[str, Row] = {}
         self._hidden: defaultdict[str, set[str]] = defaultdict(set)
         self._orders: dict[str, Order] = {}
+        self._owned: defaultdict[str, set[str]] = defaultdict(set)
         self._moment = 1
         self._changed: deque[str] = deque(maxlen=_CHANGES)
         self._noted: dict[str, float] = {}
@@ -140,6 +141,10 @@ class RunIndex(Generic[Status]):
         if name not in self._orders:
             self._orders[name] = Order(self._current.values(), key)
         return self._orders[name].rows
+
+    def of_owner(self, owner: str) -> list[Row]:
+        """The rows that belong to a resource, in no order."""
+        return [self._current[each] for each in self._owned.get(owner, ())]
 
     def changes(self, since: int) -> tuple[int, list[Row] | None]:
         """The runs shown in another state since a moment, and the moment now.
@@ -299,8 +304,15 @@ class RunIndex(Generic[Status]):
             self._on_change(status, held.state if held else None)
 
     def _set_current(self, task_id: str, row: Row | None) -> None:
+        before = self._current.get(task_id)
         for order in self._orders.values():
-            order.replace(self._current.get(task_id), row)
+            order.replace(before, row)
+        if before is not None and before.owner is not None:
+            self._owned[before.owner].discard(task_id)
+            if not self._owned[before.owner]:
+                del self._owned[before.owner]
+        if row is not None and row.owner is not None:
+            self._owned[row.owner].add(task_id)
         if row is None:
             del self._current[task_id]
         else:

@@ -30,7 +30,7 @@ class Row:
 
     Of two looks at a run, none has a lower ``rank`` than an earlier one. ``began`` and ``closed`` are dated by
     Temporal. ``recorded`` is what the store shows of the run; None while it does not show it at all: the run was
-    started by this process.
+    started by this process. ``owner`` is the id of the resource that it belongs to, if to one.
     """
 
     id: str
@@ -47,6 +47,7 @@ class Row:
     closed: datetime | None
     recorded: Recorded | None
     packed: bytes
+    owner: str | None = None
 
     def was_under_way(self, waiting: str) -> bool:
         """Whether the store, when last asked, showed the run among those under way: open, and not ``waiting``."""

@@ -30,10 +30,14 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class TaskSubmission(Message):
-    """Argument of ``TaskWorkflow``; its task id is the workflow id without the prefix ``task-``."""
+    """Argument of ``TaskWorkflow``; its task id is the workflow id without the prefix ``task-``.
+
+    ``parent`` is the id of the parent task that the run belongs to, if to one.
+    """
 
     task_id: str
     manifest: Manifest
+    parent: str | None = None
 
 
 class CancelRequest(Message):
@@ -203,6 +207,7 @@ class TaskStatus(Message):
     id: Name
     name: Name
     labels: Labels = {}
+    parent: Name | None = None
     state: TaskState = TaskState.PENDING
     state_message: Sentence | None = None
     created_at: datetime

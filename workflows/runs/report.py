@@ -30,6 +30,7 @@ class RunReport:
             id=submission.task_id,
             name=metadata.name,
             labels=metadata.labels,
+            parent=submission.parent,
             state_message=STATE_MESSAGES[TaskState.PENDING],
             created_at=now,
             state_changed_at=now,

@@ -1,0 +1,1 @@
+"""The core of parent tasks, whichever dialect asks."""

@@ -1,0 +1,26 @@
+"""The task-runs dialect as one application: its routes and its error bodies."""
+
+from __future__ import annotations
+
+from api.deps import Dialect, Services
+from api.posthog import artifacts, environments, errors, runs, tasks, tokens, told, users
+from api.posthog.events import routes as events
+from api.posthog.forms import MOST_BYTES
+from api.posthog.paths import OptionalSlash
+
+
+def make_posthog(services: Services) -> Dialect:
+    """The application over these services."""
+    app = Dialect(
+        services,
+        errors.ANSWERS,
+        most_body_bytes=MOST_BYTES,
+        title="Taskyard: task runs",
+        openapi_url="/api/projects/openapi.json",
+        redirect_slashes=False,
+    )
+    # The outermost, so that whatever reads the path reads it without its last slash.
+    app.add_middleware(OptionalSlash)
+    for part in (users, tasks, runs, told, events, artifacts, tokens, environments):
+        app.include_router(part.router)
+    return app

@@ -1,0 +1,1 @@
+"""The events of a run in this dialect's words: as a stream, and as its log."""

@@ -1,0 +1,92 @@
+"""What a path names, as dependencies of routes: the project, the parent task and the run, for whoever may see them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Depends, Request
+
+from api.deps import Services, ServicesOf
+from api.http.access import Grant
+from api.runs.core import TaskView
+from foundation.errors import Forbidden, NotFound, TaskNotFound
+from workflows.parents.messages import ParentStatus
+
+# The project that a key belongs to, as long as keys belong to all of them.
+_CURRENT = "@current"
+_CURRENT_PROJECT = "1"
+_PROJECT = re.compile(r"(?:0|[1-9][0-9]{0,17})\Z")
+
+
+def opened_by_token(purpose: str) -> Any:
+    """A dependency of a route that a token of this purpose opens too, beside a key: put it among the route's own."""
+
+    async def remember(request: Request) -> None:
+        request.state.purpose = purpose
+
+    return Depends(remember)
+
+
+async def _grant(request: Request, services: ServicesOf) -> Grant:
+    """What the request's credential opens. Raises Unauthorized, and Forbidden for a token that is not for this."""
+    grant = services.access.grant(request)
+    run = request.path_params.get("run_id")
+    if not grant.opens(run and _uuid(run), getattr(request.state, "purpose", None)):
+        raise Forbidden("This token does not open this; send a key.")
+    return grant
+
+
+GrantOf = Annotated[Grant, Depends(_grant)]
+
+
+async def _project(project_id: str, grant: GrantOf) -> str:  # noqa: ARG001 -- whoever may not ask gets no 404
+    if project_id == _CURRENT:
+        return _CURRENT_PROJECT
+    if not _PROJECT.match(project_id):
+        raise NotFound("Project not found.")
+    return project_id
+
+
+ProjectOf = Annotated[str, Depends(_project)]
+
+
+async def _parent(project: ProjectOf, task_id: str, services: ServicesOf) -> ParentStatus:
+    return await services.parents.get(project, task_id)
+
+
+ParentOf = Annotated[ParentStatus, Depends(_parent)]
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run of a parent task: one that is executed here (``cloud``)."""
+
+    parent: ParentStatus
+    id: str
+    cloud: TaskView
+
+
+async def find_run(services: Services, parent: ParentStatus, run_id: str) -> FoundRun:
+    """A run of the parent task by its id. Raises TaskNotFound."""
+    run_id = _uuid(run_id) or run_id
+    view = await services.core.status(run_id, definition=True)
+    if view.status.parent != parent.id:
+        raise TaskNotFound(f"No run '{run_id[:80]}' of this task.")
+    return FoundRun(parent, run_id, view)
+
+
+async def _run(parent: ParentOf, run_id: str, services: ServicesOf) -> FoundRun:
+    return await find_run(services, parent, run_id)
+
+
+RunOf = Annotated[FoundRun, Depends(_run)]
+
+
+def _uuid(text: str) -> str | None:
+    try:
+        return str(UUID(text))
+    except ValueError:
+        return None
