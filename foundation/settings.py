@@ -423,7 +423,7 @@ class Settings(BaseSettings):
 
         Raises HostNotReady when it cannot be read or made.
         """
-        return [key.get_secret_value().encode() for key in self.api_keys] or [self._own_key("api.key")]
+        return [key.get_secret_value().encode() for key in self.api_keys] or [self._own_key("access.key")]
 
     def _own_key(self, name: str) -> bytes:
         path = self.home / name
