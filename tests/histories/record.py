@@ -244,7 +244,7 @@ async def record(client: Client, name: str, course: Course) -> None:
         status = await run.result()
     assert status.state.terminal
     history = (await run.fetch_history()).to_json_dict()
-    (HISTORIES / f"{name}.json").write_text(json.dumps(_without_host(history), indent=1) + "\n")
+    (HISTORIES / f"{name}.json").write_text(json.dumps(without_host(history), indent=1) + "\n")
 
 
 def _worker(client: Client, fake: FakeSteps) -> Worker:
@@ -252,11 +252,11 @@ def _worker(client: Client, fake: FakeSteps) -> Worker:
     return fake.worker(client, workflow_runner=UnsandboxedWorkflowRunner(), max_cached_workflows=0)
 
 
-def _without_host(value: Any) -> Any:
+def without_host(value: Any) -> Any:
     """The history without what tells of the host that recorded it, none of which a replay reads."""
     if isinstance(value, dict):
-        return {key: _without_host(item) for key, item in value.items() if key not in {"identity", "stackTrace"}}
-    return [_without_host(item) for item in value] if isinstance(value, list) else value
+        return {key: without_host(item) for key, item in value.items() if key not in {"identity", "stackTrace"}}
+    return [without_host(item) for item in value] if isinstance(value, list) else value
 
 
 async def main() -> None:
