@@ -65,6 +65,7 @@ def implementations(
         steps.SECRETS.name: Secrets(settings, host, bucket).inject_secrets,
         steps.RUN_AGENT.name: agent.run_agent,
         steps.DELIVER.name: agent.deliver_message,
+        steps.STEER.name: agent.steer_agent,
         steps.CLOSE.name: agent.close_session,
         steps.STOP_AGENT.name: agent.stop_agent,
         steps.NETWORK.name: NetworkChanges(networks, bucket).set_network,

@@ -41,6 +41,12 @@ USER_MESSAGE = "user_message"
 CLOSE = "close"
 CONTINUE = "continue"
 NETWORK = "network"
+INTERRUPT = "interrupt"
+ANSWER = "answer"
+CONFIGURE = "configure"
+CLEAR_MESSAGES = "clear_messages"
+# From its own follower: what the agent asks and confirms.
+AGENT_SAID = "agent_said"
 # From followers of earlier versions, which had no update yet.
 TURN_ENDED = "turn_ended"
 
@@ -48,6 +54,10 @@ TURN_ENDED = "turn_ended"
 END_TURN = "end_turn"
 CHANGE_NETWORK = "change_network"
 CONTINUE_RUN = "continue_run"
+INTERRUPT_TURN = "interrupt_turn"
+ANSWER_REQUEST = "answer_request"
+CONFIGURE_AGENT = "configure_agent"
+CLEAR_WAITING = "clear_waiting"
 
 # Updates of a parent task.
 CHANGE_PARENT = "change"
@@ -55,6 +65,7 @@ DELETE_PARENT = "delete"
 
 # Queries.
 STATUS = "status"
+MESSAGES = "messages"
 
 # --- how a workflow knows under which version it began: names of patches in its history
 

@@ -12,6 +12,7 @@ Every step of a run ends, whatever guest, host, bucket and client do. ``wait`` a
     SECRETS     HOST_PATIENCE           5 min        20 min
     RUN_AGENT   HOST_PATIENCE           -            lifecycle.timeout
     DELIVER     HOST_PATIENCE           10 min       25 min; the run goes on without the message then
+    STEER       HOST_PATIENCE           10 min       25 min; who has asked for it is told then
     CLOSE       HOST_PATIENCE           10 min       25 min; the agent is stopped then
     STOP_AGENT  HOST_PATIENCE           5 min        20 min; the machine is ended from its host then
     NETWORK     HOST_PATIENCE           5 min        20 min; the change is refused then
@@ -65,6 +66,7 @@ from workflows.runs.requests import (
     SetNetworkRequest,
     StageRequest,
     StageResult,
+    SteerRequest,
     StopAgentRequest,
 )
 
@@ -202,6 +204,17 @@ DELIVER: Step[DeliverRequest, None] = Step(
     wait=HOST_PATIENCE,
     bound=timedelta(minutes=10),
 )
+STEER: Step[SteerRequest, None] = Step(
+    "steer_agent",
+    SteerRequest,
+    None,
+    Queue.HOST,
+    limit=timedelta(minutes=1),
+    retry=_retry(1, 30, 10),
+    heartbeat=_BEAT,
+    wait=HOST_PATIENCE,
+    bound=timedelta(minutes=10),
+)
 CLOSE: Step[CloseRequest, None] = Step(
     "close_session",
     CloseRequest,
@@ -294,6 +307,7 @@ OF: dict[WorkflowKind, tuple[Step[Any, Any], ...]] = {
         SECRETS,
         RUN_AGENT,
         DELIVER,
+        STEER,
         CLOSE,
         STOP_AGENT,
         NETWORK,
