@@ -24,14 +24,15 @@ from storage.bucket import Bucket
 from worker.gateway.model_gateway import Gateway
 from worker.metrics import WorkerMetrics
 from workflows import steps
-from workflows.names import PARENTS, RUNS, WorkflowKind
+from workflows.names import LOCAL_RUNS, PARENTS, RUNS, WorkflowKind
 from workflows.parents.workflow import ParentWorkflow
 from workflows.runs.workflow import TaskWorkflow
 from workflows.steps import Queue
+from workflows.told.workflow import LocalRunWorkflow
 
 Activity = Callable[..., Any]
 
-WORKFLOWS: dict[WorkflowKind, type] = {RUNS: TaskWorkflow, PARENTS: ParentWorkflow}
+WORKFLOWS: dict[WorkflowKind, type] = {RUNS: TaskWorkflow, PARENTS: ParentWorkflow, LOCAL_RUNS: LocalRunWorkflow}
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def implementations(
     agent = Agent(settings, host, bucket, gateway, networks, client, asyncio.get_running_loop(), metrics.take_result)
     machines = Machines(settings, host, bucket, networks)
     sleep = Sleep(host, bucket, gateway)
+    finish = Finish(bucket)
     return {
         steps.RESERVE.name: leases.reserve_host,
         steps.STAGE.name: Repositories(settings, bucket, machines.start_early).stage_repository,
@@ -73,7 +75,8 @@ def implementations(
         steps.RESUME.name: sleep.resume_machine,
         steps.COLLECT.name: Artifacts(settings, host, bucket, networks).collect_artifacts,
         steps.RELEASE.name: leases.release_machine,
-        steps.FINISH.name: Finish(bucket).finish_run,
+        steps.FINISH.name: finish.finish_run,
+        steps.FINISH_LOCAL.name: finish.finish_local_run,
     }
 
 

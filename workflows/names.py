@@ -32,6 +32,8 @@ class WorkflowKind:
 RUNS = WorkflowKind(type="TaskWorkflow", id_prefix="task-")
 # The owner of a parent task: what is to be done, of which runs are the executions.
 PARENTS = WorkflowKind(type="ParentWorkflow", id_prefix="parent-")
+# That of a run whose agent works elsewhere, and tells.
+LOCAL_RUNS = WorkflowKind(type="LocalRunWorkflow", id_prefix="local-")
 
 # --- what a workflow is told and asked
 
@@ -62,6 +64,7 @@ CLEAR_WAITING = "clear_waiting"
 # Updates of a parent task.
 CHANGE_PARENT = "change"
 DELETE_PARENT = "delete"
+TELL = "tell"  # of a local run too
 
 # Queries.
 STATUS = "status"

@@ -23,6 +23,8 @@ Every step of a run ends, whatever guest, host, bucket and client do. ``wait`` a
       preserve  HOST_PATIENCE           10 min       25 min
     FINISH      -                       24 h         24 h; the run shows its last state from the beginning of it
 
+A local run has one step, FINISH_LOCAL, which is bounded as FINISH is.
+
 Between PAUSE and RESUME, a run waits for a decision for lifecycle.decision_timeout, and its agent's own time stands
 still.
 
@@ -44,7 +46,7 @@ from typing import Any, Generic, TypeVar
 from temporalio.common import RetryPolicy
 
 from workflows.messages import Lease, Message
-from workflows.names import PARENTS, RUNS, WorkflowKind
+from workflows.names import LOCAL_RUNS, PARENTS, RUNS, WorkflowKind
 from workflows.runs.requests import (
     AgentRequest,
     AgentResult,
@@ -69,6 +71,7 @@ from workflows.runs.requests import (
     SteerRequest,
     StopAgentRequest,
 )
+from workflows.told.messages import FinishLocalRequest
 
 In = TypeVar("In", bound=Message)
 Out = TypeVar("Out", bound=Message | None)
@@ -298,6 +301,18 @@ FINISH: Step[FinishRequest, None] = Step(
     bound=timedelta(hours=24),
 )
 
+# The same of a local run, which has no other step.
+FINISH_LOCAL: Step[FinishLocalRequest, None] = Step(
+    "finish_local_run",
+    FinishLocalRequest,
+    None,
+    Queue.SHARED,
+    limit=timedelta(minutes=30),
+    retry=_retry(1, 30, 0),
+    heartbeat=_BEAT,
+    bound=timedelta(hours=24),
+)
+
 # A step that several kinds of workflow have stands in the row of each.
 OF: dict[WorkflowKind, tuple[Step[Any, Any], ...]] = {
     RUNS: (
@@ -319,5 +334,6 @@ OF: dict[WorkflowKind, tuple[Step[Any, Any], ...]] = {
     ),
     # A parent task only waits for changes.
     PARENTS: (),
+    LOCAL_RUNS: (FINISH_LOCAL,),
 }
 BY_NAME: dict[str, Step[Any, Any]] = {step.name: step for row in OF.values() for step in row}

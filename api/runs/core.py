@@ -54,6 +54,7 @@ from workflows.runs.messages import (
 from workflows.runs.requests import Artifact
 from workflows.runs.states import TaskState
 from workflows.specs.wire import Manifest
+from workflows.told.record import Told
 
 _SUMMARY_BYTES = 200
 _DETAILS_CHARS = 2000
@@ -81,20 +82,22 @@ class Core:
         self._admission = Admission(bucket)
         self._pollers = Pollers(engine)
 
-    async def submit(self, manifest: Manifest, *, parent: str | None = None) -> TaskStatus:
+    async def submit(self, manifest: Manifest, *, parent: str | None = None, told: Told | None = None) -> TaskStatus:
         """Start a run of a manifest that was accepted, as one of its ``parent``, and give its first status.
+
+        ``told`` is told of it from the beginning.
 
         Raises InsufficientResources before anything starts, DuplicateTaskId when Temporal says that the id is taken.
         """
         await self._admission.check(manifest)
         if manifest.metadata.id is not None:
-            return await self._start(manifest.metadata.id, manifest, parent)
+            return await self._start(manifest.metadata.id, manifest, parent, told)
         for _ in range(_OWN_ID_ATTEMPTS - 1):
             try:
-                return await self._start(new_task_id(), manifest, parent)
+                return await self._start(new_task_id(), manifest, parent, told)
             except DuplicateTaskId:
                 continue
-        return await self._start(new_task_id(), manifest, parent)
+        return await self._start(new_task_id(), manifest, parent, told)
 
     async def check(self, manifest: Manifest) -> None:
         """Raise what ``submit`` would raise for the manifest, and start nothing."""
@@ -296,12 +299,13 @@ class Core:
 
     # --- how
 
-    async def _start(self, task_id: str, manifest: Manifest, parent: str | None) -> TaskStatus:
+    async def _start(self, task_id: str, manifest: Manifest, parent: str | None, told: Told | None) -> TaskStatus:
         manifest = manifest.model_copy(update={"metadata": manifest.metadata.model_copy(update={"id": task_id})})
         status = recorded.initial_status(task_id, manifest, datetime.now(UTC), parent)
+        status = status.model_copy(update={"told": told})
         run_id = await self._executions.start(
             task_id,
-            TaskSubmission(task_id=task_id, manifest=manifest, parent=parent),
+            TaskSubmission(task_id=task_id, manifest=manifest, parent=parent, told=told),
             status,
             recorded.search_attributes(status),
             summary=_one_line(f"{status.name}: {without_credentials(manifest.repository.url)}", _SUMMARY_BYTES),
@@ -340,7 +344,8 @@ class Core:
 
     async def _final_record(self, task_id: str) -> TaskStatus:
         record = await asyncio.to_thread(records.read_record, self._bucket, TASKS.place(task_id))
-        if record is None:
+        # The record of a run of another kind says so.
+        if record is None or "kind" in record:
             raise TaskNotFound(f"No task '{task_id}'; 'sandbox task list' shows those there are.")
         return TaskStatus.model_validate(record)
 

@@ -15,6 +15,7 @@ from workflows.messages import Labels, Message, Name, Result, Sentence
 from workflows.runs.states import Cause, TaskState
 from workflows.runs.steering.messages import PermissionRequest
 from workflows.specs.wire import Manifest, NetworkMode, NetworkPolicy
+from workflows.told.record import Told
 
 # A longer text is not delivered; a longer id is cut.
 MESSAGE_ID_CHARS = 200
@@ -33,12 +34,14 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 class TaskSubmission(Message):
     """Argument of ``TaskWorkflow``; its task id is the workflow id without the prefix ``task-``.
 
-    ``parent`` is the id of the parent task that the run belongs to, if to one.
+    ``parent`` is the id of the parent task that the run belongs to, if to one. ``told`` is what its client says of it
+    from the beginning.
     """
 
     task_id: str
     manifest: Manifest
     parent: str | None = None
+    told: Told | None = None
 
 
 class CancelRequest(Message):
@@ -206,7 +209,8 @@ class TaskStatus(Message):
     used up its budget and may be continued waits for that until ``decision_until``. ``output`` is any JSON of at most
     OUTPUT_BYTES that fits the manifest's schema. Texts are cut to the limits of
     workflows/messages.py, also when they are assigned. ``machine_epoch`` says which start of the machine is meant; null
-    when its host did not say. ``permission_requests`` are what the agent asks and waits for.
+    when its host did not say. ``permission_requests`` are what the agent asks and waits for. ``told`` is what clients
+    tell of the run.
     """
 
     model_config = ConfigDict(validate_assignment=True)
@@ -244,4 +248,5 @@ class TaskStatus(Message):
     undelivered_messages: list[str] = []
     permission_requests: list[PermissionRequest] = []
     notes: list[str] = []
+    told: Told | None = None
     manifest: Manifest | None = None

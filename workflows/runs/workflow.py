@@ -48,6 +48,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.runs.states import Cause, TaskState
     from workflows.runs.steering.handlers import Steered
     from workflows.runs.steering.steering import Steering
+    from workflows.runs.told.changes import RunTold
 
 # What a machine may outlive its run's own limits by before the sweeper takes it.
 _DEADLINE_MARGIN = timedelta(hours=3)
@@ -76,6 +77,7 @@ class TaskWorkflow(Steered):
         )
         self._decision = Decision(self._calls, self._report, self._interruption, self._machine_id, submission.manifest)
         self._network = Network(self._calls, self._report, self._machine_id, submission.manifest.vm.network())
+        RunTold(submission.told, self._report, self._interruption)
         self._staged: StageResult | None = None
 
     @workflow.signal(
