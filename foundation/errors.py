@@ -37,7 +37,8 @@
     │   ├── RepositoryDenied                      repository_denied
     │   ├── RepositoryUnreachable                 repository_unreachable
     │   ├── RepositoryNotAllowed                  repository_not_allowed
-    │   └── RefNotFound                           ref_not_found
+    │   ├── RefNotFound                           ref_not_found
+    │   └── PushRefused                           push_refused
     ├── SecretUnavailable                422  1   secret_unavailable
     │   └── SecretSourceAway                      secret_source_away
     ├── MachineError                     500  1   machine_error
@@ -378,6 +379,12 @@ class RefNotFound(RepositoryError):
     """The repository has no such branch or commit, or no such subpath in it."""
 
     code = "ref_not_found"
+
+
+class PushRefused(RepositoryError):
+    """A run's work is not pushed, or not asked to be merged: by a rule of Taskyard's, or of the git host's."""
+
+    code = "push_refused"
 
 
 class SecretUnavailable(TaskyardError):

@@ -23,6 +23,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from foundation.durable import write_once
 from foundation.errors import HostNotReady
+from foundation.git.hosts import AUTHOR, GitHost
 from foundation.units import parse_duration, parse_size
 
 # A unix socket's address holds 108 bytes; the longest name below the socket directory takes 40 of them.
@@ -152,6 +153,17 @@ class Settings(BaseSettings):
         None, description="PEM file of authorities that guests trust beside those of their image"
     )
     allow_file_repositories: bool = Field(False, description="Allow file:// repositories of this host")
+    git_hosts: list[GitHost] = Field(
+        default_factory=lambda: [GitHost(kind="github", url="https://github.com")],
+        description="Git hosts as a JSON list, each with its kind (github, gitlab, or gitea, whose API Forgejo has "
+        "too), its url, its api where that is not the kind's own place, its ca_file, and credentials, a secret "
+        'reference (`{"source": "vault", "key": "git/bot:token"}`) for runs that name a repository as org/repo: the '
+        "first of the hosts is meant by that",
+    )
+    git_author: Annotated[str, Field(pattern=f"^{AUTHOR}$")] = Field(
+        "Taskyard <taskyard@localhost>",
+        description="Who makes the commit of what an agent has left uncommitted, as Name <address>",
+    )
     secret_file_roots: list[Path] = Field(
         default_factory=lambda: [Path("/run/secrets")],
         description="Directories below which secrets of source 'file' may lie; secrets/ below home always may",

@@ -120,7 +120,7 @@ def _handler(server: GitServer) -> type[BaseHTTPRequestHandler]:
             server.asked.append(f"{self.command} {self.path}")
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             shown = self.headers.get("Authorization") or ""
-            if shown:
+            if shown.startswith("Basic "):
                 server.shown.append((url.path, base64.b64decode(shown.removeprefix("Basic ")).decode(errors="replace")))
             status, fields, payload = server.answer(self, url.path, url.query, body)
             self.send_response(status)

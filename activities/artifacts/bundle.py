@@ -35,10 +35,12 @@ _CAREFUL = ("-c", "core.bigFileThreshold=8m", "-c", "pack.windowMemory=128m", "-
 class Bundle:
     """What was made. ``path`` is None when the base has everything, or a note says why there is no bundle.
 
-    ``refs`` says what each ref is; ``beside_patch`` are those of them that the patch does not have too.
+    ``refs`` says what each ref is; ``beside_patch`` are those of them that the patch does not have too. ``head`` is the
+    commit that the workspace had checked out, if it is in the bundle.
     """
 
     path: Path | None = None
+    head: str | None = None
     refs: dict[str, str] = field(default_factory=dict)
     beside_patch: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -181,6 +183,8 @@ class _Bundling:
 
     def _make(self, tips: list[Tip]) -> None:
         named = {}
+        checked_out = self._guest.checked_out
+        its_own = checked_out if checked_out.startswith("refs/") else "refs/detached/HEAD"
         for tip in tips:
             ref = next(filter(partial(self._name, object_id=tip.object_id), _names(tip)), None)
             if ref is None:
@@ -191,7 +195,6 @@ class _Bundling:
                 named[ref] = tip.what
         if not named:
             return
-        checked_out = self._guest.checked_out
         self._git.run("symbolic-ref", "HEAD", checked_out if checked_out in named else next(iter(named)))
         revisions = "".join(f"{ref}\n" for ref in ("HEAD", *named)) + "".join(
             f"^{known}\n" for known in self._known().split()
@@ -210,6 +213,7 @@ class _Bundling:
             )
             return
         self._bundle.path = path
+        self._bundle.head = next((tip.object_id for tip in tips if tip.ref == its_own), None)
         self._bundle.refs = named
         self._bundle.beside_patch = [
             what for ref, what in named.items() if ref not in {checked_out, "refs/detached/HEAD"}

@@ -71,6 +71,7 @@ class Collection:
     ignored: set[str] = field(default_factory=set)
     selection: Selection = field(default_factory=Selection)
     bundled: dict[str, str] = field(default_factory=dict)
+    head: str | None = None
     failure: TaskyardError | None = None
 
     def run(self) -> list[stored.StoredArtifact]:
@@ -179,6 +180,7 @@ class Collection:
         name = bundle_name(self.request.task_id)
         with bundle.path.open("rb") as content:
             self._store(name, content)
+        self.head = bundle.head
         self.bundled = {self._text(ref): self._text(what) for ref, what in bundle.refs.items()}
         if bundle.beside_patch:
             what = self._named(bundle.beside_patch, _REFS_TOLD)

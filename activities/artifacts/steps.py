@@ -69,7 +69,8 @@ class Artifacts:
             if collection.failure:
                 raise collection.failure
             released = request.release and self._let_go(request)
-            return _result(artifacts, collection.notes, collection.use, released=released)
+            result = _result(artifacts, collection.notes, collection.use, released=released)
+            return result.model_copy(update={"head": collection.head})
 
     def _is_going(self, machine_id: str) -> bool:
         """True when an earlier attempt has begun to tear the machine down, which it did after all was stored."""

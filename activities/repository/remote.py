@@ -176,6 +176,16 @@ def look_at(access: Access, repository: Repository) -> RemoteBranch:
     return RemoteBranch(tip=tip, head=_head(refs))
 
 
+def look_for(access: Access, repository: Repository, branch: str) -> tuple[str | None, str | None]:
+    """The tip of a branch that may be there or not, and the name of the server's default branch, if it names one.
+
+    Raises as ``look_up`` does, but for a missing branch.
+    """
+    wanted = f"refs/heads/{branch}"
+    refs = _list(access, repository, "--symref", "--", repository.url, "HEAD", wanted)
+    return next((ref for ref, name in refs if name == wanted), None), _head(refs)
+
+
 def _head(refs: list[tuple[str, str]]) -> str | None:
     """The name of the server's default branch, if it names one."""
     named = (ref.removeprefix("ref: refs/heads/") for ref, name in refs if ref[:4] == "ref:" and name == "HEAD")

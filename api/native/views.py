@@ -15,7 +15,7 @@ from api.runs.listing import Page
 from api.runs.network import RunNetwork
 from api.runs.shown import definition
 from foundation.faults import Fault
-from workflows.runs.messages import AgentProgress, NetworkUse, TaskStatus, TokenUsage, Transition
+from workflows.runs.messages import AgentProgress, NetworkUse, Pushed, TaskStatus, TokenUsage, Transition
 from workflows.runs.requests import Artifact
 from workflows.runs.states import Cause, TaskState
 from workflows.specs.wire import NetworkPolicy
@@ -97,6 +97,7 @@ class TaskDetail(TaskSummary):
         description="What the machine may reach; null for runs that do not say"
     )
     network: NetworkUse | None = Field(description="What the guest asked of the network")
+    pushed: Pushed | None = Field(description="Branch, commit and pull request of a run that pushes its work")
     transitions: list[Transition]
     undelivered_messages: list[str]
     notes: list[str] = Field(description="Sentences about what the run lacks although nothing failed")

@@ -13,7 +13,7 @@ from temporalio.worker import Worker
 
 from workflows import names, steps
 from workflows.messages import Lease
-from workflows.runs.messages import TaskStatus, TaskSubmission
+from workflows.runs.messages import Pushed, TaskStatus, TaskSubmission
 from workflows.runs.requests import (
     AgentRequest,
     AgentResult,
@@ -26,6 +26,7 @@ from workflows.runs.requests import (
     PauseResult,
     ProvisionRequest,
     ProvisionResult,
+    PushRequest,
     ReleaseRequest,
     ReleaseResult,
     ReserveRequest,
@@ -35,7 +36,6 @@ from workflows.runs.requests import (
     SetNetworkRequest,
     StageRequest,
     StageResult,
-    SteerRequest,
     StopAgentRequest,
 )
 from workflows.runs.workflow import TaskWorkflow
@@ -54,7 +54,6 @@ class FakeSteps:
         self.requests: dict[str, Any] = {}
         self.instead: dict[str, Callable[[Any], Any]] = {}
         self.delivered: list[str] = []
-        self.steered: list[dict[str, Any]] = []
         self.policies: list[NetworkPolicy] = []
         self.go_on: dict[str, asyncio.Event] = {}
         self.agent_running = asyncio.Event()
@@ -137,11 +136,6 @@ class FakeSteps:
         await self._take("deliver", request, None)
         self.delivered.append(request.text)
 
-    @activity.defn(name=steps.STEER.name)
-    async def steer(self, request: SteerRequest) -> None:
-        await self._take("steer", request, None)
-        self.steered.append(request.line)
-
     @activity.defn(name=steps.CLOSE.name)
     async def close(self, request: CloseRequest) -> None:
         await self._take("close", request, None)
@@ -163,6 +157,10 @@ class FakeSteps:
     @activity.defn(name=steps.COLLECT.name)
     async def collect(self, request: CollectRequest) -> CollectResult:
         return await self._take("collect", request, CollectResult())
+
+    @activity.defn(name=steps.PUSH.name)
+    async def push(self, request: PushRequest) -> Pushed:
+        return await self._take("push", request, Pushed(branch="taskyard/a", commit="c0ffee"))
 
     @activity.defn(name=steps.RELEASE.name)
     async def release(self, request: ReleaseRequest) -> ReleaseResult:
@@ -189,6 +187,7 @@ class FakeSteps:
             self.pause,
             self.resume,
             self.collect,
+            self.push,
             self.release,
             self.finish,
         ]

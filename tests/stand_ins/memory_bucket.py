@@ -64,8 +64,7 @@ class MemoryBucket:
     def put(self, key: str, data: bytes, *, if_absent: bool = False, content_type: str = "") -> bool:
         del content_type
         self.before("put", key)
-        # Of two threads at once, one is the first.
-        if if_absent and self.objects.setdefault(key, data) is not data:
+        if if_absent and key in self.objects:
             return False
         self.objects[key] = data
         self.after("put", key)

@@ -1,7 +1,7 @@
 """Models in and out of the workflow of a run: its submission, its signals, and its status.
 
 The names and payloads of the signals ``cancel``, ``user_message`` and ``network``, and of the query ``status``, are
-public API: other systems use them directly (docs/signals.md). Those that steer the agent are in ``steering/``.
+public API: other systems use them directly (docs/signals.md).
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from pydantic import ConfigDict, Field
 
 from workflows.messages import Labels, Message, Name, Result, Sentence
 from workflows.runs.states import Cause, TaskState
-from workflows.runs.steering.messages import PermissionRequest
 from workflows.specs.wire import Manifest, NetworkMode, NetworkPolicy
-from workflows.told.record import Told
 
 # A longer text is not delivered; a longer id is cut.
 MESSAGE_ID_CHARS = 200
@@ -34,14 +32,12 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 class TaskSubmission(Message):
     """Argument of ``TaskWorkflow``; its task id is the workflow id without the prefix ``task-``.
 
-    ``parent`` is the id of the parent task that the run belongs to, if to one. ``told`` is what its client says of it
-    from the beginning.
+    ``parent`` is the id of the parent task that the run belongs to, if to one.
     """
 
     task_id: str
     manifest: Manifest
     parent: str | None = None
-    told: Told | None = None
 
 
 class CancelRequest(Message):
@@ -91,27 +87,21 @@ class Continued(Message):
 
 
 class TurnEnded(Message):
-    """Payload of the update ``end_turn``, sent by the follower: the agent has answered and waits for input.
-
-    One that was ``interrupted`` has not answered: its run waits for what comes next.
-    """
+    """Payload of the update ``end_turn``, sent by the follower: the agent has answered and waits for input."""
 
     results: int
-    interrupted: bool = False
 
 
 # --- what comes out of it
 
 
 class AgentProgress(Message):
-    """Live figures of the agent, derived from its stream-json output; its model and permission mode as it says them."""
+    """Live figures of the agent, derived from its stream-json output."""
 
     output_bytes: int = 0
     tool_calls: int = 0
     current_tool: Name | None = None
     last_activity_at: datetime | None = None
-    model: Name | None = None
-    permission_mode: Name | None = None
 
 
 class MachineFigures(Message):
@@ -191,6 +181,21 @@ class NetworkStanding(Message):
     in_force: bool
 
 
+class Pushed(Message):
+    """What became of a run's push: the branch and its commit once they are on the git host, and the pull request.
+
+    ``error`` says why a part of it was not done; ``note`` what is worth knowing of what was.
+    """
+
+    branch: Name | None = None
+    commit: Name | None = None
+    base: Name | None = None
+    pull_request_url: Name | None = None
+    pull_request_number: Count | None = None
+    error: Sentence | None = None
+    note: Sentence | None = None
+
+
 class Transition(Message):
     """One change of state."""
 
@@ -209,8 +214,7 @@ class TaskStatus(Message):
     used up its budget and may be continued waits for that until ``decision_until``. ``output`` is any JSON of at most
     OUTPUT_BYTES that fits the manifest's schema. Texts are cut to the limits of
     workflows/messages.py, also when they are assigned. ``machine_epoch`` says which start of the machine is meant; null
-    when its host did not say. ``permission_requests`` are what the agent asks and waits for. ``told`` is what clients
-    tell of the run.
+    when its host did not say. ``pushed`` is null until a run that pushes its work has done so, or could not.
     """
 
     model_config = ConfigDict(validate_assignment=True)
@@ -241,12 +245,11 @@ class TaskStatus(Message):
     network_policy: NetworkPolicy | None = None
     network_in_force: bool = False
     network: NetworkUse | None = None
+    pushed: Pushed | None = None
     progress: AgentProgress = Field(default_factory=AgentProgress)
     transitions: list[Transition] = []
     takes_messages: bool = True
     waiting_messages: int = 0
     undelivered_messages: list[str] = []
-    permission_requests: list[PermissionRequest] = []
     notes: list[str] = []
-    told: Told | None = None
     manifest: Manifest | None = None

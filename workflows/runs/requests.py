@@ -200,19 +200,6 @@ class DeliverRequest(Message):
     text: str
 
 
-class SteerRequest(Message):
-    """Write one line of Claude Code's control protocol to the agent's stdin, once for each ``control_id``.
-
-    ``event`` goes into the run's log then.
-    """
-
-    task_id: str
-    machine_id: str
-    control_id: str
-    line: dict[str, Any]
-    event: dict[str, Any] | None = None
-
-
 class CollectRequest(Message):
     """Collect artifacts from the workspace disk, whether the guest lives or not.
 
@@ -249,13 +236,35 @@ class Artifact(Message):
 class CollectResult(Message):
     """What was stored, whether the machine is torn down, and sentences about what the artifacts lack.
 
-    ``network`` is what the guest asked of the network until then; hosts of earlier versions do not say it.
+    ``network`` is what the guest asked of the network until then; hosts of earlier versions do not say it. ``head`` is
+    the commit that the guest had checked out, when it is the agent's own and in the bundle.
     """
 
     artifacts: list[Artifact] = []
     released: bool = False
     notes: list[str] = []
     network: NetworkUse | None = None
+    head: str | None = None
+
+
+class PushRequest(Message):
+    """Push what was collected to a branch, and ask for it to be merged, as ``repository.push`` says.
+
+    ``head`` is the agent's own last commit. ``at`` is the time of a commit that is made: the same for every attempt.
+    ``secrets`` must not be in what is pushed.
+    """
+
+    task_id: str
+    machine_id: str
+    name: Name
+    repository: Repository
+    base_commit: str
+    mirror: str = ""
+    head: str | None = None
+    at: datetime
+    secrets: list[SecretReference] = []
+    credentials: SecretReference | None = None
+    api_credentials: SecretReference | None = None
 
 
 class ReleaseRequest(Message):

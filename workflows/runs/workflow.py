@@ -18,6 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.runs.calls import RunCalls
     from workflows.runs.conversation import Conversation
     from workflows.runs.decision import Decision
+    from workflows.runs.ending.push import Push
     from workflows.runs.interruption import Interruption
     from workflows.runs.messages import (
         CancelRequest,
@@ -46,16 +47,13 @@ with workflow.unsafe.imports_passed_through():
         StopAgentRequest,
     )
     from workflows.runs.states import Cause, TaskState
-    from workflows.runs.steering.handlers import Steered
-    from workflows.runs.steering.steering import Steering
-    from workflows.runs.told.changes import RunTold
 
 # What a machine may outlive its run's own limits by before the sweeper takes it.
 _DEADLINE_MARGIN = timedelta(hours=3)
 
 
 @workflow.defn(name=names.RUNS.type)
-class TaskWorkflow(Steered):
+class TaskWorkflow:
     """Takes one task run through its states. What it is told and asked is in the table of names."""
 
     @workflow.init
@@ -66,18 +64,16 @@ class TaskWorkflow(Steered):
         self._report = RunReport(submission, workflow.now())
         self._interruption = Interruption()
         self._calls = RunCalls(submission.manifest.lifecycle, self._report, self._interruption)
-        self._steering = Steering(self._report, submission.manifest.claude)
         self._conversation = Conversation(
             self._calls,
             self._report,
             self._interruption,
-            self._steering,
             self._machine_id,
             headless=submission.manifest.claude.headless,
         )
         self._decision = Decision(self._calls, self._report, self._interruption, self._machine_id, submission.manifest)
+        self._push = Push(self._calls, self._report, self._interruption, self._machine_id, submission.manifest)
         self._network = Network(self._calls, self._report, self._machine_id, submission.manifest.vm.network())
-        RunTold(submission.told, self._report, self._interruption)
         self._staged: StageResult | None = None
 
     @workflow.signal(
@@ -138,9 +134,9 @@ class TaskWorkflow(Steered):
         self._network.check(change)
 
     @workflow.update(name=names.END_TURN, description="Sent by Taskyard's own follower when the agent has answered")
-    def end_turn(self, ended: TurnEnded) -> bool:
+    def end_turn(self, _: TurnEnded) -> bool:
         """Not public: the agent waits for input, says its follower, and closes the session when this is true."""
-        self._conversation.turn_ended(interrupted=ended.interrupted)
+        self._conversation.turn_ended()
         self._interruption.mind_history()
         return self._conversation.close_if_idle()
 
@@ -161,7 +157,6 @@ class TaskWorkflow(Steered):
                 "undelivered_messages": list(inbox.undelivered),
                 "waiting_messages": len(inbox),
                 "takes_messages": self._conversation.is_open,
-                "permission_requests": self._steering.requests,
             }
         )
 
@@ -317,8 +312,8 @@ class TaskWorkflow(Steered):
                 agent=agent,
                 status=self._report.status,
                 vm=self._manifest.vm,
-                # The machine of a run that went well is never kept, whatever comes meanwhile.
-                release=self._report.status.cause is None,
+                # The machine of a run that went well is never kept, whatever comes meanwhile. Its secrets go with it.
+                release=self._report.status.cause is None and not self._push.wanted,
             ),
             "Collect the artifacts",
         )
@@ -336,6 +331,7 @@ class TaskWorkflow(Steered):
             return False
         self._report.note(*collected.notes)
         self._report.status.network = collected.network or self._report.status.network
+        await self._push.run(staged, collected)
         return collected.released
 
     async def _called_off_by_cancel(self, handle: workflow.ActivityHandle[Any]) -> bool:

@@ -48,20 +48,25 @@ def _is_key(kind: str, encoded: str) -> bool:
 
 def faults(repository: wire.Repository, secrets: Sequence[wire.SecretReference]) -> Iterator[Fault]:
     """What is wrong with the credentials of a repository, beside what each field may hold."""
-    is_ssh = not repository.url.startswith(("https://", "http://", "file://"))
     name = repository.credentials
     if name is not None and name not in {secret.name for secret in secrets}:
         message = "is the name of no secret of this manifest; add it to 'secrets', or correct the name"
         yield Fault("repository.credentials", message, "unknown_reference")
     elif name is not None and repository.url.startswith("file://"):
         yield Fault("repository.credentials", "opens nothing: a directory of the VM host asks for none", "unused")
-    elif name is not None and repository.url.startswith("http://") and not _is_local(repository.url):
+    elif name is not None and is_sent_open(repository.url):
         message = "would be sent unencrypted; let repository.url begin with https://, or with ssh://"
         yield Fault("repository.credentials", message, "unencrypted")
-    if repository.known_hosts is not None and not (is_ssh and name is not None):
+    if repository.known_hosts is not None and not (is_ssh(repository.url) and name is not None):
         message = "is read with an SSH URL and repository.credentials only; give both, or leave it out"
         yield Fault("repository.known_hosts", message, "unused")
 
 
-def _is_local(url: str) -> bool:
-    return _LOOPBACK.fullmatch(urlsplit(url).hostname or "") is not None
+def is_ssh(url: str) -> bool:
+    """Whether git speaks SSH to the repository's server."""
+    return not url.startswith(("https://", "http://", "file://"))
+
+
+def is_sent_open(url: str) -> bool:
+    """Whether credentials for the URL would cross a network as everybody can read them."""
+    return url.startswith("http://") and _LOOPBACK.fullmatch(urlsplit(url).hostname or "") is None

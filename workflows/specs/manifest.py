@@ -14,7 +14,7 @@ from foundation.errors import InvalidManifest
 from foundation.faults import Fault
 from foundation.schemas.json_schema import fault as schema_fault
 from foundation.units import parse_size
-from workflows.specs import access, faults, injection, mcp, patterns, wire
+from workflows.specs import access, faults, injection, mcp, patterns, pushing, wire
 from workflows.specs.hosts import MAX_RULES
 from workflows.specs.values import (
     MAX_ENTRY,
@@ -46,7 +46,6 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SCP_URL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]*:(?!//).+")
 _COMMIT = re.compile(r"[0-9a-fA-F]{7,64}")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+\[\]-]{0,199}")
-_NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|(^|/)\.|\.lock(/|$)|^[-/]|[/.]$|^@$")
 # Variables of the agent's session that Taskyard or the shell sets: a secret of this name would not arrive, or do harm.
 _RESERVED = frozenset(
     {"BASHOPTS", "DISABLE_AUTOUPDATER", "ENV", "EUID", "HOME", "IFS", "IS_SANDBOX", "LANG", "LOGNAME", "OLDPWD", "PATH",
@@ -112,6 +111,7 @@ class Repository(wire.Repository):
     subpath: Annotated[str, AfterValidator(one_line), at_most(MAX_PATH)] | None = None
     credentials: Annotated[Words, at_most(MAX_ENTRY)] | None = None
     known_hosts: Annotated[str, AfterValidator(access.known_hosts)] | None = None
+    push: pushing.Push | None = None
 
     @field_validator("url")
     @classmethod
@@ -131,9 +131,7 @@ class Repository(wire.Repository):
     @field_validator("branch")
     @classmethod
     def _plain_ref(cls, value: str) -> str:
-        if _NO_REF.search(value):
-            raise ValueError("is not a branch name that git takes")
-        return value
+        return pushing.branch_name(value)
 
     @field_validator("commit")
     @classmethod
@@ -156,7 +154,6 @@ class Claude(wire.Claude):
     model_config = _STRICT
 
     prompt: Words
-    permission_timeout: Duration = "30m"
     output_format: Literal["stream-json"] = "stream-json"
     allowed_tools: list[Entry] = Field(default=[], max_length=MAX_ENTRIES)
     max_turns: Annotated[Number, Field(le=1_000_000)] | None = None
@@ -349,6 +346,7 @@ def _together(manifest: Manifest) -> Iterator[Fault]:
     yield from _too_large(manifest)
     yield from injection.faults(manifest.secrets, manifest.vm)
     yield from access.faults(manifest.repository, manifest.secrets)
+    yield from pushing.faults(manifest.repository, manifest.secrets)
 
 
 def _too_large(manifest: Manifest) -> Iterator[Fault]:

@@ -38,6 +38,37 @@ class Metadata(Part):
     labels: dict[str, str] = Field(default={}, description="Filterable key-value pairs")
 
 
+class PullRequest(Part):
+    """What asks for the pushed branch to be merged: a pull request, which GitLab calls a merge request."""
+
+    title: str | None = Field(None, description="Its title; default: the run's name")
+    body: str = Field("", description="Its text")
+    base: str | None = Field(None, description="Branch into which it is to be merged; default: repository.branch")
+    draft: bool = Field(False, description="Open it as a draft")
+    credentials: str | None = Field(
+        None, description="Secret of this manifest for the git host's API: a token; default: that of the push"
+    )
+
+
+class Push(Part):
+    """The branch to which a run that succeeds pushes its work, from the VM host."""
+
+    branch: str | None = Field(None, description="Its name; default: taskyard/ and the run's id")
+    message: str | None = Field(
+        None, description="Message of the commit of what the agent has not committed itself; default: the run's name"
+    )
+    author: str | None = Field(
+        None, description="Author of that commit, as Name <address>; default: TASKYARD_GIT_AUTHOR"
+    )
+    credentials: str | None = Field(
+        None, description="Secret of this manifest that may write; default: repository.credentials"
+    )
+    ci_files: bool = Field(
+        False, description="Push also changes of files that git hosts act on by themselves, such as .github/workflows"
+    )
+    pull_request: PullRequest | None = Field(None, description="Open a pull request; {} takes every default")
+
+
 class Repository(Part):
     """Where the work is. The machine never needs the network to get it."""
 
@@ -54,6 +85,7 @@ class Repository(Part):
     )
     submodules: bool = Field(False, description="Clone the submodules too, those of submodules included")
     lfs: bool = Field(False, description="Fetch the contents of files of git LFS")
+    push: Push | None = Field(None, description="Push the work of a run that succeeds to a branch; {} to its own")
 
 
 class Claude(Part):
@@ -62,9 +94,6 @@ class Claude(Part):
     prompt: str = Field(description="What the agent is to do")
     headless: bool = Field(True, description="End the session after the result when no message is waiting")
     skip_permissions: bool = Field(True, description="Let the agent use its tools without asking")
-    permission_timeout: str = Field(
-        "30m", description="How long what the agent asks may go unanswered: then it is denied"
-    )
     output_format: str = Field(
         "stream-json", description="Format of the run log's stdout; the agent's own event stream"
     )
@@ -83,10 +112,6 @@ class Claude(Part):
     output_schema: dict[str, Any] | None = Field(
         None, description="JSON Schema of the output that the run is to end with, which its status then has"
     )
-
-    def permission_wait(self) -> timedelta:
-        """How long what the agent asks may go unanswered."""
-        return timedelta(seconds=parse_duration(self.permission_timeout))
 
 
 class NetworkPolicy(Part):
@@ -164,9 +189,23 @@ class Manifest(Part):
 
     def credentials(self) -> SecretReference | None:
         """The secret that opens the repository."""
-        return next((secret for secret in self.secrets if secret.name == self.repository.credentials), None)
+        return self._named(self.repository.credentials)
+
+    def push_credentials(self) -> SecretReference | None:
+        """The secret with which the run's work is pushed."""
+        push = self.repository.push
+        return self._named((push and push.credentials) or self.repository.credentials)
+
+    def api_credentials(self) -> SecretReference | None:
+        """The secret for the API of the repository's git host."""
+        push = self.repository.push
+        asked = push and push.pull_request
+        return self._named(asked.credentials) if asked and asked.credentials else self.push_credentials()
 
     def guest_secrets(self) -> list[SecretReference]:
-        """What the guest gets: all but the secret that is for git alone."""
-        opening = self.repository.credentials
-        return [secret for secret in self.secrets if secret.name != opening or secret.inject is not None]
+        """What the guest gets: all but the secrets that are for git and its host alone."""
+        kept = {each.name for each in (self.credentials(), self.push_credentials(), self.api_credentials()) if each}
+        return [secret for secret in self.secrets if secret.name not in kept or secret.inject is not None]
+
+    def _named(self, name: str | None) -> SecretReference | None:
+        return next((secret for secret in self.secrets if secret.name == name), None)

@@ -1,1 +1,0 @@
-"""Steering the agent of a run that goes on, whoever asks."""

@@ -1,1 +1,0 @@
-"""What clients tell of a run that is executed here."""
