@@ -13,10 +13,12 @@ from storage.records import write_record
 from storage.runlog import seal
 from workflows import steps
 from workflows.runs.requests import FinishRequest
+from workflows.told.messages import FinishLocalRequest
+from workflows.told.states import STATE_MESSAGES
 
 
 class Finish:
-    """The step that makes a run readable for good, with or without Temporal."""
+    """The steps that make runs readable for good, with or without Temporal."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
@@ -30,4 +32,15 @@ class Finish:
         with beating():
             write_record(self._bucket, place, status.model_dump(mode="json"))
             announce_state(self._bucket, status.id, status.state, status.state_message or "")
+            seal(self._bucket, place)
+
+    @activity.defn(name=steps.FINISH_LOCAL.name)
+    @boundary
+    def finish_local_run(self, request: FinishLocalRequest) -> None:
+        """The same of a run whose agent worked elsewhere."""
+        status = request.status
+        place = TASKS.place(status.id)
+        with beating():
+            write_record(self._bucket, place, status.record())
+            announce_state(self._bucket, status.id, status.state, STATE_MESSAGES[status.state])
             seal(self._bucket, place)

@@ -38,6 +38,9 @@ from api.runs.watch import RunWatches
 from api.temporal.client import Engine
 from api.temporal.index import RunIndex
 from api.temporal.visibility import TemporalVisibility
+from api.told.appending import ClientLogs
+from api.told.core import ToldRuns
+from api.told.recorded import TOLD_RUNS
 from foundation.errors import EngineUnavailable
 from foundation.settings import Settings
 from storage.bucket import Bucket
@@ -114,6 +117,7 @@ async def _lifespan(service: Service) -> AsyncIterator[None]:
     yield
     filling.cancel()
     await asyncio.gather(filling, return_exceptions=True)
+    await service.services.told.close()
     await service.services.index.close()
     await service.services.parents.close()
     await service.services.hosts.close()
@@ -132,6 +136,9 @@ def _make_services(settings: Settings) -> Services:
     index = RunIndex(TemporalVisibility(engine, TASK_RUNS), TASK_RUNS, metrics.take_change)
     core = Core(engine, bucket, index)
     parents = Parents(engine, bucket, RunIndex(TemporalVisibility(engine, PARENT_TASKS), PARENT_TASKS))
+    told = ToldRuns(
+        engine, bucket, core, RunIndex(TemporalVisibility(engine, TOLD_RUNS), TOLD_RUNS), ClientLogs(bucket)
+    )
     machines, hosts = RunMachines(core), Hosts(settings, bucket)
     followers = RunLogFollowers(bucket, HostedLogs(machines, hosts))
     return Services(
@@ -142,6 +149,7 @@ def _make_services(settings: Settings) -> Services:
         readers=downloads.readers(),
         index=index,
         core=core,
+        told=told,
         submissions=Submissions(),
         uploads=Uploads(bucket, Presigner(settings)),
         tokens=TokenKeys(settings),

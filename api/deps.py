@@ -29,6 +29,7 @@ from api.runs.events import RunEvents
 from api.runs.machine import RunMachines
 from api.runs.uploads import Uploads
 from api.temporal.index import RunIndex
+from api.told.core import ToldRuns
 from foundation.errors import TaskyardError
 from foundation.settings import RateKind, Settings
 from storage.bucket import Bucket
@@ -51,6 +52,8 @@ class Services:
     readers: CapacityLimiter
     index: RunIndex[TaskStatus]
     core: Core
+    # Runs whose agents work elsewhere, and what clients tell of any run.
+    told: ToldRuns
     submissions: Submissions
     uploads: Uploads
     tokens: TokenKeys

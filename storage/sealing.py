@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 from foundation.errors import Conflict
@@ -22,16 +23,19 @@ from storage.segments import (
     Segment,
     chain_end,
     decode_blocks,
+    describe,
     encode_segment,
     end_behind,
     event_draft,
     find_seal,
     log_closed,
+    merged_spans,
     segment_after,
     unused_drafts,
 )
 
 _PART_BYTES = 8 * 1024 * 1024
+_STEPS_BEHIND = 32
 
 
 def append_event(
@@ -51,14 +55,26 @@ def append_event(
 
 def append_draft(bucket: ObjectStore, place: Place, draft: Draft) -> None:
     """Store one event beside whoever writes this log. Raises Conflict when it is closed, BucketUnavailable."""
-    end = chain_end(bucket, place)
-    if end.closed:
-        raise log_closed(place)
-    segment = _append(bucket, place, end, [draft])
-    if find_seal(bucket, place) and not _sealed_with(bucket, place, segment.last, draft):
+    append_behind(bucket, place, None, lambda _: [draft])
+
+
+def append_behind(
+    bucket: ObjectStore, place: Place, end: ChainEnd | None, drafts: Callable[[ChainEnd], Sequence[Draft]]
+) -> tuple[ChainEnd, Sequence[Draft]]:
+    """Store in one segment what ``drafts`` gives for the end of the log, whoever writes beside.
+
+    ``end`` is one that was known before; from it on the log is followed. ``drafts`` is asked again whenever somebody
+    else was quicker, and may give nothing. Gives the end now, and what was stored: the last entries up to it. Raises
+    Conflict when the log is closed, BucketUnavailable.
+    """
+    if end is None or end.closed:
+        end = _open_end(bucket, place)
+    end, segment, stored = _append(bucket, place, end, drafts)
+    if segment and find_seal(bucket, place) and not _sealed_with(bucket, place, segment.last, stored[-1]):
         # The log was sealed, and its segments deleted, between the look and the put: this one came too late.
         bucket.delete([place.segment_key(segment.first)])
         raise log_closed(place)
+    return end, stored
 
 
 def seal(bucket: ObjectStore, place: Place) -> None:
@@ -72,7 +88,9 @@ def seal(bucket: ObjectStore, place: Place) -> None:
         end = _close_chain(bucket, place)
         parts = _put_parts(bucket, place)
         if parts is not None:
-            made = Seal(parts=parts, last=end.last, offsets=end.offsets, sealed_at=datetime.now(UTC))
+            made = Seal(
+                parts=parts, last=end.last, offsets=end.offsets, sealed_at=datetime.now(UTC), sequence=end.sequence
+            )
             data = made.model_dump_json().encode()
             bucket.put(place.seal_key, data, if_absent=True, content_type="application/json")
         # Of two that seal at once, the one whose seal was first has named the parts.
@@ -84,19 +102,65 @@ def seal(bucket: ObjectStore, place: Place) -> None:
     bucket.delete([item.key for item in bucket.list(place.log_prefix) if item.key not in kept])
 
 
-def _append(bucket: ObjectStore, place: Place, end: ChainEnd, drafts: list[Draft], *, closed: bool = False) -> Segment:
-    """Put a segment behind the end of the log, wherever that is by now."""
+def merge_segments(bucket: ObjectStore, place: Place) -> None:
+    """Copy the segments of an open log that no copy has yet into few objects, as far as they are neighbours.
+
+    Whoever appends does so now and then; writers that do it at once make copies that say the same. Raises
+    BucketUnavailable.
+    """
+    merged = merged_spans(bucket, place)
+    last = merged[-1].last if merged else 0
+    bodies: list[bytes] = []
+    first, size = last + 1, 0
+    for found in bucket.list(place.segments_prefix, start_after=place.segment_key(last)):
+        body = bucket.get(found.key) if found.key == place.segment_key(last + 1) else None
+        if body is None or describe(body).closed:
+            break
+        last = describe(body).last
+        bodies.append(body)
+        size += len(body)
+        if size >= _PART_BYTES:
+            _put_copy(bucket, place, first, last, bodies)
+            bodies, first, size = [], last + 1, 0
+    if len(bodies) > 1:
+        _put_copy(bucket, place, first, last, bodies)
+
+
+def _put_copy(bucket: ObjectStore, place: Place, first: int, last: int, bodies: list[bytes]) -> None:
+    key = place.merged_key(first, last)
+    bucket.put(key, b"".join(bodies), content_type=NDJSON)
+    if find_seal(bucket, place):
+        # Nobody reads it any more, and the seal may have been too early to delete it.
+        bucket.delete([key])
+
+
+def _append(
+    bucket: ObjectStore,
+    place: Place,
+    end: ChainEnd,
+    drafts: Callable[[ChainEnd], Sequence[Draft]],
+    *,
+    closed: bool = False,
+) -> tuple[ChainEnd, Segment | None, Sequence[Draft]]:
+    """Put a segment behind the end of the log, wherever that is by now: the new end, the segment, and what it holds."""
     token = secrets.token_hex(8)
-    while True:
+    for behind in count(1):
+        new = drafts(end)
+        if not new and not closed:
+            break
         # Behind the closing segment nothing comes that could take an id for itself.
         unused = [] if closed else unused_drafts(end)
-        segment, body = encode_segment(token, end, [*unused, *drafts], closed=closed)
+        segment, body = encode_segment(token, end, [*unused, *new], closed=closed)
         if bucket.put(place.segment_key(segment.first), body, if_absent=True, content_type=NDJSON):
-            return segment
+            return end_behind(segment), segment, new
         other, _ = segment_after(bucket, place, end)
         if other.writer == token:
-            return segment
+            return end_behind(segment), segment, new
         end = end_behind(other)
+        if behind % _STEPS_BEHIND == 0:
+            # Whoever knows an end of long ago does not follow it segment by segment.
+            end = _open_end(bucket, place)
+    return end, None, ()
 
 
 def _close_chain(bucket: ObjectStore, place: Place) -> ChainEnd:
@@ -104,11 +168,16 @@ def _close_chain(bucket: ObjectStore, place: Place) -> ChainEnd:
     end = chain_end(bucket, place)
     while not end.closed:
         try:
-            segment = _append(bucket, place, end, [], closed=True)
+            end, _, _ = _append(bucket, place, end, lambda _: (), closed=True)
         except Conflict:
             end = chain_end(bucket, place)
-        else:
-            return end_behind(segment)
+    return end
+
+
+def _open_end(bucket: ObjectStore, place: Place) -> ChainEnd:
+    end = chain_end(bucket, place)
+    if end.closed:
+        raise log_closed(place)
     return end
 
 

@@ -25,7 +25,7 @@ from foundation.errors import Conflict
 from storage.bucket import ObjectStore
 from storage.layout import Place, Span, merged_span
 
-Stream = Literal["stdout", "stderr", "event"]
+Stream = Literal["stdout", "stderr", "event", "told"]
 GuestStream = Literal["stdout", "stderr"]
 GUEST_STREAMS: tuple[GuestStream, ...] = ("stdout", "stderr")
 NDJSON = "application/x-ndjson"
@@ -37,11 +37,12 @@ _ENTRY_ID = re.compile(rb'\{"id":(\d+),')
 
 
 class LogEntry(BaseModel):
-    """One line of the agent's output, or one event of the run.
+    """One line of the agent's output, one event of the run, or one entry that a client tells.
 
     ``id`` counts from 1 without gaps over all streams. ``data`` is a line with its newline (UTF-8; other bytes became
-    U+FFFD), or an event as JSON. ``offset`` is the raw byte offset in the guest's file after this entry; null for
-    events.
+    U+FFFD), or an event as JSON; an entry of a client is a line of JSON. ``offset`` is the raw byte offset in the
+    guest's file after this entry, or the number that a client has given its entry; null for events and for entries
+    without a number.
     """
 
     id: int
@@ -59,7 +60,8 @@ class LogEntry(BaseModel):
 class Segment(BaseModel):
     """Describes a segment. ``offsets`` are those of the whole log up to here; ``closed``: nothing follows, ever.
 
-    Ids behind it, up to ``reserved``, may be known to readers already, from its writer.
+    Ids behind it, up to ``reserved``, may be known to readers already, from its writer. ``sequence`` is the last number
+    of a numbered entry of clients in the whole log up to here.
     """
 
     writer: str
@@ -68,6 +70,7 @@ class Segment(BaseModel):
     offsets: dict[GuestStream, int]
     closed: bool = False
     reserved: int = 0
+    sequence: int = 0
 
 
 class SealedPart(BaseModel):
@@ -85,6 +88,7 @@ class Seal(BaseModel):
     last: int
     offsets: dict[GuestStream, int]
     sealed_at: datetime
+    sequence: int = 0
 
 
 class Draft(NamedTuple):
@@ -99,7 +103,7 @@ class Draft(NamedTuple):
 class ChainEnd(NamedTuple):
     """Where the log ends: its last id (0: empty), the guest offsets stored, and whether it takes no more.
 
-    ``writer`` has put the last segment, and may have told ids up to ``reserved``.
+    ``writer`` has put the last segment, and may have told ids up to ``reserved``. ``sequence`` is as in ``Segment``.
     """
 
     last: int
@@ -107,6 +111,7 @@ class ChainEnd(NamedTuple):
     closed: bool
     writer: str = ""
     reserved: int = 0
+    sequence: int = 0
 
 
 def event_draft(payload: Mapping[str, object]) -> Draft:
@@ -114,6 +119,11 @@ def event_draft(payload: Mapping[str, object]) -> Draft:
     text = json.dumps(payload, ensure_ascii=False, default=str)
     # File names that are no UTF-8 reach here as lone surrogates, which no JSON reader takes.
     return Draft(datetime.now(UTC), "event", text.encode(errors="replace").decode(), None)
+
+
+def told_draft(line: str, number: int | None = None) -> Draft:
+    """An entry of a client, of now: a line of JSON, and the number that the client has given it."""
+    return Draft(datetime.now(UTC), "told", line, number)
 
 
 def unused_drafts(end: ChainEnd) -> list[Draft]:
@@ -132,9 +142,14 @@ def encode_segment(
 ) -> tuple[Segment, bytes]:
     """The segment that holds ``drafts`` as the next entries after the end ``after``, and reserves ids behind them."""
     offsets = dict(after.offsets)
+    sequence = after.sequence
     lines = []
     for number, draft in enumerate(drafts, after.last + 1):
-        if draft.offset is not None and draft.stream != "event":
+        if draft.offset is None:
+            pass
+        elif draft.stream == "told":
+            sequence = draft.offset
+        elif draft.stream != "event":
             offsets[draft.stream] = draft.offset
         lines.append(entry_line(number, draft))
     last = after.last + len(drafts)
@@ -145,6 +160,7 @@ def encode_segment(
         offsets=offsets,
         closed=closed,
         reserved=last + reserve if reserve else 0,
+        sequence=sequence,
     )
     head = f'{{"segment":{segment.model_dump_json()}}}'.encode()
     return segment, b"\n".join([head, *lines, b""])
@@ -230,7 +246,7 @@ def chain_end(store: ObjectStore, place: Place) -> ChainEnd:
 
 def end_behind(segment: Segment) -> ChainEnd:
     """The end of a log whose last segment it is."""
-    return ChainEnd(segment.last, segment.offsets, segment.closed, segment.writer, segment.reserved)
+    return ChainEnd(segment.last, segment.offsets, segment.closed, segment.writer, segment.reserved, segment.sequence)
 
 
 def find_seal(store: ObjectStore, place: Place) -> Seal | None:

@@ -25,14 +25,15 @@ from storage.bucket import Bucket
 from worker.gateway.model_gateway import Gateway
 from worker.metrics import WorkerMetrics
 from workflows import steps
-from workflows.names import PARENTS, RUNS, WorkflowKind
+from workflows.names import LOCAL_RUNS, PARENTS, RUNS, WorkflowKind
 from workflows.parents.workflow import ParentWorkflow
 from workflows.runs.workflow import TaskWorkflow
 from workflows.steps import Queue
+from workflows.told.workflow import LocalRunWorkflow
 
 Activity = Callable[..., Any]
 
-WORKFLOWS: dict[WorkflowKind, type] = {RUNS: TaskWorkflow, PARENTS: ParentWorkflow}
+WORKFLOWS: dict[WorkflowKind, type] = {RUNS: TaskWorkflow, PARENTS: ParentWorkflow, LOCAL_RUNS: LocalRunWorkflow}
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def implementations(
     agent = Agent(settings, host, bucket, gateway, networks, client, asyncio.get_running_loop(), metrics.take_result)
     machines = Machines(settings, host, bucket, networks)
     sleep = Sleep(host, bucket, gateway)
+    finish = Finish(bucket)
     return {
         steps.RESERVE.name: leases.reserve_host,
         steps.STAGE.name: Repositories(settings, bucket, machines.start_early).stage_repository,
@@ -66,6 +68,7 @@ def implementations(
         steps.SECRETS.name: Secrets(settings, host, bucket).inject_secrets,
         steps.RUN_AGENT.name: agent.run_agent,
         steps.DELIVER.name: agent.deliver_message,
+        steps.STEER.name: agent.steer_agent,
         steps.CLOSE.name: agent.close_session,
         steps.STOP_AGENT.name: agent.stop_agent,
         steps.NETWORK.name: NetworkChanges(networks, bucket).set_network,
@@ -74,7 +77,8 @@ def implementations(
         steps.COLLECT.name: Artifacts(settings, host, bucket, networks).collect_artifacts,
         steps.PUSH.name: Pushes(settings, bucket).push_changes,
         steps.RELEASE.name: leases.release_machine,
-        steps.FINISH.name: Finish(bucket).finish_run,
+        steps.FINISH.name: finish.finish_run,
+        steps.FINISH_LOCAL.name: finish.finish_local_run,
     }
 
 

@@ -32,6 +32,8 @@ class WorkflowKind:
 RUNS = WorkflowKind(type="TaskWorkflow", id_prefix="task-")
 # The owner of a parent task: what is to be done, of which runs are the executions.
 PARENTS = WorkflowKind(type="ParentWorkflow", id_prefix="parent-")
+# That of a run whose agent works elsewhere, and tells.
+LOCAL_RUNS = WorkflowKind(type="LocalRunWorkflow", id_prefix="local-")
 
 # --- what a workflow is told and asked
 
@@ -41,6 +43,12 @@ USER_MESSAGE = "user_message"
 CLOSE = "close"
 CONTINUE = "continue"
 NETWORK = "network"
+INTERRUPT = "interrupt"
+ANSWER = "answer"
+CONFIGURE = "configure"
+CLEAR_MESSAGES = "clear_messages"
+# From its own follower: what the agent asks and confirms.
+AGENT_SAID = "agent_said"
 # From followers of earlier versions, which had no update yet.
 TURN_ENDED = "turn_ended"
 
@@ -48,13 +56,19 @@ TURN_ENDED = "turn_ended"
 END_TURN = "end_turn"
 CHANGE_NETWORK = "change_network"
 CONTINUE_RUN = "continue_run"
+INTERRUPT_TURN = "interrupt_turn"
+ANSWER_REQUEST = "answer_request"
+CONFIGURE_AGENT = "configure_agent"
+CLEAR_WAITING = "clear_waiting"
 
 # Updates of a parent task.
 CHANGE_PARENT = "change"
 DELETE_PARENT = "delete"
+TELL = "tell"  # of a local run too
 
 # Queries.
 STATUS = "status"
+MESSAGES = "messages"
 
 # --- how a workflow knows under which version it began: names of patches in its history
 

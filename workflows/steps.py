@@ -12,6 +12,7 @@ Every step of a run ends, whatever guest, host, bucket and client do. ``wait`` a
     SECRETS     HOST_PATIENCE           5 min        20 min
     RUN_AGENT   HOST_PATIENCE           -            lifecycle.timeout
     DELIVER     HOST_PATIENCE           10 min       25 min; the run goes on without the message then
+    STEER       HOST_PATIENCE           10 min       25 min; who has asked for it is told then
     CLOSE       HOST_PATIENCE           10 min       25 min; the agent is stopped then
     STOP_AGENT  HOST_PATIENCE           5 min        20 min; the machine is ended from its host then
     NETWORK     HOST_PATIENCE           5 min        20 min; the change is refused then
@@ -22,6 +23,8 @@ Every step of a run ends, whatever guest, host, bucket and client do. ``wait`` a
     RELEASE     ABSENCE                 10 min       10 min 30 s; the sweeper tears the machine down then
       preserve  HOST_PATIENCE           10 min       25 min
     FINISH      -                       24 h         24 h; the run shows its last state from the beginning of it
+
+A local run has one step, FINISH_LOCAL, which is bounded as FINISH is.
 
 Between PAUSE and RESUME, a run waits for a decision for lifecycle.decision_timeout, and its agent's own time stands
 still.
@@ -44,7 +47,7 @@ from typing import Any, Generic, TypeVar
 from temporalio.common import RetryPolicy
 
 from workflows.messages import Lease, Message
-from workflows.names import PARENTS, RUNS, WorkflowKind
+from workflows.names import LOCAL_RUNS, PARENTS, RUNS, WorkflowKind
 from workflows.runs.messages import Pushed
 from workflows.runs.requests import (
     AgentRequest,
@@ -68,8 +71,10 @@ from workflows.runs.requests import (
     SetNetworkRequest,
     StageRequest,
     StageResult,
+    SteerRequest,
     StopAgentRequest,
 )
+from workflows.told.messages import FinishLocalRequest
 
 In = TypeVar("In", bound=Message)
 Out = TypeVar("Out", bound=Message | None)
@@ -205,6 +210,17 @@ DELIVER: Step[DeliverRequest, None] = Step(
     wait=HOST_PATIENCE,
     bound=timedelta(minutes=10),
 )
+STEER: Step[SteerRequest, None] = Step(
+    "steer_agent",
+    SteerRequest,
+    None,
+    Queue.HOST,
+    limit=timedelta(minutes=1),
+    retry=_retry(1, 30, 10),
+    heartbeat=_BEAT,
+    wait=HOST_PATIENCE,
+    bound=timedelta(minutes=10),
+)
 CLOSE: Step[CloseRequest, None] = Step(
     "close_session",
     CloseRequest,
@@ -300,6 +316,18 @@ FINISH: Step[FinishRequest, None] = Step(
     bound=timedelta(hours=24),
 )
 
+# The same of a local run, which has no other step.
+FINISH_LOCAL: Step[FinishLocalRequest, None] = Step(
+    "finish_local_run",
+    FinishLocalRequest,
+    None,
+    Queue.SHARED,
+    limit=timedelta(minutes=30),
+    retry=_retry(1, 30, 0),
+    heartbeat=_BEAT,
+    bound=timedelta(hours=24),
+)
+
 # A step that several kinds of workflow have stands in the row of each.
 OF: dict[WorkflowKind, tuple[Step[Any, Any], ...]] = {
     RUNS: (
@@ -309,6 +337,7 @@ OF: dict[WorkflowKind, tuple[Step[Any, Any], ...]] = {
         SECRETS,
         RUN_AGENT,
         DELIVER,
+        STEER,
         CLOSE,
         STOP_AGENT,
         NETWORK,
@@ -321,5 +350,6 @@ OF: dict[WorkflowKind, tuple[Step[Any, Any], ...]] = {
     ),
     # A parent task only waits for changes.
     PARENTS: (),
+    LOCAL_RUNS: (FINISH_LOCAL,),
 }
 BY_NAME: dict[str, Step[Any, Any]] = {step.name: step for row in OF.values() for step in row}

@@ -81,7 +81,7 @@ class Follower:
         for entry in entries:
             if entry.stream == "event":
                 self._recall(entry)
-            else:
+            elif entry.stream != "told":
                 self._take(entry.stream, entry.data.encode(), entry.ts)
 
     def open_log(self, message: str, prompt: str) -> None:

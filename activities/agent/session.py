@@ -71,6 +71,15 @@ class AgentSession:
         except SessionClosed:
             raise SessionClosed("The agent's session is closed; the message was not delivered.") from None
 
+    def steer(self, control_id: str, lines: Sequence[Mapping[str, object]]) -> None:
+        """Write lines of the control protocol, once for each id. Raises SessionClosed."""
+        data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        try:
+            # No id of a message begins so.
+            self._process.deliver(f"\x1e{control_id}", data)
+        except SessionClosed:
+            raise SessionClosed("The agent's session is closed; it cannot be steered any more.") from None
+
     def close(self) -> None:
         """End the session after what was delivered so far."""
         self._process.close()

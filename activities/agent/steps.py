@@ -20,7 +20,7 @@ from activities.agent.session import AgentSession, Launch
 from activities.agent.structured_output import judge
 from activities.machine.network import MachineNetworks, WatchedNetwork
 from activities.machine.secrets import RunSecrets
-from activities.step.announcements import USER_MESSAGE, announce
+from activities.step.announcements import USER_MESSAGE, announce, announce_event
 from activities.step.boundary import boundary, bounded_retries
 from activities.step.heartbeat import beating
 from foundation.errors import AgentNotStopped, GuestUnreachable, MachineLost
@@ -37,7 +37,14 @@ from storage.runlog import RunLogWriter, read_entries
 from workflows import names, steps
 from workflows.runs.budget import Budget
 from workflows.runs.messages import AgentProgress, LiveProgress, TokenUsage, TurnEnded
-from workflows.runs.requests import AgentRequest, AgentResult, CloseRequest, DeliverRequest, StopAgentRequest
+from workflows.runs.requests import (
+    AgentRequest,
+    AgentResult,
+    CloseRequest,
+    DeliverRequest,
+    SteerRequest,
+    StopAgentRequest,
+)
 from workflows.runs.states import STATE_MESSAGES, Cause, TaskState
 
 # Settings of the engine that Claude Code is built on. Its compiler and its garbage collector run beside the program and
@@ -193,6 +200,15 @@ class Agent:
                 redactor=self._secrets.redactor(request.machine_id),
                 message_id=request.message_id,
             )
+
+    @activity.defn(name=steps.STEER.name)
+    @boundary
+    def steer_agent(self, request: SteerRequest) -> None:
+        """Write a line of the control protocol to the agent, once for each id; its follower sees the answer."""
+        with beating():
+            AgentSession(self._host.connect(request.machine_id)).steer(request.control_id, [request.line])
+            if request.event is not None:
+                announce_event(self._bucket, request.task_id, request.event, self._secrets.redactor(request.machine_id))
 
     @activity.defn(name=steps.CLOSE.name)
     @boundary

@@ -28,7 +28,12 @@ def announce(
 ) -> None:
     """Log one event ``{type, message, ...}``, unless an earlier attempt of the step has logged the same."""
     # What users say stays as they said it; everything else may name URLs that a host's own git has rewritten.
-    event = {"type": kind, "message": message if kind == USER_MESSAGE else without_credentials(message), **facts}
+    said = message if kind == USER_MESSAGE else without_credentials(message)
+    announce_event(bucket, task_id, {"type": kind, "message": said, **facts}, redactor)
+
+
+def announce_event(bucket: Bucket, task_id: str, event: dict[str, Any], redactor: Redactor | None = None) -> None:
+    """Log an event as it stands, unless an earlier attempt of the step has logged the same."""
     if redactor is not None:
         event = redactor.redact_json(event)
     place = TASKS.place(task_id)

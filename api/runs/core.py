@@ -8,7 +8,9 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
+from pydantic import BaseModel
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError
 
@@ -25,6 +27,7 @@ from foundation.errors import (
     InvalidParameter,
     PayloadTooLarge,
     RateLimitExceeded,
+    ServiceUnavailable,
     SessionClosed,
     TaskAlreadyTerminal,
     TaskNotFound,
@@ -51,11 +54,14 @@ from workflows.runs.messages import (
 from workflows.runs.requests import Artifact
 from workflows.runs.states import TaskState
 from workflows.specs.wire import Manifest
+from workflows.told.record import Told
 
 _SUMMARY_BYTES = 200
 _DETAILS_CHARS = 2000
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
 _OWN_ID_ATTEMPTS = 3
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -76,20 +82,22 @@ class Core:
         self._admission = Admission(bucket)
         self._pollers = Pollers(engine)
 
-    async def submit(self, manifest: Manifest, *, parent: str | None = None) -> TaskStatus:
+    async def submit(self, manifest: Manifest, *, parent: str | None = None, told: Told | None = None) -> TaskStatus:
         """Start a run of a manifest that was accepted, as one of its ``parent``, and give its first status.
+
+        ``told`` is told of it from the beginning.
 
         Raises InsufficientResources before anything starts, DuplicateTaskId when Temporal says that the id is taken.
         """
         await self._admission.check(manifest)
         if manifest.metadata.id is not None:
-            return await self._start(manifest.metadata.id, manifest, parent)
+            return await self._start(manifest.metadata.id, manifest, parent, told)
         for _ in range(_OWN_ID_ATTEMPTS - 1):
             try:
-                return await self._start(new_task_id(), manifest, parent)
+                return await self._start(new_task_id(), manifest, parent, told)
             except DuplicateTaskId:
                 continue
-        return await self._start(new_task_id(), manifest, parent)
+        return await self._start(new_task_id(), manifest, parent, told)
 
     async def check(self, manifest: Manifest) -> None:
         """Raise what ``submit`` would raise for the manifest, and start nothing."""
@@ -188,7 +196,7 @@ class Core:
 
         The run stops its agent, collects its artifacts and tears its machine down; it is cancelled when it has.
         """
-        _check_text("reason", request.reason)
+        check_text("reason", request.reason)
         before = await self._active(task_id)
         try:
             signalled = await self._executions.signal(task_id, names.CANCEL, request)
@@ -205,7 +213,7 @@ class Core:
         Raises TaskNotFound, TaskAlreadyTerminal, SessionClosed when the run takes no more, PayloadTooLarge,
         RateLimitExceeded when too many are waiting.
         """
-        _check_text("text", message.text)
+        check_text("text", message.text)
         if len(message.text.encode()) > MESSAGE_BYTES:
             raise PayloadTooLarge(f"A message holds at most {format_size(MESSAGE_BYTES)}; put more into a file.")
         status = await self._active(task_id)
@@ -226,11 +234,7 @@ class Core:
 
     async def change_network(self, task_id: str, change: NetworkChange) -> NetworkStanding:
         """Change what the run's machine may reach, and give the policy that came of it (``api.runs.network``)."""
-        await self._active(task_id)
-        standing = await self._executions.update(task_id, names.CHANGE_NETWORK, change, NetworkStanding)
-        if standing is None:
-            raise _already_terminal((await self.status(task_id)).status)
-        return standing
+        return await self.tell(task_id, names.CHANGE_NETWORK, change, NetworkStanding)
 
     async def continue_run(self, task_id: str, more: ContinueRequest) -> Continued:
         """Add to the budget of a run that has used it up and waits, which goes on then; its limits from now on.
@@ -238,11 +242,26 @@ class Core:
         Raises TaskNotFound, TaskAlreadyTerminal, Conflict when it does not wait, InvalidParameter when that is not
         enough, TimedOut.
         """
+        return await self.tell(task_id, names.CONTINUE_RUN, more, Continued)
+
+    async def tell(self, task_id: str, update: str, payload: BaseModel, answer_type: type[Model]) -> Model:
+        """Tell the run something by an update of its workflow, and give its answer once that is done.
+
+        Raises TaskNotFound, TaskAlreadyTerminal, TimedOut, and whatever the run refuses it with.
+        """
         await self._active(task_id)
-        continued = await self._executions.update(task_id, names.CONTINUE_RUN, more, Continued)
-        if continued is None:
+        answer = await self._executions.update(task_id, update, payload, answer_type)
+        if answer is None:
             raise _already_terminal((await self.status(task_id)).status)
-        return continued
+        return answer
+
+    async def ask(self, task_id: str, query: str, answer_type: type[Model]) -> Model:
+        """What a run that has not ended answers. Raises TaskNotFound, TaskAlreadyTerminal, ServiceUnavailable."""
+        await self._active(task_id)
+        answer = await self._executions.query(task_id, query, answer_type)
+        if answer is None:
+            raise ServiceUnavailable("No worker answers for the run; try again once one is there.")
+        return answer
 
     async def artifacts(self, task_id: str) -> list[Artifact]:
         """What the run has left so far. Raises TaskNotFound."""
@@ -280,12 +299,13 @@ class Core:
 
     # --- how
 
-    async def _start(self, task_id: str, manifest: Manifest, parent: str | None) -> TaskStatus:
+    async def _start(self, task_id: str, manifest: Manifest, parent: str | None, told: Told | None) -> TaskStatus:
         manifest = manifest.model_copy(update={"metadata": manifest.metadata.model_copy(update={"id": task_id})})
         status = recorded.initial_status(task_id, manifest, datetime.now(UTC), parent)
+        status = status.model_copy(update={"told": told})
         run_id = await self._executions.start(
             task_id,
-            TaskSubmission(task_id=task_id, manifest=manifest, parent=parent),
+            TaskSubmission(task_id=task_id, manifest=manifest, parent=parent, told=told),
             status,
             recorded.search_attributes(status),
             summary=_one_line(f"{status.name}: {without_credentials(manifest.repository.url)}", _SUMMARY_BYTES),
@@ -324,7 +344,8 @@ class Core:
 
     async def _final_record(self, task_id: str) -> TaskStatus:
         record = await asyncio.to_thread(records.read_record, self._bucket, TASKS.place(task_id))
-        if record is None:
+        # The record of a run of another kind says so.
+        if record is None or "kind" in record:
             raise TaskNotFound(f"No task '{task_id}'; 'sandbox task list' shows those there are.")
         return TaskStatus.model_validate(record)
 
@@ -342,7 +363,7 @@ def _check_form(task_id: str) -> None:
         raise TaskNotFound(f"No task '{task_id[:80]}'; 'sandbox task list' shows those there are.") from error
 
 
-def _check_text(field: str, text: str) -> None:
+def check_text(field: str, text: str) -> None:
     """Raise InvalidParameter for text that cannot be written down."""
     try:
         text.encode()

@@ -26,6 +26,7 @@ from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
 from storage.layout import TASKS
 from storage.runlog import LogEntry, tail
+from storage.segments import GUEST_STREAMS
 from workflows.runs.messages import AgentProgress, TaskStatus, TokenUsage
 from workflows.runs.states import STATE_MESSAGES, TaskState
 
@@ -90,7 +91,7 @@ class RunEvents:
             async for entry in entries:
                 # While the client is slow, the log is not silent.
                 run.last_entry = inf
-                if entry.stream != "event":
+                if entry.stream in GUEST_STREAMS:
                     await put(_output_event(run.task_id, entry))
                 run.last_entry = time.monotonic()
         run.log_over.set()

@@ -53,6 +53,8 @@ class LogRenderer:
             self._event(line.event)
         elif line.stream == "stderr":
             self._print(Text(clean(line.data or "").rstrip("\n"), "yellow"), mark="!", mark_style="yellow")
+        elif line.stream == "told":
+            self._print(Text(clean(line.data or "").rstrip("\n"), "dim"), mark="»", mark_style="dim")
         else:
             self._output((line.data or "").rstrip("\n"))
 

@@ -27,7 +27,7 @@ from foundation.engine import connect_engine
 from tests.stack_settings import isolated_settings
 from tests.stand_ins.fake_steps import FakeSteps, Run
 from tests.waiting import has_event, until
-from workflows import steps
+from workflows import names, steps
 from workflows.messages import Lease
 from workflows.runs.messages import (
     CancelRequest,
@@ -42,6 +42,8 @@ from workflows.runs.states import Cause
 from workflows.runs.workflow import TaskWorkflow
 from workflows.specs.manifest import parse
 from workflows.specs.wire import NetworkMode
+from workflows.told.record import Change, Standing
+from workflows.told.states import LocalState
 
 HISTORIES = Path(__file__).parent / "runs"
 
@@ -157,6 +159,23 @@ async def network_changed(fake: FakeSteps, run: Run) -> None:
     fake.agent_over.set()
 
 
+async def told(fake: FakeSteps, run: Run) -> None:
+    """A record that clients change while the agent runs, until one of them says that the run is completed."""
+    await fake.agent_running.wait()
+    for change in (
+        Change(enter=LocalState.RUNNING, branch="feature", output={"pr_url": "https://git.invalid/1"}),
+        Change(state={"a": 1}, remove_keys=["b"]),
+        Change(enter=LocalState.COMPLETED),
+    ):
+        await run.execute_update(names.TELL, change, result_type=Standing)
+
+
+async def told_to_fail(fake: FakeSteps, run: Run) -> None:
+    await fake.agent_running.wait()
+    change = Change(enter=LocalState.FAILED, error_message="The agent crashed.")
+    await run.execute_update(names.TELL, change, result_type=Standing)
+
+
 async def by_itself(_fake: FakeSteps, _run: Run) -> None:
     """Nothing comes from outside."""
 
@@ -201,6 +220,8 @@ LIMITED = {"max_tokens_total": 10}
 COURSES = {
     "completed": Course(completed),
     "closed": Course(closed),
+    "told": Course(told),
+    "told_to_fail": Course(told_to_fail),
     "cancelled": Course(cancelled),
     "failed_preserved": Course(preserved),
     "not_staged": Course(by_itself, instead={"stage": refused}),

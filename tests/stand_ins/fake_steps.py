@@ -36,6 +36,7 @@ from workflows.runs.requests import (
     SetNetworkRequest,
     StageRequest,
     StageResult,
+    SteerRequest,
     StopAgentRequest,
 )
 from workflows.runs.workflow import TaskWorkflow
@@ -54,6 +55,7 @@ class FakeSteps:
         self.requests: dict[str, Any] = {}
         self.instead: dict[str, Callable[[Any], Any]] = {}
         self.delivered: list[str] = []
+        self.steered: list[dict[str, Any]] = []
         self.policies: list[NetworkPolicy] = []
         self.go_on: dict[str, asyncio.Event] = {}
         self.agent_running = asyncio.Event()
@@ -135,6 +137,11 @@ class FakeSteps:
     async def deliver(self, request: DeliverRequest) -> None:
         await self._take("deliver", request, None)
         self.delivered.append(request.text)
+
+    @activity.defn(name=steps.STEER.name)
+    async def steer(self, request: SteerRequest) -> None:
+        await self._take("steer", request, None)
+        self.steered.append(request.line)
 
     @activity.defn(name=steps.CLOSE.name)
     async def close(self, request: CloseRequest) -> None:

@@ -9,6 +9,7 @@ from temporalio.exceptions import ApplicationError
 
 from foundation.errors import Conflict, InvalidParameter, TaskyardError
 from workflows import steps
+from workflows.refusals import refusal
 from workflows.runs.budget import TOKENS_MOST, USD_MOST, Budget
 from workflows.runs.calls import RunCalls
 from workflows.runs.interruption import Interruption
@@ -55,7 +56,7 @@ class Decision:
         try:
             self._raised(more)
         except TaskyardError as error:
-            raise ApplicationError(error.message, type=error.code, non_retryable=True) from None
+            raise refusal(error) from None
 
     def take(self, more: ContinueRequest) -> Continued:
         """Raise the budget and let the run go on. Raises as ``check`` does, and then nothing has changed."""

@@ -18,10 +18,14 @@ _DIGEST_CHARS = 16
 
 
 class Inbox:
-    """The queue of messages, each once. ``undelivered`` names those that were refused or given up."""
+    """The queue of messages, each once. ``undelivered`` names those that were refused, cleared or given up.
+
+    ``delivering`` is the id of the one that is being handed over now.
+    """
 
     def __init__(self) -> None:
         self.undelivered: list[str] = []
+        self.delivering: str | None = None
         self._waiting: deque[tuple[str, str]] = deque()
         self._known: set[str] = set()
         self._accepted = 0
@@ -54,9 +58,24 @@ class Inbox:
         self._accepted += 1
         self._waiting.append((message_id, text))
 
-    def first(self) -> tuple[str, str]:
-        """Id and text of the message whose turn it is."""
+    @property
+    def waiting(self) -> list[tuple[str, str]]:
+        """Ids and texts of those that wait, in their order."""
+        return list(self._waiting)
+
+    def begin_delivery(self) -> tuple[str, str]:
+        """Id and text of the message whose turn it is; it is being delivered from now on."""
+        self.delivering = self._waiting[0][0]
         return self._waiting[0]
+
+    def clear(self) -> list[str]:
+        """Drop those that wait, but not the one that is being delivered; their ids."""
+        kept = [each for each in self._waiting if each[0] == self.delivering]
+        cleared = [message_id for message_id, _ in self._waiting if message_id != self.delivering]
+        self._waiting = deque(kept)
+        for message_id in cleared:
+            self.refuse(message_id)
+        return cleared
 
     def delivered(self, message_id: str) -> None:
         """The first one has reached the agent, unless it was given up before that was known."""

@@ -21,11 +21,12 @@ class Interruption:
         self.cancel: CancelRequest | None = None
         self._overfull: RunEnded | None = None
         self._given_up: RunEnded | None = None
+        self._ended: RunEnded | None = None
 
     @property
     def reason(self) -> RunEnded | None:
         """Why the run is to end before its agent does, if so."""
-        return self.cancellation() if self.cancel is not None else self._overfull or self._given_up
+        return self.cancellation() if self.cancel is not None else self._overfull or self._given_up or self._ended
 
     @property
     def forced(self) -> bool:
@@ -47,6 +48,10 @@ class Interruption:
     def give_up(self, end: RunEnded) -> None:
         """The session cannot be closed, for this reason."""
         self._given_up = end
+
+    def end(self, end: RunEnded) -> None:
+        """A client has said how the run ends; the first word stands."""
+        self._ended = self._ended or end
 
     def mind_history(self) -> None:
         """End the run when its history has grown so long that little more fits into it."""

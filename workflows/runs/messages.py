@@ -1,7 +1,7 @@
 """Models in and out of the workflow of a run: its submission, its signals, and its status.
 
 The names and payloads of the signals ``cancel``, ``user_message`` and ``network``, and of the query ``status``, are
-public API: other systems use them directly (docs/signals.md).
+public API: other systems use them directly (docs/signals.md). Those that steer the agent are in ``steering/``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from pydantic import ConfigDict, Field
 
 from workflows.messages import Labels, Message, Name, Result, Sentence
 from workflows.runs.states import Cause, TaskState
+from workflows.runs.steering.messages import PermissionRequest
 from workflows.specs.wire import Manifest, NetworkMode, NetworkPolicy
+from workflows.told.record import Told
 
 # A longer text is not delivered; a longer id is cut.
 MESSAGE_ID_CHARS = 200
@@ -32,12 +34,14 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 class TaskSubmission(Message):
     """Argument of ``TaskWorkflow``; its task id is the workflow id without the prefix ``task-``.
 
-    ``parent`` is the id of the parent task that the run belongs to, if to one.
+    ``parent`` is the id of the parent task that the run belongs to, if to one. ``told`` is what its client says of it
+    from the beginning.
     """
 
     task_id: str
     manifest: Manifest
     parent: str | None = None
+    told: Told | None = None
 
 
 class CancelRequest(Message):
@@ -87,21 +91,27 @@ class Continued(Message):
 
 
 class TurnEnded(Message):
-    """Payload of the update ``end_turn``, sent by the follower: the agent has answered and waits for input."""
+    """Payload of the update ``end_turn``, sent by the follower: the agent has answered and waits for input.
+
+    One that was ``interrupted`` has not answered: its run waits for what comes next.
+    """
 
     results: int
+    interrupted: bool = False
 
 
 # --- what comes out of it
 
 
 class AgentProgress(Message):
-    """Live figures of the agent, derived from its stream-json output."""
+    """Live figures of the agent, derived from its stream-json output; its model and permission mode as it says them."""
 
     output_bytes: int = 0
     tool_calls: int = 0
     current_tool: Name | None = None
     last_activity_at: datetime | None = None
+    model: Name | None = None
+    permission_mode: Name | None = None
 
 
 class MachineFigures(Message):
@@ -214,7 +224,8 @@ class TaskStatus(Message):
     used up its budget and may be continued waits for that until ``decision_until``. ``output`` is any JSON of at most
     OUTPUT_BYTES that fits the manifest's schema. Texts are cut to the limits of
     workflows/messages.py, also when they are assigned. ``machine_epoch`` says which start of the machine is meant; null
-    when its host did not say. ``pushed`` is null until a run that pushes its work has done so, or could not.
+    when its host did not say. ``permission_requests`` are what the agent asks and waits for. ``told`` is what clients
+    tell of the run. ``pushed`` is null until a run that pushes its work has done so, or could not.
     """
 
     model_config = ConfigDict(validate_assignment=True)
@@ -251,5 +262,7 @@ class TaskStatus(Message):
     takes_messages: bool = True
     waiting_messages: int = 0
     undelivered_messages: list[str] = []
+    permission_requests: list[PermissionRequest] = []
     notes: list[str] = []
+    told: Told | None = None
     manifest: Manifest | None = None

@@ -10,6 +10,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 from foundation.errors import Conflict, RateLimitExceeded, ServiceUnavailable, TaskyardError
 from workflows import steps
 from workflows.calls import host_is_away
+from workflows.refusals import refusal
 from workflows.runs.calls import RunCalls
 from workflows.runs.messages import NetworkChange, NetworkStanding
 from workflows.runs.report import RunReport
@@ -88,7 +89,7 @@ class Network:
             if not self._waiting:
                 self._changed(change)
         except TaskyardError as error:
-            raise _as_failure(error) from None
+            raise refusal(error) from None
 
     async def change(self, change: NetworkChange) -> NetworkStanding:
         """Carry a change out when its turn has come, and answer when it is in force or kept for the machine to come.
@@ -104,7 +105,7 @@ class Network:
                 self._check_open()
                 await self._carry_out(self._changed(change))
         except TaskyardError as error:
-            raise _as_failure(error) from None
+            raise refusal(error) from None
         finally:
             self._waiting -= 1
         return NetworkStanding(policy=self.policy, in_force=self._in_force)
@@ -179,8 +180,3 @@ def _difference(before: NetworkPolicy, after: NetworkPolicy) -> str:
             more = f" and {len(hosts) - _NAMED_MOST} more" if len(hosts) > _NAMED_MOST else ""
             parts.append(f"{', '.join(hosts[:_NAMED_MOST])}{more} {verb}")
     return "; ".join(parts) or "set again"
-
-
-def _as_failure(error: TaskyardError) -> ApplicationError:
-    details = [error.details] if error.details else []
-    return ApplicationError(error.message, *details, type=error.code, non_retryable=True)

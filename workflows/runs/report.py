@@ -110,7 +110,9 @@ class RunReport:
             )
 
     def take_end(self, end: RunEnded) -> None:
-        """The first cause stands, except that a cancellation before the end replaces it."""
+        """The first cause stands, except that a cancellation before the end replaces it. A success has none."""
+        if end.cause is Cause.FINISHED:
+            return
         if self.status.cause is None or end.cause is Cause.CANCELLED:
             self.status.cause = end.cause
             self.status.error = end.error

@@ -200,6 +200,19 @@ class DeliverRequest(Message):
     text: str
 
 
+class SteerRequest(Message):
+    """Write one line of Claude Code's control protocol to the agent's stdin, once for each ``control_id``.
+
+    ``event`` goes into the run's log then.
+    """
+
+    task_id: str
+    machine_id: str
+    control_id: str
+    line: dict[str, Any]
+    event: dict[str, Any] | None = None
+
+
 class CollectRequest(Message):
     """Collect artifacts from the workspace disk, whether the guest lives or not.
 

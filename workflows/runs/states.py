@@ -76,6 +76,8 @@ class Cause(StrEnum):
     HOST_LOST = "host_lost"  # the host's worker did not come back in time
     COLLECT = "collect"  # the artifacts could not be collected
     CANCELLED = "cancelled"  # somebody cancelled the run
+    TOLD = "told"  # a client said that the run has failed
+    FINISHED = "finished"  # a client said that the run is completed: no failure, and in no status
     INTERNAL = "internal_error"  # a fault of Taskyard
 
     @classmethod

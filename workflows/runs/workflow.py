@@ -47,13 +47,16 @@ with workflow.unsafe.imports_passed_through():
         StopAgentRequest,
     )
     from workflows.runs.states import Cause, TaskState
+    from workflows.runs.steering.handlers import Steered
+    from workflows.runs.steering.steering import Steering
+    from workflows.runs.told.changes import RunTold
 
 # What a machine may outlive its run's own limits by before the sweeper takes it.
 _DEADLINE_MARGIN = timedelta(hours=3)
 
 
 @workflow.defn(name=names.RUNS.type)
-class TaskWorkflow:
+class TaskWorkflow(Steered):
     """Takes one task run through its states. What it is told and asked is in the table of names."""
 
     @workflow.init
@@ -64,16 +67,19 @@ class TaskWorkflow:
         self._report = RunReport(submission, workflow.now())
         self._interruption = Interruption()
         self._calls = RunCalls(submission.manifest.lifecycle, self._report, self._interruption)
+        self._steering = Steering(self._report, submission.manifest.claude)
         self._conversation = Conversation(
             self._calls,
             self._report,
             self._interruption,
+            self._steering,
             self._machine_id,
             headless=submission.manifest.claude.headless,
         )
         self._decision = Decision(self._calls, self._report, self._interruption, self._machine_id, submission.manifest)
         self._push = Push(self._calls, self._report, self._interruption, self._machine_id, submission.manifest)
         self._network = Network(self._calls, self._report, self._machine_id, submission.manifest.vm.network())
+        RunTold(submission.told, self._report, self._interruption)
         self._staged: StageResult | None = None
 
     @workflow.signal(
@@ -134,9 +140,9 @@ class TaskWorkflow:
         self._network.check(change)
 
     @workflow.update(name=names.END_TURN, description="Sent by Taskyard's own follower when the agent has answered")
-    def end_turn(self, _: TurnEnded) -> bool:
+    def end_turn(self, ended: TurnEnded) -> bool:
         """Not public: the agent waits for input, says its follower, and closes the session when this is true."""
-        self._conversation.turn_ended()
+        self._conversation.turn_ended(interrupted=ended.interrupted)
         self._interruption.mind_history()
         return self._conversation.close_if_idle()
 
@@ -157,6 +163,7 @@ class TaskWorkflow:
                 "undelivered_messages": list(inbox.undelivered),
                 "waiting_messages": len(inbox),
                 "takes_messages": self._conversation.is_open,
+                "permission_requests": self._steering.requests,
             }
         )
 

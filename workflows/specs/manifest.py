@@ -154,6 +154,7 @@ class Claude(wire.Claude):
     model_config = _STRICT
 
     prompt: Words
+    permission_timeout: Duration = "30m"
     output_format: Literal["stream-json"] = "stream-json"
     allowed_tools: list[Entry] = Field(default=[], max_length=MAX_ENTRIES)
     max_turns: Annotated[Number, Field(le=1_000_000)] | None = None

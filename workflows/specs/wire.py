@@ -94,6 +94,9 @@ class Claude(Part):
     prompt: str = Field(description="What the agent is to do")
     headless: bool = Field(True, description="End the session after the result when no message is waiting")
     skip_permissions: bool = Field(True, description="Let the agent use its tools without asking")
+    permission_timeout: str = Field(
+        "30m", description="How long what the agent asks may go unanswered: then it is denied"
+    )
     output_format: str = Field(
         "stream-json", description="Format of the run log's stdout; the agent's own event stream"
     )
@@ -112,6 +115,10 @@ class Claude(Part):
     output_schema: dict[str, Any] | None = Field(
         None, description="JSON Schema of the output that the run is to end with, which its status then has"
     )
+
+    def permission_wait(self) -> timedelta:
+        """How long what the agent asks may go unanswered."""
+        return timedelta(seconds=parse_duration(self.permission_timeout))
 
 
 class NetworkPolicy(Part):

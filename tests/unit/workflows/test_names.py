@@ -21,9 +21,11 @@ def test_the_workflow_of_a_run_is_reached_by_these_names_and_no_others() -> None
     definition = temporalio.workflow._Definition.must_from_class(TaskWorkflow)
     assert definition.name == names.RUNS.type
     public = {names.CANCEL, names.USER_MESSAGE, names.CLOSE, names.CONTINUE, names.NETWORK}
-    assert set(definition.signals) == {*public, names.TURN_ENDED}
-    assert set(definition.updates) == {names.END_TURN, names.CHANGE_NETWORK, names.CONTINUE_RUN}
-    assert set(definition.queries) == {names.STATUS}
+    steering = {names.INTERRUPT, names.ANSWER, names.CONFIGURE, names.CLEAR_MESSAGES}
+    assert set(definition.signals) == {*public, *steering, names.TURN_ENDED, names.AGENT_SAID}
+    steered = {names.INTERRUPT_TURN, names.ANSWER_REQUEST, names.CONFIGURE_AGENT, names.CLEAR_WAITING}
+    assert set(definition.updates) == {names.END_TURN, names.CHANGE_NETWORK, names.CONTINUE_RUN, *steered}
+    assert set(definition.queries) == {names.STATUS, names.MESSAGES}
 
 
 def test_an_id_tells_the_kind_of_its_workflow() -> None:

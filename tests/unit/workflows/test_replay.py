@@ -11,10 +11,10 @@ from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, WorkflowRunne
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from worker.registry import WORKFLOWS
-from workflows.names import PARENTS, RUNS, WorkflowKind
+from workflows.names import LOCAL_RUNS, PARENTS, RUNS, WorkflowKind
 
 # The folders of recorded histories, each of one kind of workflow.
-KINDS = {"runs": RUNS, "parents": PARENTS}
+KINDS = {"runs": RUNS, "parents": PARENTS, "told": LOCAL_RUNS}
 HISTORIES = sorted((Path(__file__).parents[2] / "histories").glob("*/*.json"))
 
 

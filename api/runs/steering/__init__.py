@@ -1,0 +1,1 @@
+"""Steering the agent of a run that goes on, whoever asks."""

@@ -1,0 +1,236 @@
+"""The core of runs that are told: local runs from their creation to their end, and what clients tell of any run."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from weakref import WeakValueDictionary
+
+import structlog
+
+from api.runs.core import Core
+from api.temporal.client import Engine
+from api.temporal.executions import Executions
+from api.temporal.index import RunIndex
+from api.told import entries, recorded
+from api.told.appending import ClientLogs
+from foundation.errors import (
+    Conflict,
+    DuplicateTaskId,
+    InvalidParameter,
+    ServiceUnavailable,
+    TaskNotFound,
+    TaskyardError,
+)
+from storage import records
+from storage.bucket import Bucket
+from storage.layout import TASKS, Place
+from storage.segments import event_draft, told_draft
+from workflows import names
+from workflows.runs.messages import TaskStatus
+from workflows.told.messages import RECORD_KIND, LocalStatus
+from workflows.told.record import OUTPUT_BYTES, STATE_BYTES, Change, Standing, Told, merge
+from workflows.told.states import LocalState
+
+#: Events of a log that say that something was told of its run; what it is stands in the run's record.
+TOLD_EVENT = "told"
+
+_TRIES = 5
+_PAUSE_SECONDS = 0.2
+_UNTEXT = re.compile("[\ud800-\udfff]")
+_TEXTS = ("stage", "branch", "error_message", "environment", "mode")
+
+log = structlog.get_logger("told")
+
+
+@dataclass(frozen=True)
+class ToldRun:
+    """A run of which clients tell: a ``local`` one, whose agent works elsewhere, or one that is executed here."""
+
+    status: LocalStatus | TaskStatus
+
+    @property
+    def local(self) -> LocalStatus | None:
+        """The status of a local run."""
+        return self.status if isinstance(self.status, LocalStatus) else None
+
+    @property
+    def told(self) -> Told:
+        """What was told of it so far."""
+        return self.status.told or Told()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing about it changes any more."""
+        return self.status.state.terminal
+
+
+class ToldRuns:
+    """What can be done with what clients tell. Every method raises errors of the one tree."""
+
+    def __init__(
+        self, engine: Engine, bucket: Bucket, runs: Core, index: RunIndex[LocalStatus], logs: ClientLogs
+    ) -> None:
+        self._local = Executions(engine, names.LOCAL_RUNS)
+        self._hosted = Executions(engine, names.RUNS)
+        self._bucket = bucket
+        self._runs = runs
+        self._logs = logs
+        self.index = index
+        # Temporal takes few updates of one workflow at once: those of this process come one after another.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    # --- local runs
+
+    async def create(
+        self,
+        run_id: str,
+        *,
+        state: LocalState = LocalState.CREATED,
+        name: str = "",
+        parent: str | None = None,
+        told: Change | None = None,
+    ) -> LocalStatus:
+        """A local run in this state, of which ``told`` is told from the beginning; no worker is needed.
+
+        Raises DuplicateTaskId when a local run has the id, InvalidParameter, PayloadTooLarge.
+        """
+        _check_form(run_id)
+        now = datetime.now(UTC)
+        status = LocalStatus(
+            id=run_id, name=name, parent=parent, state=state, created_at=now, state_changed_at=now, changed_at=now
+        )
+        if told is not None:
+            status.told = merge(Told(), checked_change(told))
+        if state is LocalState.RUNNING:
+            status.started_at = now
+        temporal_id = await self._local.start(
+            run_id,
+            status,
+            status,
+            recorded.search_attributes(status),
+            summary="A run whose agent works elsewhere",
+            details="",
+            named="the run",
+        )
+        if temporal_id is None:
+            raise DuplicateTaskId(f"Run '{run_id}' was already created.", existing_task={"id": run_id})
+        self.index.note(status, temporal_id)
+        return status
+
+    async def local(self, run_id: str) -> LocalStatus:
+        """A local run as it stands. Raises TaskNotFound."""
+        found = await self._find_local(run_id)
+        if found is None:
+            raise TaskNotFound(f"No local run '{run_id[:80]}'.")
+        return found
+
+    # --- any run
+
+    async def look(self, run_id: str) -> ToldRun:
+        """A run as it stands, local or executed here. Raises TaskNotFound."""
+        _check_form(run_id)
+        if self.index.may_run(run_id) and (found := await self._find_local(run_id)) is not None:
+            return ToldRun(found)
+        try:
+            return ToldRun((await self._runs.status(run_id, definition=True, patient=True)).status)
+        except TaskNotFound:
+            found = await self._find_local(run_id)
+            if found is None:
+                raise
+            return ToldRun(found)
+
+    async def tell(self, run_id: str, change: Change) -> ToldRun:
+        """Tell something of a run, and give it as it stands then. One that has ended stays as it is.
+
+        A state that ends a run ends it, wherever it is executed. Raises TaskNotFound, Conflict for a state that the
+        run does not go back to, PayloadTooLarge, InvalidParameter, TimedOut when no worker takes it.
+        """
+        change = checked_change(change)
+        turn = self._turns.get(run_id) or asyncio.Lock()
+        self._turns[run_id] = turn
+        async with turn:
+            for _ in range(_TRIES):
+                run = await self.look(run_id)
+                if run.ended:
+                    return run
+                kind = self._hosted if run.local is None else self._local
+                standing = await kind.update(run_id, names.TELL, change, Standing)
+                if standing is not None:
+                    break
+                # It has ended meanwhile, or goes on with a new history, which it does in an instant.
+                await asyncio.sleep(_PAUSE_SECONDS)
+            else:
+                raise ServiceUnavailable(f"Run '{run_id}' did not take what it was told; tell it again.")
+        if standing.changed:
+            await self._note(run_id, change)
+        return await self.look(run_id)
+
+    async def append(self, run_id: str, told: Sequence[Any]) -> bool:
+        """Append entries to the log of a run, which may be any JSON; false when it has ended, and takes no more.
+
+        All of them are stored, or none. Raises TaskNotFound, InvalidParameter, PayloadTooLarge, RateLimitExceeded,
+        BucketUnavailable.
+        """
+        lines = await asyncio.to_thread(entries.lines, told)
+        if (await self.look(run_id)).ended:
+            return False
+        drafts = [told_draft(line) for line in lines]
+        try:
+            await self._logs.append(TASKS.place(run_id), lambda _: drafts, sum(map(len, lines)))
+        except Conflict as error:
+            if error.details.get("reason") != "closed":
+                raise
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Store what was taken, and end what runs beside the requests."""
+        await self._logs.close()
+        await self.index.close()
+
+    # --- how
+
+    async def _find_local(self, run_id: str) -> LocalStatus | None:
+        place = _check_form(run_id)
+        described = await self._local.describe(run_id)
+        if described is not None:
+            return await recorded.status_of(described)
+        record = await asyncio.to_thread(records.read_record, self._bucket, place)
+        return LocalStatus.model_validate(record) if record and record.get("kind") == RECORD_KIND else None
+
+    async def _note(self, run_id: str, change: Change) -> None:
+        """Have those who follow the log hear of a change; nothing depends on it."""
+        parts = [f"state {change.enter}"] if change.enter else []
+        parts += change.fields
+        event = {"type": TOLD_EVENT, "message": f"A client told: {', '.join(parts)}", "fields": parts}
+        draft = event_draft(event)
+        try:
+            await self._logs.append(TASKS.place(run_id), lambda _: [draft], len(draft.data))
+        except TaskyardError as error:
+            log.info("a change is not in the log", run=run_id, error=error.message)
+
+
+def checked_change(change: Change) -> Change:
+    """The change as JSON gives it back that every process can read. Raises InvalidParameter, PayloadTooLarge."""
+    texts = {name: _UNTEXT.sub("?", text) for name in _TEXTS if (text := getattr(change, name)) is not None}
+    return change.model_copy(
+        update={
+            **texts,
+            "output": entries.checked(change.output, "output", OUTPUT_BYTES),
+            "state": entries.checked(change.state, "state", STATE_BYTES),
+            "remove_keys": entries.checked(change.remove_keys, "remove_keys", STATE_BYTES),
+        }
+    )
+
+
+def _check_form(run_id: str) -> Place:
+    """Raise TaskNotFound for what can be no run's id."""
+    try:
+        return TASKS.place(run_id)
+    except InvalidParameter as error:
+        raise TaskNotFound(f"No run '{run_id[:80]}'.") from error

@@ -1,0 +1,1 @@
+"""How a running agent is steered: what is asked of it, and what it asks, beside its messages."""

@@ -1,0 +1,1 @@
+"""What clients tell of a run that is executed here."""

@@ -1,0 +1,1 @@
+"""What clients tell of runs, and the workflow of a run that is only told: its agent works elsewhere."""
