@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
@@ -15,6 +15,9 @@ from workflows.runs.report import RunReport
 from workflows.runs.states import Cause
 from workflows.specs.wire import Lifecycle
 from workflows.steps import Step
+
+# What a machine may outlive its run's own limits by before the sweeper takes it.
+_DEADLINE_MARGIN = timedelta(hours=3)
 
 
 class RunCalls(Calls):
@@ -30,6 +33,11 @@ class RunCalls(Calls):
         """The end of the run whose step has failed for good."""
         self.note_failure(step, error)
         return ended_by(step.name, error, self._lifecycle, self._report.status.host)
+
+    def machine_deadline(self) -> datetime:
+        """When the sweeper may take the machine of a run that begins now."""
+        limits = ("stage_timeout", "provision_timeout", "timeout")
+        return workflow.now() + sum((self._lifecycle.seconds(field) for field in limits), start=_DEADLINE_MARGIN)
 
     async def interruptible(
         self, step: Step[In, Out], request: In, summary: str, limit: timedelta | None = None

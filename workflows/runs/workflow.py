@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timedelta
 from typing import Any
 
 from temporalio import workflow
@@ -50,9 +49,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.runs.steering.handlers import Steered
     from workflows.runs.steering.steering import Steering
     from workflows.runs.told.changes import RunTold
-
-# What a machine may outlive its run's own limits by before the sweeper takes it.
-_DEADLINE_MARGIN = timedelta(hours=3)
 
 
 @workflow.defn(name=names.RUNS.type)
@@ -279,7 +275,7 @@ class TaskWorkflow(Steered):
             run_id=workflow.info().run_id,
             machine_id=self._machine_id,
             vm=vm,
-            deadline=self._machine_deadline(),
+            deadline=self._calls.machine_deadline(),
             since=workflow.info().start_time,
         )
         summary = f"Reserve {vm.cpus} CPUs, {vm.memory}"
@@ -394,8 +390,3 @@ class TaskWorkflow(Steered):
     def _leaves_machine(self) -> bool:
         """Whether the host's worker is away, so that nothing more is asked of it."""
         return self._calls.away and workflow.patched(names.BOUNDED)
-
-    def _machine_deadline(self) -> datetime:
-        lifecycle = self._manifest.lifecycle
-        limits = ("stage_timeout", "provision_timeout", "timeout")
-        return workflow.now() + sum((lifecycle.seconds(field) for field in limits), start=_DEADLINE_MARGIN)
