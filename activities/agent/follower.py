@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
+from activities.agent.control import REQUEST, RESOLVED
 from activities.agent.output import AgentOutput, LineSplitter
 from activities.agent.session import AgentSession, Chunk, Ended
 from activities.machine.network import DECISION
@@ -15,6 +16,8 @@ from foundation.units import format_seconds
 from storage.runlog import RunLogWriter
 from storage.segments import GUEST_STREAMS, GuestStream, LogEntry
 from workflows.runs.states import Cause, TaskState
+from workflows.runs.steering.control import denial
+from workflows.runs.steering.messages import AgentSaid
 
 VERDICT = "verdict"
 #: The id of the run's first message.
@@ -26,6 +29,7 @@ _FIRST_LOOK_SECONDS = 30.0
 _LAST_WORDS_SECONDS = 5.0
 # Turns of one run that are reported to its workflow: each stays in a history whose size is limited.
 _TURNS_MOST = 1000
+_ASKS_TOO_MUCH = "This run has asked too often; nothing more is permitted."
 
 
 class Follower:
@@ -33,8 +37,10 @@ class Follower:
 
     An agent that is silent for ``hang_timeout`` or writes more than ``most_bytes`` gets a ``verdict``, which is in the
     run log for later attempts and for readers. The follower leaves with it: stopping is the workflow's.
-    ``on_turn_end`` is called with the count of results when the agent waits for input, and says whether to close its
-    session; ``on_tick`` often, with nothing, and may raise to leave.
+    ``on_turn_end`` is called with the count of results, and whether the last is that of an interrupted turn, when the
+    agent waits for input, and says whether to close its session; ``on_control`` with what it asks and confirms;
+    ``on_tick`` often, with nothing, and may raise to leave. An agent is not silent that waits for an answer, which it
+    gets within ``permission_timeout``.
 
     ``used_up`` gives a sentence once the agent was refused what its budget does not hold. That is a verdict too; with
     ``may_sleep`` it is one of this attempt only, as the agent may be continued.
@@ -46,9 +52,11 @@ class Follower:
         output: AgentOutput,
         hang_timeout: timedelta,
         most_bytes: int,
-        on_turn_end: Callable[[int], bool],
+        on_turn_end: Callable[[int, bool], bool],
         on_tick: Callable[[], None],
         *,
+        on_control: Callable[[AgentSaid], None] = lambda _: None,
+        permission_timeout: timedelta = timedelta(),
         used_up: Callable[[], str | None] = lambda: None,
         may_sleep: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -64,6 +72,11 @@ class Follower:
         self._hang_seconds = hang_timeout.total_seconds()
         self._on_turn_end = on_turn_end
         self._on_tick = on_tick
+        self._on_control = on_control
+        self._patience = permission_timeout.total_seconds()
+        self._asked_at = 0.0
+        # Ids of requests that are in the log, and of those of which it says what became of them.
+        self._logged: dict[str, set[str]] = {REQUEST: set(), RESOLVED: set()}
         self._clock = clock
         self._used_up = used_up
         self._may_sleep = may_sleep
@@ -123,6 +136,7 @@ class Follower:
                     return piece
                 case None:
                     pass
+            self._tell(session)
             self._writer.flush()
             self._report_turn_end(session)
             self._on_tick()
@@ -136,6 +150,26 @@ class Follower:
                 self._judge(Cause.NO_OUTPUT_TIMEOUT, f"it wrote nothing for {silence} (lifecycle.hang_timeout)")
                 return None
         raise AssertionError("a session is followed until it has ended")
+
+    def _tell(self, session: AgentSession) -> None:
+        """Log and report what the agent asks, takes back and confirms, and deny what it asks too often."""
+        while (said := self._output.control.news()) != AgentSaid():
+            if said.asked:
+                self._asked_at = self._clock()
+            for request in said.asked:
+                facts = request.model_dump(mode="json", exclude={"expires_at"})
+                about = f": {request.description}" if request.description else ""
+                self._log(REQUEST, request.request_id, f"Claude Code asks for permission: {request.tool}{about}", facts)
+            for request_id in said.withdrawn:
+                self._log(RESOLVED, request_id, "Claude Code asks for this no more.", {"decision": "withdrawn"})
+            self._on_control(said)
+        if excess := self._output.control.excess():
+            session.steer(f"denied-{excess[0]}", [denial(request_id, _ASKS_TOO_MUCH) for request_id in excess])
+
+    def _log(self, kind: str, request_id: str, message: str, facts: Mapping[str, object]) -> None:
+        if request_id not in self._logged[kind]:
+            self._logged[kind].add(request_id)
+            self._writer.event({"type": kind, "message": message, "request_id": request_id, **facts})
 
     def _has_spent_all(self) -> bool:
         """Whether the agent was refused for want of budget, and has had a moment to end by itself if it can do so."""
@@ -162,8 +196,11 @@ class Follower:
         Once its session is closed, nothing comes that it could wait for: it has only to leave.
         """
         now = self._clock()
+        quiet_since = self._last_bytes
+        if self._output.control.open:
+            quiet_since = max(quiet_since, self._asked_at + self._patience)
         return (
-            now - self._last_bytes > self._hang_seconds
+            now - quiet_since > self._hang_seconds
             and now - self._attached > min(_FIRST_LOOK_SECONDS, self._hang_seconds)
             and (self._closed or not self._output.idle)
         )
@@ -184,6 +221,8 @@ class Follower:
             self._prompt_logged = True
         elif event.get("type") == DECISION:
             self.decisions += 1
+        elif (kind := event.get("type")) in self._logged:
+            self._logged[kind].add(str(event.get("request_id")))
 
     def _take(self, stream: GuestStream, data: bytes, at: datetime) -> None:
         take = self._output.take if stream == "stdout" else self._output.take_error
@@ -193,7 +232,7 @@ class Follower:
     def _report_turn_end(self, session: AgentSession) -> None:
         results = self._output.results
         if self._output.idle and not self._closed and self._reported_results < results <= _TURNS_MOST:
-            if self._on_turn_end(results):
+            if self._on_turn_end(results, self._output.interrupted):
                 session.close()
                 self._closed = True
             self._reported_results = results

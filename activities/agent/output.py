@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from activities.agent.control import AgentControl, says_nothing_of_the_turn
 from activities.agent.structured_output import GAVE_UP, Unkept, keep
 from workflows.messages import NAME_CHARS, RESULT_CHARS
 from workflows.runs.messages import AgentProgress, TokenUsage
@@ -22,6 +23,9 @@ from workflows.runs.states import Cause
 EVENT_BYTES_MAX = 16 * 2**20
 # An event of more values than this is not read: each would cost the host many times what it costs the guest.
 _EVENT_VALUES_MAX = 500_000
+
+# Of Claude Code whose last turn was interrupted.
+_EXIT_OF_INTERRUPTED = 1
 
 COMPLAINT_CHARS = 500
 CUT = " … [cut; the run's log has all of it]"
@@ -66,6 +70,7 @@ class _Result:
     """What is kept of a result event: nothing is longer than the limits."""
 
     failed: bool
+    interrupted: bool
     subtype: str
     text: str | None
     complaint: str
@@ -85,6 +90,7 @@ class AgentOutput:
     def __init__(self, redact: Callable[[str], str] = lambda text: text) -> None:
         self._redact = redact
         self.progress = AgentProgress()
+        self.control = AgentControl(redact)
         self.results = 0
         self.last_error_line: str | None = None
         #: True between a result and the next output: the agent waits for input.
@@ -98,8 +104,12 @@ class AgentOutput:
         if event is None:
             return
         kind = event.get("type")
-        self.idle = kind == "result"
-        if kind == "assistant":
+        self.control.take(event, at, in_turn=not self.idle)
+        if not says_nothing_of_the_turn(event):
+            self.idle = kind == "result"
+        if kind == "system":
+            self._take_system(event)
+        elif kind == "assistant":
             for block in _blocks(event):
                 if block.get("type") == "tool_use":
                     self.progress.tool_calls += 1
@@ -110,7 +120,13 @@ class AgentOutput:
         elif kind == "result":
             self.results += 1
             self._result = self._read_result(event)
+            self.control.interrupted = False
             self.progress.current_tool = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the last result is that of a turn which was interrupted."""
+        return self._result is not None and self._result.interrupted
 
     def take_error(self, line: str, size: int, at: datetime) -> None:
         """One line of stderr."""
@@ -132,7 +148,11 @@ class AgentOutput:
         result = self._result
         cause: Cause | None = None
         error: str | None = None
-        if result is not None and result.failed:
+        interrupted = result is not None and result.interrupted
+        if interrupted and exit_code in {0, _EXIT_OF_INTERRUPTED}:
+            # It did what it was told: nothing.
+            pass
+        elif result is not None and result.failed and not interrupted:
             cause = Cause.OUTPUT_INVALID if result.subtype == GAVE_UP else Cause.AGENT_ERROR
             kind = "" if result.subtype in {"", "success"} else f" ({result.subtype})"
             error = f"Claude Code ended with an error{kind}: {result.complaint}"
@@ -166,13 +186,22 @@ class AgentOutput:
         self.progress.output_bytes += size
         self.progress.last_activity_at = at
 
+    def _take_system(self, event: dict[str, Any]) -> None:
+        """Model and mode stand in the event that begins each turn, and in that of a change."""
+        if event.get("subtype") in {"init", "status"}:
+            self.progress.model = self._text(event.get("model"), NAME_CHARS, cut="…") or self.progress.model
+            mode = self._text(event.get("permissionMode"), NAME_CHARS, cut="…")
+            self.progress.permission_mode = mode or self.progress.permission_mode
+
     def _read_result(self, event: dict[str, Any]) -> _Result:
         subtype = self._text(event.get("subtype"), NAME_CHARS, cut="…") or ""
         answer = event.get("result")
         output, unkept = self._kept_output(event.get("structured_output"))
         turns, cost, session = event.get("num_turns"), event.get("total_cost_usd"), event.get("session_id")
+        failed = bool(event.get("is_error")) or subtype != "success"
         return _Result(
-            failed=bool(event.get("is_error")) or subtype != "success",
+            failed=failed,
+            interrupted=failed and self.control.interrupted,
             subtype=subtype,
             text=self._text(answer, RESULT_CHARS, cut=CUT),
             complaint=self._complaint(answer or event.get("errors")),

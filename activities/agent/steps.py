@@ -7,10 +7,10 @@ import json
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from temporalio import activity
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 
 from activities.agent.follower import Follower
@@ -46,6 +46,7 @@ from workflows.runs.requests import (
     StopAgentRequest,
 )
 from workflows.runs.states import STATE_MESSAGES, Cause, TaskState
+from workflows.runs.steering.messages import AgentSaid
 
 # Settings of the engine that Claude Code is built on. Its compiler and its garbage collector run beside the program and
 # meet it in memory all the time, which emulated processors pay for: without them the agent takes half of the time.
@@ -127,6 +128,8 @@ class Agent:
             most,
             self._turn_end_report(),
             ticker,
+            on_control=self._control_report(),
+            permission_timeout=request.claude.permission_wait(),
             used_up=lambda: account()[1],
             may_sleep=budget.pause,
         )
@@ -220,19 +223,30 @@ class Agent:
     def _is_emulated(self, machine_id: str) -> bool:
         return self._host.record(machine_id).acceleration == "tcg"
 
-    def _turn_end_report(self) -> Callable[[int], bool]:
-        info = activity.info()
-        workflow = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
+    def _turn_end_report(self) -> Callable[[int, bool], bool]:
+        workflow = self._workflow()
 
-        def report(results: int) -> bool:
+        def report(results: int, interrupted: bool) -> bool:
+            ended = TurnEnded(results=results, interrupted=interrupted)
             # Another attempt with the same turn gets the same answer.
-            update = workflow.execute_update(
-                names.END_TURN, TurnEnded(results=results), id=f"turn-{results}", result_type=bool
-            )
+            update = workflow.execute_update(names.END_TURN, ended, id=f"turn-{results}", result_type=bool)
             closed: bool = asyncio.run_coroutine_threadsafe(update, self._loop).result(_UPDATE_SECONDS)
             return closed
 
         return report
+
+    def _control_report(self) -> Callable[[AgentSaid], None]:
+        workflow = self._workflow()
+
+        def report(said: AgentSaid) -> None:
+            signal = workflow.signal(names.AGENT_SAID, said)
+            asyncio.run_coroutine_threadsafe(signal, self._loop).result(_UPDATE_SECONDS)
+
+        return report
+
+    def _workflow(self) -> WorkflowHandle[Any, Any]:
+        info = activity.info()
+        return self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
 
 
 class _Ticker:
@@ -298,8 +312,11 @@ def _launch(request: AgentRequest, token: str, *, emulated: bool) -> Launch:
     ]
     if claude.skip_permissions:
         command.append("--dangerously-skip-permissions")
-    elif claude.permission_mode is not None:
-        command.append(f"--permission-mode={claude.permission_mode}")
+    else:
+        # It asks over its own stdout, and its mode may be changed to any other.
+        command += ["--permission-prompt-tool=stdio", "--allow-dangerously-skip-permissions"]
+        if claude.permission_mode is not None:
+            command.append(f"--permission-mode={claude.permission_mode}")
     if claude.effort is not None:
         command.append(f"--effort={claude.effort}")
     if claude.output_schema is not None:

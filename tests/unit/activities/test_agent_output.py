@@ -21,6 +21,8 @@ AT = datetime(2026, 1, 2, tzinfo=UTC)
 GOOD = {"type": "result", "subtype": "success", "is_error": False, "result": "All done.", "num_turns": 3}
 # Claude Code reports a refused request with the subtype of a success: is_error is what counts.
 REFUSED = {"type": "result", "subtype": "success", "is_error": True, "result": "API Error: 400 bad"}
+CONFIRMED = {"type": "control_response", "response": {"subtype": "success", "request_id": "interrupt-1"}}
+ABORTED = {"type": "result", "subtype": "error_during_execution", "is_error": True}
 TURNS = {"type": "result", "subtype": "error_max_turns", "is_error": True}
 
 
@@ -42,6 +44,10 @@ def output_of(*events: object) -> AgentOutput:
         ([TURNS], 1, Cause.AGENT_ERROR),
         ([REFUSED, GOOD], 0, None),
         ([GOOD, REFUSED], 1, Cause.AGENT_ERROR),
+        ([CONFIRMED, ABORTED], 1, None),
+        ([CONFIRMED, ABORTED], 137, Cause.AGENT_EXIT),
+        ([CONFIRMED, ABORTED, REFUSED], 1, Cause.AGENT_ERROR),
+        ([ABORTED, CONFIRMED], 1, Cause.AGENT_ERROR),
         ([], 0, Cause.AGENT_NO_RESULT),
         ([], 137, Cause.AGENT_EXIT),
         (["not json", "[1]", '{"type": "assistant", "message": 5}'], 0, Cause.AGENT_NO_RESULT),

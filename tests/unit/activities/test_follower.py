@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import cast
+from typing import Any, cast
 from unittest.mock import Mock
 
 import pytest
@@ -19,10 +19,12 @@ from storage.runlog import RunLogWriter, read_entries
 from storage.segments import GuestStream, LogEntry
 from tests.stand_ins.memory_bucket import TASK, Clock, MemoryBucket, stored
 from workflows.runs.states import Cause
+from workflows.runs.steering.messages import AgentSaid
 
 LINE = b"x" * 99 + b"\n"
 GOOD = b'{"type": "result", "subtype": "success", "result": "done"}\n'
 HANG = 600.0
+PATIENCE = 1800.0
 Piece = Chunk | Ended | None | float | MachineError
 
 
@@ -33,6 +35,10 @@ class Guest:
         self.clock = clock
         self.doings = doings
         self.closed = 0
+        self.steered: list[Mapping[str, Any]] = []
+
+    def steer(self, _control_id: str, lines: Sequence[Mapping[str, Any]]) -> None:
+        self.steered += lines
 
     def close(self) -> None:
         self.closed += 1
@@ -67,10 +73,13 @@ class Attempt:
     ) -> None:
         self.clock = clock
         self.turns: list[int] = []
-        writer = RunLogWriter(bucket, TASK, Redactor({}))
+        self.interrupted: list[bool] = []
+        self.said: list[AgentSaid] = []
+        self.writer = writer = RunLogWriter(bucket, TASK, Redactor({}))
 
-        def ended_turn(results: int) -> bool:
+        def ended_turn(results: int, interrupted: bool) -> bool:
             self.turns.append(results)
+            self.interrupted.append(interrupted)
             return closes
 
         hang = timedelta(seconds=HANG)
@@ -81,6 +90,8 @@ class Attempt:
             most_bytes,
             ended_turn,
             lambda: None,
+            on_control=self.said.append,
+            permission_timeout=timedelta(seconds=PATIENCE),
             used_up=used_up,
             may_sleep=may_sleep,
             clock=clock,
@@ -249,3 +260,107 @@ def test_what_the_run_was_asked_is_logged_once() -> None:
         ("state_change", "Running"),
         ("user_message", "/login fails"),
     ]
+
+
+def spoken(*events: dict[str, Any], first: int = 0) -> list[Chunk]:
+    chunks = []
+    for event in events:
+        data = json.dumps(event).encode() + b"\n"
+        chunks.append(Chunk("stdout", first, data))
+        first += len(data)
+    return chunks
+
+
+def asking(request_id: str, tool: str = "Bash", **more: Any) -> dict[str, Any]:
+    request = {
+        "subtype": "can_use_tool",
+        "tool_name": tool,
+        "input": {"command": "id"},
+        "tool_use_id": f"t-{request_id}",
+    }
+    return {"type": "control_request", "request_id": request_id, "request": {**request, **more}}
+
+
+def confirming(control_id: str, **more: Any) -> dict[str, Any]:
+    return {"type": "control_response", "response": {"subtype": "success", "request_id": control_id, **more}}
+
+
+def result_of(tool_use_id: str) -> dict[str, Any]:
+    return {"type": "user", "message": {"content": [{"type": "tool_result", "tool_use_id": tool_use_id}]}}
+
+
+CANCEL = {"type": "control_cancel_request", "request_id": "b"}
+ABORTED = {"type": "result", "subtype": "error_during_execution", "is_error": True}
+FINE = {"type": "result", "subtype": "success", "result": "done"}
+
+
+def events_of(bucket: MemoryBucket) -> list[tuple[str, str]]:
+    events = [json.loads(entry.data) for entry in read_entries(bucket, TASK) if entry.stream == "event"]
+    return [(event["type"], event["request_id"]) for event in events if "request_id" in event]
+
+
+def test_what_the_agent_asks_is_told_again_while_it_stands_and_logged_once() -> None:
+    bucket, clock = MemoryBucket(), Clock()
+    first = Attempt(bucket, clock)
+    said = spoken(asking("a"), asking("b"), asking("c"), result_of("t-a"), CANCEL, confirming("interrupt-1"))
+    with pytest.raises(GuestUnreachable):
+        first.follow(*said[:3], 1.0, *said[3:], GuestUnreachable("killed"))
+    first.writer.flush(force=True)
+    assert [each.request_id for told in first.said for each in told.asked] == ["a", "b", "c"]
+    assert [each for told in first.said for each in told.withdrawn] == ["b"]
+    second = Attempt(bucket, clock)
+    second.follow(Ended(0))
+    assert [each.request_id for told in second.said for each in told.asked] == ["c"]
+    assert [each.id for told in second.said for each in told.answered] == ["interrupt-1"]
+    asked = [("permission_request", each) for each in "abc"]
+    assert events_of(bucket) == [*asked, ("permission_resolved", "b")]
+
+
+def test_an_agent_that_waits_for_an_answer_is_not_silent_for_as_long_as_it_may_wait() -> None:
+    clock = Clock()
+    open_one = Attempt(MemoryBucket(), clock)
+    began = clock.now
+    assert open_one.follow(*spoken(asking("a"))) is None
+    assert open_one.follower.verdict is Cause.NO_OUTPUT_TIMEOUT
+    assert PATIENCE + HANG <= clock.now - began < PATIENCE + HANG + 10
+    answered = Attempt(MemoryBucket(), clock)
+    began = clock.now
+    assert answered.follow(*spoken(asking("a"), result_of("t-a"))) is None
+    assert clock.now - began < HANG + 10
+
+
+def test_a_guest_that_asks_without_end_costs_little_and_is_denied() -> None:
+    clock = Clock()
+    attempt = Attempt(MemoryBucket(), clock)
+    flood = [event for number in range(3000) for event in (asking(str(number)), result_of(f"t-{number}"))]
+    attempt.follow(*spoken(*flood, *[asking(f"more-{number}") for number in range(200)]), Ended(0))
+    assert sum(len(told.asked) for told in attempt.said) <= 500
+    other = Attempt(MemoryBucket(), clock)
+    other.follow(*spoken(*[asking(str(number)) for number in range(3000)]), Ended(0))
+    assert sum(len(told.asked) for told in other.said) == 50
+    denied = {line["response"]["request_id"] for line in other.guest.steered}
+    assert denied == {str(number) for number in range(50, 2050)}
+    assert {line["response"]["response"]["behavior"] for line in other.guest.steered} == {"deny"}
+
+
+@pytest.mark.parametrize(
+    ("events", "turns", "interrupted"),
+    [
+        ([confirming("interrupt-1"), ABORTED], [1], [True]),
+        ([confirming("interrupt-1"), FINE], [1], [False]),  # it was done already
+        ([FINE, confirming("interrupt-1")], [1], [False]),
+        ([confirming("interrupt-1", subtype="error", error="no"), ABORTED], [1], [False]),
+        ([confirming("guessed-1"), ABORTED], [1], [False]),
+        ([confirming("interrupt-1"), ABORTED, {"type": "system", "subtype": "init"}, FINE], [1, 2], [True, False]),
+        ([FINE, confirming("set-model-1"), {"type": "user", "isReplay": True}], [1], [False]),
+        ([FINE, {"type": "system", "subtype": "status", "permissionMode": "plan"}], [1], [False]),
+    ],
+)
+def test_a_turn_that_was_interrupted_is_told_from_others_and_what_is_confirmed_begins_none(
+    events, turns, interrupted
+) -> None:
+    attempt = Attempt(MemoryBucket(), Clock())
+    # An agent that waits for input is never silent.
+    attempt.follow(*[each for chunk in spoken(*events) for each in (chunk, 1.0)], 10 * HANG, Ended(1))
+    assert (attempt.turns, attempt.interrupted) == (turns, interrupted)
+    assert attempt.follower.verdict is None
