@@ -27,6 +27,7 @@ from api.parents.core import Parents
 from api.parents.recorded import PARENT_TASKS
 from api.posthog.dialect import make_posthog
 from api.posthog.paths import BASES as POSTHOG_BASES
+from api.posthog.tokens import connection_reader
 from api.runs.acceptance import Submissions
 from api.runs.core import Core
 from api.runs.events import RunEvents
@@ -41,7 +42,7 @@ from api.temporal.visibility import TemporalVisibility
 from api.told.appending import ClientLogs
 from api.told.core import ToldRuns
 from api.told.recorded import TOLD_RUNS
-from foundation.errors import EngineUnavailable
+from foundation.errors import EngineUnavailable, HostNotReady
 from foundation.settings import Settings
 from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
@@ -114,6 +115,9 @@ async def _lifespan(service: Service) -> AsyncIterator[None]:
     # The framework puts a dialect's routes together when they are first needed; that is no work for the event loop.
     for dialect in service.dialects.all():
         await asyncio.to_thread(dialect.openapi)
+    with suppress(HostNotReady):
+        # Made or read before somebody waits for it; who needs one hears what is wrong.
+        await asyncio.to_thread(service.services.tokens.public_keys)
     yield
     filling.cancel()
     await asyncio.gather(filling, return_exceptions=True)
@@ -140,6 +144,7 @@ def _make_services(settings: Settings) -> Services:
         engine, bucket, core, RunIndex(TemporalVisibility(engine, TOLD_RUNS), TOLD_RUNS), ClientLogs(bucket)
     )
     machines, hosts = RunMachines(core), Hosts(settings, bucket)
+    tokens = TokenKeys(settings)
     followers = RunLogFollowers(bucket, HostedLogs(machines, hosts))
     return Services(
         settings=settings,
@@ -152,11 +157,11 @@ def _make_services(settings: Settings) -> Services:
         told=told,
         submissions=Submissions(),
         uploads=Uploads(bucket, Presigner(settings)),
-        tokens=TokenKeys(settings),
+        tokens=tokens,
         followers=followers,
         events=RunEvents(core, bucket, followers, RunWatches(core)),
         hosts=hosts,
         machines=machines,
-        access=Access(settings),
+        access=Access(settings, connection_reader(tokens)),
         parents=parents,
     )

@@ -9,9 +9,10 @@ TASKS = f"{PROJECT}/tasks"
 TASK = f"{TASKS}/{{task_id}}"
 RUNS = f"{TASK}/runs"
 RUN = f"{RUNS}/{{run_id}}"
+PUBLIC_KEYS = "/.well-known/jwks.json"
 
 #: The paths below which this dialect answers.
-BASES = ("/api/projects", "/api/users")
+BASES = ("/api/projects", "/api/users", PUBLIC_KEYS)
 
 
 class OptionalSlash:
