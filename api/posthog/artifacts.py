@@ -17,13 +17,13 @@ from api.deps import ServicesOf
 from api.http.downloads import ArtifactResponse
 from api.posthog.forms import MOST_BYTES, Form, read_form
 from api.posthog.lookup import ParentOf, RunOf
+from api.posthog.models import artifact_entries
 from api.posthog.paths import RUN, TASK
 from api.runs.uploads import NAME_CHARS, SOURCE_CHARS, UPLOAD_BYTES, UPLOADS_MOST, Description, Finished, Upload
 from foundation.errors import InvalidBody
 from foundation.faults import Fault
 from foundation.units import format_size
 from storage.layout import STAGED, TASKS, Place
-from storage.uploads.manifest import UploadedArtifact
 from storage.uploads.presigned import VALID_SECONDS
 
 router = APIRouter(tags=["artifacts"])
@@ -92,7 +92,7 @@ async def upload(run: RunOf, request: Request, services: ServicesOf) -> dict[str
     """Add artifacts with their content; all of the run's artifacts, the new ones last."""
     form = await read_form(request, _Uploads, most_bytes=MOST_BYTES)
     uploads = await to_thread.run_sync(_contents, form.artifacts)
-    return {"artifacts": entries(await services.uploads.store(run.id, uploads))}
+    return {"artifacts": artifact_entries(await services.uploads.store(run.id, uploads))}
 
 
 @router.post(f"{RUN}/artifacts/prepare_upload", summary="Prepare direct uploads")
@@ -141,23 +141,6 @@ async def download(run: RunOf, request: Request, services: ServicesOf) -> Respon
     return ArtifactResponse(stream, services.readers, HTTPStatus.OK, found.content_type, headers)
 
 
-def entries(artifacts: Sequence[UploadedArtifact]) -> list[dict[str, Any]]:
-    """Artifacts as the manifest of a run shows them (contract, section 2.4)."""
-    return [
-        {
-            "id": artifact.id,
-            "name": artifact.name,
-            "type": artifact.kind,
-            "source": artifact.source,
-            "size": artifact.size_bytes,
-            "content_type": artifact.content_type,
-            "storage_path": artifact.key,
-            "uploaded_at": artifact.created_at.isoformat(),
-        }
-        for artifact in artifacts
-    ]
-
-
 async def _prepare(place: Place, request: Request, services: ServicesOf) -> dict[str, Any]:
     form = await read_form(request, _Announcements)
     for number, each in enumerate(form.artifacts):
@@ -186,7 +169,7 @@ async def _prepare(place: Place, request: Request, services: ServicesOf) -> dict
 async def _finalize(place: Place, request: Request, services: ServicesOf) -> dict[str, Any]:
     form = await read_form(request, _Finishes)
     finished = [Finished(each.id, each.storage_path, each.description()) for each in form.artifacts]
-    return {"artifacts": entries(await services.uploads.finalize(place, finished))}
+    return {"artifacts": artifact_entries(await services.uploads.finalize(place, finished))}
 
 
 def _contents(artifacts: Sequence[_Sent]) -> list[Upload]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
@@ -13,6 +14,7 @@ from api.deps import Services, ServicesOf
 from api.http.access import Grant
 from api.runs.core import TaskView
 from foundation.errors import Forbidden, NotFound, TaskNotFound
+from storage.uploads.manifest import UploadedArtifact
 from workflows.parents.messages import ParentStatus
 
 # The project that a key belongs to, as long as keys belong to all of them.
@@ -62,11 +64,12 @@ ParentOf = Annotated[ParentStatus, Depends(_parent)]
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run of a parent task: one that is executed here (``cloud``)."""
+    """A run of a parent task: one that is executed here (``cloud``), with all artifacts that it has."""
 
     parent: ParentStatus
     id: str
     cloud: TaskView
+    artifacts: Sequence[UploadedArtifact] = ()
 
 
 async def find_run(services: Services, parent: ParentStatus, run_id: str) -> FoundRun:
@@ -75,7 +78,7 @@ async def find_run(services: Services, parent: ParentStatus, run_id: str) -> Fou
     view = await services.core.status(run_id, definition=True)
     if view.status.parent != parent.id:
         raise TaskNotFound(f"No run '{run_id[:80]}' of this task.")
-    return FoundRun(parent, run_id, view)
+    return FoundRun(parent, run_id, view, await services.uploads.manifest(run_id))
 
 
 async def _run(parent: ParentOf, run_id: str, services: ServicesOf) -> FoundRun:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
 
 from api.posthog.lookup import FoundRun
 from api.posthog.users import user
+from storage.uploads.manifest import UploadedArtifact
 from workflows.parents.messages import ParentStatus
 from workflows.runs.messages import TaskStatus
 from workflows.runs.states import TaskState
@@ -34,10 +35,11 @@ def status_of(state: TaskState) -> str:
 
 def run_object(request: Request, found: FoundRun) -> dict[str, Any]:
     """A run in full (contract, section 1.0)."""
-    return _of_cloud(request, found.parent, found.cloud.status)
+    return _of_cloud(request, found, found.cloud.status)
 
 
-def _of_cloud(request: Request, parent: ParentStatus, status: TaskStatus) -> dict[str, Any]:
+def _of_cloud(request: Request, found: FoundRun, status: TaskStatus) -> dict[str, Any]:
+    parent = found.parent
     manifest = status.manifest
     ended = status.state.terminal
     return {
@@ -55,7 +57,7 @@ def _of_cloud(request: Request, parent: ParentStatus, status: TaskStatus) -> dic
         "error_message": status.error,
         "output": None,
         "state": {"mode": "background" if manifest is None or manifest.claude.headless else "interactive"},
-        "artifacts": [],
+        "artifacts": artifact_entries(found.artifacts),
         "created_at": status.created_at,
         "updated_at": status.state_changed_at,
         "completed_at": status.state_changed_at if ended else None,
@@ -86,6 +88,23 @@ def task_object(request: Request, parent: ParentStatus, latest: dict[str, Any] |
         "updated_at": parent.updated_at,
         "created_by": user(parent.created_by),
     }
+
+
+def artifact_entries(artifacts: Sequence[UploadedArtifact]) -> list[dict[str, Any]]:
+    """Artifacts as the manifest of a run shows them (contract, section 2.4)."""
+    return [
+        {
+            "id": artifact.id,
+            "name": artifact.name,
+            "type": artifact.kind,
+            "source": artifact.source,
+            "size": artifact.size_bytes,
+            "content_type": artifact.content_type,
+            "storage_path": artifact.key,
+            "uploaded_at": artifact.created_at.isoformat(),
+        }
+        for artifact in artifacts
+    ]
 
 
 def _log_url(request: Request, parent: ParentStatus, run_id: str) -> str:
