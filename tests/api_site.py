@@ -26,6 +26,7 @@ from tests import waiting
 from tests.stack_settings import free_ports
 from tests.stand_ins.fake_steps import FakeSteps
 from workflows.runs.requests import FinishRequest
+from workflows.told.messages import FinishLocalRequest, LocalStatus
 
 # Temporal forgets a run half a minute after it was told to.
 PATIENCE = 90.0
@@ -55,7 +56,8 @@ class ApiSite:
 
     def __post_init__(self) -> None:
         self.steps = FakeSteps(queue=self.settings.task_queue)
-        self.steps.instead["finish"] = self._finish
+        for step in ("finish", "finish_local"):
+            self.steps.instead[step] = self._finish
 
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[FakeSteps]:
@@ -115,10 +117,13 @@ class ApiSite:
             elif name in {"event", "id"}:
                 setattr(event, name, value)
 
-    async def _finish(self, request: FinishRequest) -> None:
+    async def _finish(self, request: FinishRequest | FinishLocalRequest) -> None:
+        status = request.status
+        record = status.record() if isinstance(status, LocalStatus) else status.model_dump(mode="json")
+
         def finish() -> None:
-            write_record(self.bucket, TASKS.place(request.status.id), request.status.model_dump(mode="json"))
-            seal(self.bucket, TASKS.place(request.status.id))
+            write_record(self.bucket, TASKS.place(status.id), record)
+            seal(self.bucket, TASKS.place(status.id))
 
         await asyncio.to_thread(finish)
 

@@ -104,13 +104,16 @@ class ClientLogs:
         self._logs: dict[Place, _Log] = {}
         self._limiter = CapacityLimiter(_THREADS)
 
-    async def append(self, place: Place, drafts: Drafts, characters: int) -> ChainEnd:
+    async def append(self, place: Place, drafts: Drafts, characters: int, *, fresh: bool = False) -> ChainEnd:
         """Store what ``drafts`` gives, all or nothing, and give the end of the log then.
 
-        ``characters`` is about how much that is. It is stored also when nobody waits any more. Raises Conflict when
-        the log is closed (``reason``: ``closed``), BucketUnavailable, RateLimitExceeded, and what ``drafts`` raises.
+        ``characters`` is about how much that is; with ``fresh`` the end is looked up, not remembered. It is stored also
+        when nobody waits any more. Raises Conflict when the log is closed (``reason``: ``closed``), BucketUnavailable,
+        RateLimitExceeded, and what ``drafts`` raises.
         """
         found = self._logs.pop(place, None) or _Log()
+        if fresh:
+            found.end = None
         # The latest comes last.
         self._logs[place] = found
         self._forget()

@@ -11,6 +11,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import structlog
+from anyio import CapacityLimiter, to_thread
 
 from api.runs.core import Core
 from api.temporal.client import Engine
@@ -18,6 +19,7 @@ from api.temporal.executions import Executions
 from api.temporal.index import RunIndex
 from api.told import entries, recorded
 from api.told.appending import ClientLogs
+from api.told.ingest import Ingested, Numbered, ingest
 from foundation.errors import (
     Conflict,
     DuplicateTaskId,
@@ -26,10 +28,11 @@ from foundation.errors import (
     TaskNotFound,
     TaskyardError,
 )
+from foundation.schemas.json_schema import misfit
 from storage import records
 from storage.bucket import Bucket
 from storage.layout import TASKS, Place
-from storage.segments import event_draft, told_draft
+from storage.segments import event_draft, find_seal, told_draft
 from workflows import names
 from workflows.runs.messages import TaskStatus
 from workflows.told.messages import RECORD_KIND, LocalStatus
@@ -39,6 +42,8 @@ from workflows.told.states import LocalState
 #: Events of a log that say that something was told of its run; what it is stands in the run's record.
 TOLD_EVENT = "told"
 
+_COMPARISONS = 4
+_COMPLETED = LocalState.COMPLETED
 _TRIES = 5
 _PAUSE_SECONDS = 0.2
 _UNTEXT = re.compile("[\ud800-\udfff]")
@@ -81,6 +86,8 @@ class ToldRuns:
         self._runs = runs
         self._logs = logs
         self.index = index
+        # Each is a process of its own.
+        self._comparisons = CapacityLimiter(_COMPARISONS)
         # Temporal takes few updates of one workflow at once: those of this process come one after another.
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -193,7 +200,41 @@ class ToldRuns:
         await self._logs.close()
         await self.index.close()
 
+    async def ingest(self, run_id: str, numbered: Sequence[Numbered]) -> Ingested:
+        """Append numbered entries that are new, in order; of a run that has ended, all are taken for known.
+
+        Without any, the number of the last one is told. Raises TaskNotFound, Conflict at a gap
+        (``last_accepted_seq``), RateLimitExceeded, BucketUnavailable.
+        """
+        place = _check_form(run_id)
+        if not (await self.look(run_id)).ended:
+            try:
+                return await ingest(self._logs, place, numbered)
+            except Conflict as error:
+                if error.details.get("reason") != "closed":
+                    raise
+        # What is late changes nothing, and whoever sends it is not to send it again.
+        seal = await asyncio.to_thread(find_seal, self._bucket, place)
+        stored = seal.sequence if seal else 0
+        return Ingested(0, len(numbered), max((stored, *(entry.number for entry in numbered))))
+
+    async def set_output(self, run_id: str, output: Any, schema: dict[str, Any] | None = None) -> ToldRun:
+        """Set the output of a run in place of the one it had. With a schema, one that fits completes the run.
+
+        Raises as ``tell`` does, and InvalidParameter for an output that does not fit.
+        """
+        if (run := await self.look(run_id)).ended:
+            return run
+        if schema is not None and (reason := await self._misfit(schema, output)) is not None:
+            raise InvalidParameter(f"Output validation error: {reason}.", field="output")
+        change = Change(output=output, replace_output=True, cleared=["output"] if output is None else [])
+        return await self.tell(run_id, change if schema is None else change.model_copy(update={"enter": _COMPLETED}))
+
     # --- how
+
+    async def _misfit(self, schema: dict[str, Any], output: Any) -> str | None:
+        output = await asyncio.to_thread(entries.checked, output, "output", OUTPUT_BYTES)
+        return await to_thread.run_sync(misfit, schema, output, limiter=self._comparisons)
 
     async def _find_local(self, run_id: str) -> LocalStatus | None:
         place = _check_form(run_id)

@@ -13,6 +13,7 @@ from temporalio.worker import Worker
 
 from workflows import names, steps
 from workflows.messages import Lease
+from workflows.parents.workflow import ParentWorkflow
 from workflows.runs.messages import Pushed, TaskStatus, TaskSubmission
 from workflows.runs.requests import (
     AgentRequest,
@@ -42,8 +43,12 @@ from workflows.runs.requests import (
 from workflows.runs.workflow import TaskWorkflow
 from workflows.specs.manifest import Manifest
 from workflows.specs.wire import NetworkPolicy
+from workflows.told.messages import FinishLocalRequest
+from workflows.told.workflow import LocalRunWorkflow
 
 Run = WorkflowHandle[TaskWorkflow, TaskStatus]
+
+WORKFLOWS = [TaskWorkflow, ParentWorkflow, LocalRunWorkflow]
 
 
 class FakeSteps:
@@ -65,7 +70,7 @@ class FakeSteps:
 
     def worker(self, client: Client, **settings: Any) -> Worker:
         """A worker of the real workflow with these steps, not started yet; ``settings`` are the SDK's."""
-        return Worker(client, task_queue=self.queue, workflows=[TaskWorkflow], activities=self._all(), **settings)
+        return Worker(client, task_queue=self.queue, workflows=WORKFLOWS, activities=self._all(), **settings)
 
     async def start(self, client: Client, manifest: Manifest, task_id: str) -> Run:
         """A run that this worker is to take."""
@@ -180,6 +185,10 @@ class FakeSteps:
     async def finish(self, request: FinishRequest) -> None:
         await self._take("finish", request, None)
 
+    @activity.defn(name=steps.FINISH_LOCAL.name)
+    async def finish_local(self, request: FinishLocalRequest) -> None:
+        await self._take("finish_local", request, None)
+
     def _all(self) -> list[Callable[..., Any]]:
         return [
             self.reserve,
@@ -197,4 +206,5 @@ class FakeSteps:
             self.push,
             self.release,
             self.finish,
+            self.finish_local,
         ]
