@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from api.deps import Dialect, Services
+from api.environments.core import Environments
 from api.http import downloads
 from api.http.access import Access
 from api.http.metrics import Metrics, RequestTimes
@@ -164,4 +165,5 @@ def _make_services(settings: Settings) -> Services:
         machines=machines,
         access=Access(settings, connection_reader(tokens)),
         parents=parents,
+        environments=Environments(settings, bucket),
     )

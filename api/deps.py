@@ -16,6 +16,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp
 
+from api.environments.core import Environments
 from api.http.access import Access
 from api.http.limits import BodyLimit
 from api.http.metrics import Metrics
@@ -65,6 +66,7 @@ class Services:
     # Credentials, for the dialects that want some.
     access: Access
     parents: Parents
+    environments: Environments
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
     preserved/<name>.json                which machines of failed runs a VM host keeps; beside the resources too
     tasks/<id>/                          everything of a task run
     staged/<id>/                         artifacts that were uploaded for a run to come
+    environments/<id>/<revision>.json    sandbox environments, whose variables are sealed
     incoming/<kind>/<id>/<artifact>      what a client has uploaded by a form and not told of yet
 
 Below the directory of a resource:

@@ -23,13 +23,14 @@ from activities.step.announcements import announce
 from activities.step.boundary import boundary
 from activities.step.heartbeat import beating
 from foundation.durable import write_once
-from foundation.errors import HostNotReady, SecretSourceAway, SecretUnavailable
+from foundation.errors import BucketUnavailable, HostNotReady, NotFound, SecretSourceAway, SecretUnavailable
 from foundation.settings import Settings
 from guest.contract import ENVIRONMENT, VOLATILE_DIR
 from machines.host import MachineHost
 from machines.paths import machine_paths, volatile_file
 from machines.ssh import GuestShell
 from storage.bucket import Bucket
+from storage.environments.store import EnvironmentStore
 from storage.redaction import MIN_VALUE_BYTES, Redactor
 from workflows import steps
 from workflows.runs.requests import SecretsRequest, SecretsResult
@@ -38,7 +39,12 @@ from workflows.specs.wire import Injection, SecretReference
 MAX_BYTES = 64 * 1024
 # Settings and credentials of Taskyard and of the model provider are never a task's.
 _NEVER = ("TASKYARD_", "ANTHROPIC_", "VAULT_")
-_KINDS = {"env": "the environment variable", "file": "the file", "vault": "the Vault path"}
+_KINDS = {
+    "env": "the environment variable",
+    "file": "the file",
+    "vault": "the Vault path",
+    "environment": "the sandbox environment's variable",
+}
 
 
 class Secrets:
@@ -187,6 +193,8 @@ def _resolve(settings: Settings, vault: Vault, reference: SecretReference) -> st
             value = _from_file(settings, reference)
         case "vault":
             value = _from_vault(vault, reference)
+        case "environment":
+            value = _from_sandbox_environment(settings, reference)
         case _:
             raise _unavailable(reference, f"has the source '{reference.source}', which this worker does not know")
     if not value:
@@ -259,6 +267,18 @@ def _from_vault(vault: Vault, reference: SecretReference) -> str:
     if size > MAX_BYTES:
         raise _unavailable(reference, f"is larger than {MAX_BYTES // 1024} KiB")
     return value
+
+
+def _from_sandbox_environment(settings: Settings, reference: SecretReference) -> str:
+    environment, _, name = reference.key.partition("/")
+    try:
+        return EnvironmentStore(Bucket(settings), settings.service_key).value(environment, name)
+    except NotFound:
+        raise _unavailable(reference, "does not exist any more; write it anew, or take another environment") from None
+    except BucketUnavailable as error:
+        raise _unavailable(reference, f"cannot be read: {error.message}", SecretSourceAway) from None
+    except HostNotReady as error:
+        raise _unavailable(reference, f"cannot be read: {error.message}") from None
 
 
 def _unavailable(

@@ -102,5 +102,15 @@ def host_of(hosts: Sequence[GitHost], url: str) -> tuple[GitHost, str] | None:
     return next(((host, name) for host in hosts if (name := host.repository(url)) is not None), None)
 
 
+def repository_of(hosts: Sequence[GitHost], name: str) -> tuple[str, CredentialReference | None]:
+    """The URL that is meant by ``org/repo``, and where the token for it lies, if the operator has given one.
+
+    Raises ValueError with a sentence when no host is named, or the name is none of a repository.
+    """
+    if not hosts:
+        raise ValueError("is meant to be on a git host, and this server names none in TASKYARD_GIT_HOSTS; write a URL")
+    return hosts[0].repository_url(name), hosts[0].credentials
+
+
 def _is_name(text: str) -> bool:
     return _SHORT.fullmatch(text) is not None and not any(part.endswith(".") for part in text.split("/"))

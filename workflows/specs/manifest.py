@@ -43,6 +43,7 @@ MAX_SECRETS = 64
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_ENVIRONMENT_KEY = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}/[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SCP_URL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]*:(?!//).+")
 _COMMIT = re.compile(r"[0-9a-fA-F]{7,64}")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+\[\]-]{0,199}")
@@ -225,7 +226,7 @@ class SecretReference(wire.SecretReference):
 
     model_config = _STRICT
 
-    source: Literal["env", "file", "vault"]
+    source: Literal["env", "file", "vault", "environment"]
     key: Entry
     inject: injection.Injection | None = None
 
@@ -244,6 +245,8 @@ class SecretReference(wire.SecretReference):
             raise ValueError("key must be an absolute path when source is file")
         if self.source == "env" and re.search(r"[\s=]", self.key):
             raise ValueError("key must be the name of an environment variable when source is env")
+        if self.source == "environment" and not _ENVIRONMENT_KEY.fullmatch(self.key):
+            raise ValueError("key must be ID/NAME when source is environment: a sandbox environment and its variable")
         if self.source == "vault" and not _is_vault_key(self.key):
             raise ValueError(
                 "key must be path or path:field when source is vault: names divided by '/', without '..', '?' and '#', "

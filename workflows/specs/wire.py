@@ -158,8 +158,14 @@ class SecretReference(Part):
     """A secret by reference: resolved on the VM host, never written to history."""
 
     name: str = Field(description="Environment variable of the agent that holds the value")
-    source: str = Field(description="env: the worker's environment; file: a file of the VM host; vault: Vault")
-    key: str = Field(description="Variable name; absolute path; path below Vault's mount, as path or path:field")
+    source: str = Field(
+        description="env: the worker's environment; file: a file of the VM host; vault: Vault; environment: a sandbox "
+        "environment of the API"
+    )
+    key: str = Field(
+        description="Variable name; absolute path; path below Vault's mount, as path or path:field; ID/NAME of the "
+        "environment and its variable"
+    )
     inject: Injection | None = Field(
         None, description="Give the agent a placeholder, and put the value into requests to these hosts"
     )

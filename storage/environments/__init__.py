@@ -1,0 +1,1 @@
+"""Sandbox environments in the bucket: what servers keep of them, and VM hosts read."""
