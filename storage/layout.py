@@ -18,6 +18,8 @@ Below the directory of a resource:
     artifacts/files/<digest>-<name>      content of one collected artifact
     artifacts/manifest/<number>          what one request of a client added to the uploaded artifacts
     artifacts/uploaded/<id>-<name>       content of one uploaded artifact
+    processes/records/<key>.json         a process of its machine whose output is kept, and how it ended
+    processes/output/<key>/<stream>/<n>  a piece of that output, from byte n on
 
 Entry ids in names are zero-padded, so that names sort as ids do.
 """
@@ -27,13 +29,16 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 from foundation.errors import InvalidParameter
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ID_DIGITS = 16
+
+#: The streams of a process.
+OutputStream = Literal["stdout", "stderr"]
 
 
 class Span(NamedTuple):
@@ -146,6 +151,23 @@ class Place:
         """Key at which a form of the bucket leaves what a client uploads, until it is looked at."""
         return f"{incoming_prefix()}{self.prefix}{artifact_id}"
 
+    @property
+    def process_records_prefix(self) -> str:
+        """Prefix of the records of processes whose output is kept."""
+        return f"{self.prefix}processes/records/"
+
+    def process_record_key(self, key: str) -> str:
+        """Key of what is known of one of them."""
+        return f"{self.process_records_prefix}{quote(key, safe='')}.json"
+
+    def process_pieces_prefix(self, key: str, stream: OutputStream) -> str:
+        """Prefix of the pieces of one stream of a process."""
+        return f"{self.prefix}processes/output/{quote(key, safe='')}/{stream}/"
+
+    def process_piece_key(self, key: str, stream: OutputStream, offset: int) -> str:
+        """Key of the piece that begins at byte ``offset``; two writers of one byte meet at one key."""
+        return f"{self.process_pieces_prefix(key, stream)}{offset:0{_ID_DIGITS}d}"
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -174,6 +196,11 @@ def merged_span(key: str) -> Span:
     """What a merged copy holds, from its key."""
     last, _, first = key.rpartition("/")[2].partition("-")
     return Span(key, int(first), int(last))
+
+
+def piece_offset(key: str) -> int:
+    """First byte of a piece of a process's output, from its key."""
+    return int(key.rpartition("/")[2])
 
 
 def _harmless(name: str) -> str:

@@ -55,6 +55,10 @@ class Redactor:
         redactor._look_for(replacements)
         return redactor
 
+    def masking(self) -> Redactor:
+        """Replaces the same values, each by as many asterisks as it has bytes, so that all keeps its offset."""
+        return Redactor.replacing({form: b"*" * len(form) for form in self._placeholders})
+
     def _look_for(self, placeholders: Mapping[bytes, bytes]) -> None:
         self._placeholders = placeholders
         longest_first = sorted(placeholders, key=lambda form: (-len(form), form))

@@ -9,6 +9,7 @@ from temporalio import activity
 
 from activities.artifacts.collection import Collection, told
 from activities.machine.network import MachineNetworks
+from activities.machine.outputs import KeptOutputs
 from activities.machine.secrets import RunSecrets
 from activities.step.announcements import announce, announce_state, announce_teardown
 from activities.step.boundary import boundary
@@ -40,6 +41,7 @@ class Artifacts:
         self._host = host
         self._bucket = bucket
         self._networks = networks
+        self._outputs = KeptOutputs(settings, host, bucket)
 
     @activity.defn(name=steps.COLLECT.name)
     @boundary
@@ -59,6 +61,7 @@ class Artifacts:
             network = self._networks.watched(request.machine_id, secrets)
             with open_log(self._bucket, TASKS.place(request.task_id), redactor) as writer:
                 network.write(writer, last=True)
+            self._outputs.settle(request.machine_id, TASKS.place(request.task_id), redactor)
             collection = Collection(self._settings, self._host, self._bucket, request, redactor, network.use())
             artifacts = collection.run()
             size = format_size(sum(each.size_bytes for each in artifacts))

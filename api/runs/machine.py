@@ -33,6 +33,15 @@ class RunMachines:
 
         return find
 
+    async def is_gone(self, task_id: str) -> bool:
+        """Whether the run has ended and left no machine. Raises TaskNotFound and EngineUnavailable."""
+        try:
+            await self.of(task_id)
+        except MachineUnavailable as error:
+            state = error.details.get("task_state")
+            return state is not None and TaskState(state).terminal
+        return False
+
     async def of(self, task_id: str, *, anew: bool = False) -> MachineReference:
         """The machine of a run that has one to be entered: it is running, or it failed and its machine is kept."""
         known = self._known.get(task_id)

@@ -295,14 +295,16 @@ class TaskClient(MachineFiles):
         directory: str | None = None,
         environment: Mapping[str, str] | None = None,
         stdin: bool = False,
+        keep: bool = False,
         limits: Mapping[str, float] | None = None,
     ) -> Process:
         """Start a process in the run's machine that lives until it ends, once for its key; parameters as of ``exec``.
 
-        With ``stdin``, ``feed_process`` gives it more. Raises Conflict when the key is that of another process.
+        With ``stdin``, ``feed_process`` gives it more; with ``keep``, its output can be read when the machine is gone.
+        Raises Conflict when the key is that of another process.
         """
         fields: dict[str, object] = {"shell": shell, "user": user, "directory": directory, "stdin": stdin}
-        fields |= {"environment": environment, "limits": limits}
+        fields |= {"environment": environment, "limits": limits, "keep": keep or None}
         return Process.model_validate(self._send(processes.start(task_id, key, argv, fields)))
 
     def processes(self, task_id: str) -> list[Process]:

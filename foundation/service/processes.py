@@ -89,11 +89,12 @@ class ProcessSpec(Command):
     """A process to be started.
 
     ``key`` is the caller's: the same key starts nothing twice. ``stdin`` says whether something will be fed; without
-    it, stdin is empty.
+    it, stdin is empty. With ``keep``, its output is stored as it comes, and can be read when its machine is gone.
     """
 
     key: str = Field(pattern=rf"^{KEY.pattern}$")
     stdin: bool = False
+    keep: bool = False
     terminal: Terminal | None = None
 
 

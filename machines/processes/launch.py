@@ -80,7 +80,8 @@ def launch_of(spec: ProcessSpec) -> Launch:
         limits=spec.limits,
         output_bytes_most=OUTPUT_BYTES_MOST,
         processes_most=PROCESSES_MOST,
-        digest=hashlib.sha256(spec.model_dump_json().encode()).hexdigest(),
+        # What becomes of its output makes it no other process.
+        digest=hashlib.sha256(spec.model_dump_json(exclude={"keep"}).encode()).hexdigest(),
     )
 
 

@@ -44,14 +44,22 @@ def in_state(site: Site, task_id: str, state: str) -> Task | None:
     return task if task.state == state else None
 
 
+# Counted, so that what is kept of it shows gaps and doubles.
+TICKS = 'n=0; while :; do n=$((n + 1)); echo "tick $n"; sleep 0.5; done'
+
+
 class Beside:
     """What runs in a machine beside its agent: a command that somebody waits for, and one that nobody does."""
 
     def __init__(self, site: Site, task_id: str) -> None:
         self._client, self._id = site.client, task_id
-        until(self._enters)
+        until(self._enters, 300)
         self._attached = ThreadPoolExecutor(1).submit(self._client.exec, task_id, shell="sleep 7021")
-        self._detached = self._client.start_process(task_id, "ticks", shell="while :; do echo tick; sleep 0.5; done")
+        self._detached = self._client.start_process(task_id, "ticks", shell=TICKS, keep=True)
+        self.let_agent_take("/tmp/step-1")
+
+    def let_agent_take(self, steps: str) -> None:
+        assert self._client.exec(self._id, shell=f"touch {steps}").exit_code == 0
 
     def see_pause(self) -> None:
         with pytest.raises(MachineUnavailable, match="paused"):
@@ -64,6 +72,17 @@ class Beside:
         until(lambda: self._client.exec(self._id, ["pgrep", "-af", "[s]leep 7021"]).stdout == b"")
         ticks = self._client.process(self._id, "ticks")
         assert (ticks.state, ticks.started_at) == ("running", self._detached.started_at)
+        self._ticks = len(b"".join(self._client.process_output(self._id, "ticks")).splitlines())
+
+    def see_what_is_kept(self) -> None:
+        """The machine is gone, and what it was left with can be read."""
+        assert [(each.key, each.state) for each in self._client.processes(self._id)] == [("ticks", "lost")]
+        lines = b"".join(self._client.process_output(self._id, "ticks")).decode().splitlines()
+        assert lines == [f"tick {number}" for number in range(1, len(lines) + 1)]
+        # It ran on after the machine had slept, until the run had ended.
+        assert len(lines) > self._ticks
+        with pytest.raises(MachineUnavailable, match="has ended"):
+            self._client.process(self._id, "never-was")
 
     def _enters(self) -> bool:
         try:
@@ -103,9 +122,7 @@ def test_a_run_is_continued_in_the_same_session_after_everything_was_restarted(s
     )
     with pytest.raises(Conflict):
         site.client.continue_task(task_id, tokens=10**9)
-    until(lambda: in_state(site, task_id, "running"), 300)
     beside = Beside(site, task_id)
-    assert site.client.exec(task_id, shell="touch /tmp/step-1").exit_code == 0
     waiting = until(lambda: in_state(site, task_id, "awaiting_decision"), 300)
     assert waiting.usage.budget_tokens == 1
     assert waiting.decision_until is not None
@@ -143,7 +160,7 @@ def test_a_run_is_continued_in_the_same_session_after_everything_was_restarted(s
     # Enough for one more request, and then for all.
     assert site.client.continue_task(task_id, tokens=first + 1).budget_tokens == first + 2
     beside.see_machine_again()
-    assert site.client.exec(task_id, shell="touch /tmp/step-{2..6}").exit_code == 0
+    beside.let_agent_take("/tmp/step-{2..6}")
     until(lambda: (site.client.get(task_id).usage or waiting.usage).requests == 2, 300)
     again = until(lambda: in_state(site, task_id, "awaiting_decision"), 300)
     assert again.usage.requests == 2
@@ -151,6 +168,7 @@ def test_a_run_is_continued_in_the_same_session_after_everything_was_restarted(s
     task = site.client.wait(task_id, poll_seconds=0.5)
     assert (task.state, task.cause, task.undelivered_messages) == ("completed", None, [])
 
+    beside.see_what_is_kept()
     events = events_of(site, task_id)
     assert len({event["session_id"] for event in events if "session_id" in event}) == 1
     assert [event.get("subtype") for event in events].count("init") >= 1

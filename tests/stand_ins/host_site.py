@@ -29,7 +29,7 @@ class RecordedMachines:
     """Takes the place of ``MachineHost``: what the records say is so."""
 
     def __init__(self) -> None:
-        self.records: dict[str, MachineRecord] = {}
+        self.known: dict[str, MachineRecord] = {}
         self.dead: set[str] = set()
         self.mute: set[str] = set()
         self.shells: dict[str, Any] = {}
@@ -42,16 +42,19 @@ class RecordedMachines:
             "deadline": now + timedelta(hours=1), "epoch": EPOCH,
         }  # fmt: skip
         record = MachineRecord.model_validate(facts | fields)
-        self.records[machine_id] = record
+        self.known[machine_id] = record
         return record
 
     def record(self, machine_id: str) -> MachineRecord:
-        if machine_id not in self.records:
+        if machine_id not in self.known:
             raise MachineNotFound(f"No machine {machine_id} is on this host")
-        return self.records[machine_id]
+        return self.known[machine_id]
+
+    def records(self) -> list[MachineRecord]:
+        return list(self.known.values())
 
     def is_alive(self, machine_id: str) -> bool:
-        return machine_id in self.records and machine_id not in self.dead
+        return machine_id in self.known and machine_id not in self.dead
 
     def connect(self, machine_id: str) -> Any:
         if machine_id in self.mute:

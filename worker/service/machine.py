@@ -24,6 +24,7 @@ from machines.records import MachineRecord
 from machines.ssh import GuestShell
 from storage.bucket import Bucket
 from worker.service.access import AccessLog
+from worker.service.keeping import OutputKeeper
 
 _T = TypeVar("_T")
 _Arguments = TypeVarTuple("_Arguments")
@@ -127,11 +128,14 @@ class Share:
 class Admission:
     """Lets requests to the machines of this host in. ``key`` is that of the tokens."""
 
-    def __init__(self, settings: Settings, host: MachineHost, bucket: Bucket, accesses: AccessLog) -> None:
+    def __init__(
+        self, settings: Settings, host: MachineHost, bucket: Bucket, accesses: AccessLog, keeper: OutputKeeper
+    ) -> None:
         self.settings = settings
         self.host = host
         self.bucket = bucket
         self.accesses = accesses
+        self.keeper = keeper
         self._key = settings.service_key()
         self._threads: WeakValueDictionary[str, Threads] = WeakValueDictionary()
 

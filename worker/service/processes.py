@@ -20,7 +20,7 @@ from foundation.service.paths import BASE
 from foundation.service.processes import KEY, Processes, ProcessRecord, ProcessSpec, SentSignal, StdinTaken
 from machines.processes.detached import DetachedProcess, DetachedProcesses
 from machines.processes.following import Ended, Following, Stream
-from worker.service.machine import Machine, Share, machine_of
+from worker.service.machine import Machine, Share, admission_of, machine_of
 
 #: Followers and waiters of one machine's processes at once: each takes a channel, of which a machine has 64.
 FOLLOWERS_MOST = 32
@@ -161,7 +161,12 @@ async def _start(request: Request) -> Response:
         if len(body) > _SPEC_BYTES_MOST:
             break
     spec = ProcessSpec.model_validate_json(bytes(body))
+    keeper = admission_of(request).keeper
+    if spec.keep:
+        keeper.check(machine.record, spec.key)
     record = await machine.run(DetachedProcesses(machine.shell).start, spec)
+    if spec.keep:
+        await machine.run(keeper.keep, machine.record, record)
     said = (spec.argv[0] if spec.argv else spec.shell) or ""
     machine.note_access("exec", f"Somebody started process '{spec.key}' as {spec.user}: {said[:_SHOWN]}")
     return _json(record)

@@ -28,6 +28,7 @@ from storage.hosts import ServiceAddress
 from worker.service.access import AccessLog
 from worker.service.application import ROUTES, make_application
 from worker.service.certificate import Certificate, host_certificate
+from worker.service.keeping import OutputKeeper
 from worker.service.machine import Admission
 from worker.serving import BACKLOG, BackgroundServer, SocketFile, ending_quietly
 
@@ -113,7 +114,8 @@ class HostService:
         """Raises HostNotReady when the settings are of no use."""
         self._settings = settings
         self._accesses = AccessLog(settings, bucket)
-        self.application = make_application(Admission(settings, host, bucket, self._accesses), routes)
+        self._keeper = OutputKeeper(settings, host, bucket)
+        self.application = make_application(Admission(settings, host, bucket, self._accesses, self._keeper), routes)
         self._file = SocketFile(settings.sockets / SOCKET)
         certificate = host_certificate(settings) if settings.host_listen else None
         self._local = BackgroundServer(self._config(None))
@@ -130,6 +132,7 @@ class HostService:
         await self._local.start(self._file.listen())
         if self._remote is not None:
             await self._remote.start(self._listen())
+        self._keeper.start()
         _log.info("serving", socket=self.address.socket, address=self.address.address)
 
     async def stop(self) -> None:
@@ -139,6 +142,7 @@ class HostService:
             if server is not None:
                 await server.stop()
         await self._accesses.close()
+        await asyncio.to_thread(self._keeper.stop)
 
     def _config(self, certificate: Certificate | None) -> uvicorn.Config:
         return uvicorn.Config(

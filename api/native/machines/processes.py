@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
 
 from api.deps import Services, ServicesOf
 from api.machines.answer import TOLD, HostAnswer
@@ -27,6 +30,8 @@ from foundation.errors import (
     UnsupportedMediaType,
 )
 from foundation.service.processes import KEY, Processes, ProcessRecord, ProcessSpec, SentSignal, StdinTaken
+from storage.layout import TASKS
+from storage.processes.outputs import kept_output, kept_record, kept_records
 
 router = APIRouter(
     prefix=f"{views.BASE}/{{task_id}}/processes", tags=["machines"], dependencies=[Depends(known_parameters)]
@@ -65,7 +70,13 @@ async def start_process(task_id: str, request: Request, services: ServicesOf) ->
     responses=errors.responses(*_MACHINE) | examples.answer({"processes": [examples.PROCESS]}),
 )
 async def list_processes(task_id: str, services: ServicesOf) -> Response:
-    """What is known of the processes of the run's machine, the agent among them."""
+    """What is known of the processes of the run's machine, the agent among them.
+
+    Once the machine is gone, of those whose output is kept.
+    """
+    if await services.machines.is_gone(task_id):
+        records = await asyncio.to_thread(kept_records, services.bucket, TASKS.place(task_id))
+        return _json(Processes(processes=[_ended(record) for record in records]))
     return _answer(services, task_id, "GET")
 
 
@@ -82,6 +93,8 @@ async def look_at_process(
     wait: Annotated[float, Query(ge=0, le=300, description="Seconds to wait for its end")] = 0.0,
 ) -> Response:
     """Whether it runs, or how it ended; with ``wait`` once it has, or after so many seconds."""
+    if await services.machines.is_gone(task_id):
+        return _json(await _kept(services, task_id, key))
     return _answer(services, task_id, "GET", key, params={"wait": f"{wait:.3f}"})
 
 
@@ -100,7 +113,15 @@ async def read_output(
     offset: Offset = 0,
     follow: Annotated[bool, Query(description="Go on until the process has ended")] = False,
 ) -> Response:
-    """One of its streams from a byte on. With ``follow`` the answer ends when the process has, and all was sent."""
+    """One of its streams from a byte on. With ``follow`` the answer ends when the process has, and all was sent.
+
+    Once the machine is gone, what is kept of it: known secret values are masked there.
+    """
+    if await services.machines.is_gone(task_id):
+        await _kept(services, task_id, key)
+        pieces = kept_output(services.bucket, TASKS.place(task_id), key, stream, offset)
+        kind = {"X-Content-Type-Options": "nosniff"}
+        return StreamingResponse(pieces, media_type="application/octet-stream", headers=kind)
     params = {"stream": stream, "offset": str(offset), "follow": "true" if follow else "false"}
     return _answer(services, task_id, "GET", key, "output", params=params)
 
@@ -137,6 +158,25 @@ async def signal_process(task_id: str, key: Key, request: Request, services: Ser
     find = services.machines.finder(task_id)
     async with services.hosts.asked(find, "processes", "POST", ("processes", key, "signal"), content=content):
         return sent
+
+
+async def _kept(services: Services, task_id: str, key: str) -> ProcessRecord:
+    """What the bucket has of a process whose machine is gone. Raises MachineUnavailable when nothing is kept."""
+    record = await asyncio.to_thread(kept_record, services.bucket, TASKS.place(task_id), key)
+    if record is None:
+        # The sentence of a machine that is gone: nobody can say whether it had such a process.
+        await services.machines.of(task_id)
+        raise NotFound(f"Nothing is kept of a process '{key}'")
+    return _ended(record)
+
+
+def _ended(record: ProcessRecord) -> ProcessRecord:
+    """A process whose machine is gone has ended, whether somebody saw how or not."""
+    return record.model_copy(update={"state": "lost"}) if record.state == "running" else record
+
+
+def _json(answer: BaseModel) -> Response:
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 async def _asked(services: Services, task_id: str, parts: tuple[str, ...], body: str) -> ProcessRecord:

@@ -146,7 +146,7 @@ async def test_clocks_may_be_apart_by_half_a_minute(site: HostSite) -> None:
 
 
 def _gone(site: HostSite) -> None:
-    site.machines.records.clear()
+    site.machines.known.clear()
 
 
 def _changed(**fields: Any) -> Callable[[HostSite], MachineRecord]:

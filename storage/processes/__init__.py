@@ -1,0 +1,1 @@
+"""What is kept of processes beyond their machines."""

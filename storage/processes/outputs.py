@@ -1,0 +1,168 @@
+"""Output of processes in the bucket: what outlives their machine, in pieces that are named by their first byte.
+
+A byte of the output stands in the bucket at the offset that it had in the guest: known secret values are masked by as
+many asterisks. Two writers that believe in the same end meet at one key, which only one of them gets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from pydantic import ValidationError
+
+from foundation.errors import Conflict
+from foundation.service.processes import ProcessRecord
+from storage.bucket import ObjectStore
+from storage.layout import OutputStream, Place, piece_offset
+from storage.redaction import Redactor
+
+STREAMS: tuple[OutputStream, ...] = ("stdout", "stderr")
+
+PIECE_BYTES = 2**20
+# A process that says a word a second for a month is to leave thousands of pieces, not millions.
+_FLUSH_SECONDS = 1.0
+_FLUSH_SECONDS_MOST = 60.0
+_PIECES_FOR_A_SECOND = 30
+
+
+class OutputWriter:
+    """Stores the output of one process. ``most`` bytes of each stream are kept. For one thread at a time.
+
+    Call ``resume`` first, and feed each stream from the offset that it returns. All methods may raise
+    BucketUnavailable, after which nothing is lost and the call can be repeated.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        place: Place,
+        key: str,
+        redactor: Redactor,
+        most: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        masking = redactor.masking()
+        self._streams = {stream: _Stream(store, place, key, stream, masking, most, clock) for stream in STREAMS}
+
+    def resume(self) -> dict[OutputStream, int]:
+        """The byte offsets from which to feed, as the bucket has them. Forgets what was not stored."""
+        return {name: stream.resume() for name, stream in self._streams.items()}
+
+    def feed(self, stream: OutputStream, offset: int, data: bytes) -> None:
+        """Take bytes that stand at ``offset``. Bytes fed before are dropped; a gap raises Conflict."""
+        self._streams[stream].feed(offset, data)
+
+    def flush(self, *, last: bool = False) -> None:
+        """Store what is held, if it is time to; with ``last`` all of it, as nothing follows."""
+        for stream in self._streams.values():
+            stream.flush(last=last)
+
+
+class _Stream:
+    """One stream of a process: stored up to ``_stored``, fed up to the end of ``_raw``, masked as far as decided."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        place: Place,
+        key: str,
+        name: OutputStream,
+        redactor: Redactor,
+        most: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._place, self._key, self._name = place, key, name
+        self._redactor = redactor
+        self._most = most
+        self._clock = clock
+        self._stored = self._pieces = 0
+        self._raw = bytearray()
+        self._masked = bytearray()
+        self._redaction = redactor.stream()
+        self._flushed_at = clock()
+
+    def resume(self) -> int:
+        self._raw.clear()
+        self._begin_behind_stored()
+        return self._stored
+
+    def feed(self, offset: int, data: bytes) -> None:
+        fed = self._stored + len(self._raw)
+        if fed >= self._most:
+            return
+        if offset > fed:
+            raise Conflict(f"{self._name} was fed byte {offset} behind byte {fed}; read on from there", expected=fed)
+        new = data[fed - offset :][: self._most - fed]
+        self._raw += new
+        self._mask(new)
+        while len(self._masked) >= PIECE_BYTES:
+            self._put()
+
+    def flush(self, *, last: bool) -> None:
+        if last:
+            for piece in self._redaction.finish():
+                self._masked += piece.data
+        patience = min(_FLUSH_SECONDS_MOST, _FLUSH_SECONDS + self._pieces / _PIECES_FOR_A_SECOND)
+        if last or self._clock() - self._flushed_at >= patience:
+            while self._masked:
+                self._put()
+            self._flushed_at = self._clock()
+
+    def _mask(self, data: bytes) -> None:
+        for piece in self._redaction.feed(data):
+            self._masked += piece.data
+
+    def _put(self) -> None:
+        piece = bytes(self._masked[:PIECE_BYTES])
+        key = self._place.process_piece_key(self._key, self._name, self._stored)
+        if self._store.put(key, piece, if_absent=True):
+            self._stored += len(piece)
+            self._pieces += 1
+            del self._masked[: len(piece)]
+            del self._raw[: len(piece)]
+        else:
+            # Another writer was here, or this one with an answer that was lost: what it stored counts.
+            self._begin_behind_stored()
+
+    def _begin_behind_stored(self) -> None:
+        before = self._stored
+        pieces = list(self._store.list(self._place.process_pieces_prefix(self._key, self._name)))
+        self._pieces = len(pieces)
+        self._stored = piece_offset(pieces[-1].key) + pieces[-1].size if pieces else 0
+        del self._raw[: self._stored - before]
+        self._masked.clear()
+        self._redaction = self._redactor.stream()
+        self._mask(bytes(self._raw))
+
+
+def write_record(store: ObjectStore, place: Place, record: ProcessRecord) -> None:
+    """Have the bucket say this of a process whose output is kept."""
+    store.put(place.process_record_key(record.key), record.model_dump_json().encode(), content_type="application/json")
+
+
+def kept_record(store: ObjectStore, place: Place, key: str) -> ProcessRecord | None:
+    """What the bucket says of a process; None when its output is not kept."""
+    return _record_of(store.get(place.process_record_key(key)))
+
+
+def kept_records(store: ObjectStore, place: Place) -> list[ProcessRecord]:
+    """What the bucket says of every process of a resource whose output is kept."""
+    found = (_record_of(store.get(each.key)) for each in list(store.list(place.process_records_prefix)))
+    return [record for record in found if record is not None]
+
+
+def kept_output(store: ObjectStore, place: Place, key: str, stream: OutputStream, offset: int = 0) -> Iterator[bytes]:
+    """What is kept of a stream, from a byte on."""
+    for piece in list(store.list(place.process_pieces_prefix(key, stream))):
+        begin = piece_offset(piece.key)
+        if begin + piece.size > offset and (data := store.get(piece.key)):
+            yield data[max(0, offset - begin) :]
+
+
+def _record_of(body: bytes | None) -> ProcessRecord | None:
+    try:
+        return ProcessRecord.model_validate_json(body) if body else None
+    except ValidationError:
+        return None
