@@ -36,7 +36,7 @@ from api.runs.live_log import HostedLogs
 from api.runs.machine import RunMachines
 from api.runs.recorded import TASK_RUNS
 from api.runs.uploads import Uploads
-from api.runs.watch import RunWatches
+from api.runs.watching.looks import RunWatches
 from api.temporal.client import Engine
 from api.temporal.index import RunIndex
 from api.temporal.visibility import TemporalVisibility
@@ -147,6 +147,7 @@ def _make_services(settings: Settings) -> Services:
     machines, hosts = RunMachines(core), Hosts(settings, bucket)
     tokens = TokenKeys(settings)
     followers = RunLogFollowers(bucket, HostedLogs(machines, hosts))
+    watches = RunWatches(core)
     return Services(
         settings=settings,
         bucket=bucket,
@@ -160,7 +161,8 @@ def _make_services(settings: Settings) -> Services:
         uploads=Uploads(bucket, Presigner(settings)),
         tokens=tokens,
         followers=followers,
-        events=RunEvents(core, bucket, followers, RunWatches(core)),
+        watches=watches,
+        events=RunEvents(core, bucket, followers, watches),
         hosts=hosts,
         machines=machines,
         access=Access(settings, connection_reader(tokens)),

@@ -29,6 +29,7 @@ from api.runs.core import Core
 from api.runs.events import RunEvents
 from api.runs.machine import RunMachines
 from api.runs.uploads import Uploads
+from api.runs.watching.looks import RunWatches
 from api.temporal.index import RunIndex
 from api.told.core import ToldRuns
 from foundation.errors import TaskyardError
@@ -59,6 +60,8 @@ class Services:
     uploads: Uploads
     tokens: TokenKeys
     followers: RunLogFollowers
+    # Runs as they are watched, and the events of that.
+    watches: RunWatches
     events: RunEvents
     # The VM hosts, and which of them has a run's machine.
     hosts: Hosts

@@ -97,7 +97,7 @@ class Metrics:
         )
         uptime = Gauge("agentic_uptime_seconds", "Time since this process started", registry=self.registry)
         uptime.set_function(lambda: time.time() - self.started)
-        self.streams = Gauge("taskyard_event_streams", "Clients of the WebSocket now", registry=self.registry)
+        self.streams = Gauge("taskyard_event_streams", "Clients of event streams now", registry=self.registry)
         self.tied = Gauge("taskyard_machine_streams", "Clients tied to machines now", registry=self.registry)
         following = Gauge("taskyard_log_followers", "Clients that follow a run now", registry=self.registry)
         following.set_function(followers)

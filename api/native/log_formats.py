@@ -8,9 +8,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Protocol
 
-from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
-from starlette.types import Send
 
 from api.runs.core import Core
 from api.runs.log import LogQuery, batches, timestamp
@@ -42,19 +40,6 @@ def negotiate(accept: str, *, follow: bool) -> Writing:
     if follow and "text/plain" not in accept:
         return EventStream()
     return PlainText()
-
-
-class LogResponse(StreamingResponse):
-    """A log as it is written. When the client goes, what the log is read from is closed at once."""
-
-    def __init__(self, content: AsyncGenerator[bytes], media_type: str) -> None:
-        self._content = content
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(content, media_type=media_type, headers=headers)
-
-    async def stream_response(self, send: Send) -> None:
-        async with aclosing(self._content):
-            await super().stream_response(send)
 
 
 async def written(

@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 from api.deps import CoreOf, ServicesOf, limited
 from api.http.downloads import ArtifactResponse, headers_of
 from api.http.ranges import parse_range
+from api.http.streams import LogResponse
 from api.native import errors, examples, log_formats, views
 from api.native.bodies import Addition, Cancellation, SentMessage, SentNetwork, read_form
 from api.native.envelope import read_body
@@ -307,7 +308,7 @@ async def read_logs(
     )
     await core.status(task_id)
     writing = log_formats.negotiate(accept, follow=follow)
-    return log_formats.LogResponse(
+    return LogResponse(
         log_formats.written(query, writing, task_id, core, services.bucket, services.followers), writing.media_type
     )
 

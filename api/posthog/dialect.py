@@ -5,13 +5,20 @@ from __future__ import annotations
 from api.deps import Dialect, Services
 from api.posthog import artifacts, environments, errors, runs, tasks, tokens, told, users
 from api.posthog.events import routes as events
+from api.posthog.events.table import LogTables
 from api.posthog.forms import MOST_BYTES
 from api.posthog.paths import OptionalSlash
 
 
+class TaskRuns(Dialect):
+    """The application, and what it keeps for itself: the tables of the logs that were asked for."""
+
+    log_tables: LogTables
+
+
 def make_posthog(services: Services) -> Dialect:
     """The application over these services."""
-    app = Dialect(
+    app = TaskRuns(
         services,
         errors.ANSWERS,
         most_body_bytes=MOST_BYTES,
@@ -19,6 +26,7 @@ def make_posthog(services: Services) -> Dialect:
         openapi_url="/api/projects/openapi.json",
         redirect_slashes=False,
     )
+    app.log_tables = LogTables(services.bucket)
     # The outermost, so that whatever reads the path reads it without its last slash.
     app.add_middleware(OptionalSlash)
     for part in (users, tasks, runs, told, events, artifacts, tokens, environments):

@@ -62,6 +62,7 @@ _HTTP = {
     400: ("invalid_request", "parse_error", "Malformed request."),
     404: ("invalid_request", "not_found", "Not found."),
     405: ("invalid_request", "method_not_allowed", 'Method "{method}" not allowed.'),
+    406: ("invalid_request", "not_acceptable", "Could not satisfy the request Accept header."),
     413: ("invalid_request", "payload_too_large", "The body is too large."),
 }
 # What a rule of ours is called in the frameworks that clients know.

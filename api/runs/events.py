@@ -9,17 +9,17 @@ second.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
-from math import inf
+from functools import partial
 from typing import Any, Literal, get_args
 
 from api.runs.core import Core
 from api.runs.log import timestamp
-from api.runs.watch import Look, RunWatches
+from api.runs.watching.looks import Look, RunWatches
+from api.runs.watching.sources import LogEnd, Put, Source, merged
 from foundation.errors import EngineUnavailable, TaskyardError
 from foundation.urls import without_credentials
 from storage.bucket import Bucket
@@ -35,11 +35,8 @@ KINDS: frozenset[str] = frozenset(get_args(Kind))
 
 Event = dict[str, Any]
 
-_HELD_EVENTS = 16
 _LONGEST_ID = 80
 _SCAN_SECONDS = 1.0
-# The log of a run that was ended past its own steps is never closed: this long without a line is its end.
-_LOG_PATIENCE_SECONDS = 5.0
 _REMEMBERED_ENDS = 1000
 _RANK = {state: rank for rank, state in enumerate(TaskState)}
 
@@ -72,7 +69,7 @@ class RunEvents:
 
     async def of_all(self, kinds: frozenset[str]) -> AsyncGenerator[Event]:
         """Events of all runs from now on, never ending; first the state of each that has not ended."""
-        async with _merged(lambda put: self._scan(kinds, put)) as events:
+        async with merged(partial(self._scan, kinds)) as events:
             async for event in events:
                 yield event
 
@@ -81,20 +78,19 @@ class RunEvents:
         if "output" in run.kinds:
             beside.append(lambda put: self._output(run, after_id, put))
         else:
-            run.log_over.set()
-        async with _merged(lambda put: self._looks(run, put), *beside) as events:
+            run.log.set()
+        async with merged(lambda put: self._looks(run, put), *beside) as events:
             async for event in events:
                 yield event
 
     async def _output(self, run: _Run, after_id: int, put: _Put) -> None:
         async with aclosing(self._followers.follow(TASKS.place(run.task_id), after_id)) as entries:
             async for entry in entries:
-                # While the client is slow, the log is not silent.
-                run.last_entry = inf
+                run.log.begin_line()
                 if entry.stream in GUEST_STREAMS:
                     await put(_output_event(run.task_id, entry))
-                run.last_entry = time.monotonic()
-        run.log_over.set()
+                run.log.end_line()
+        run.log.set()
 
     async def _looks(self, run: _Run, put: _Put) -> None:
         async with aclosing(self._watches.watch(run.task_id)) as looks:
@@ -103,7 +99,7 @@ class RunEvents:
                     await put(event)
                 if look.ended:
                     # The last lines come before the state that ends the stream.
-                    await run.until_log_is_over()
+                    await run.log.wait()
                     for event in run.end(look.status):
                         await put(event)
 
@@ -160,8 +156,7 @@ class _Run:
     ) -> None:
         self.task_id = task_id
         self.kinds = kinds
-        self.log_over = asyncio.Event()
-        self.last_entry = time.monotonic()
+        self.log = LogEnd()
         self._known = known
         self._known_at = datetime.min.replace(tzinfo=UTC)
         self._usage: TokenUsage | None = None
@@ -198,14 +193,6 @@ class _Run:
         """The events of a run that is not followed, from its status."""
         return self.end(status) if status.state.terminal else self._state_changes(status, ending=False)
 
-    async def until_log_is_over(self) -> None:
-        """Wait for the log's last line."""
-        began = time.monotonic()
-        while time.monotonic() - max(began, self.last_entry) < _LOG_PATIENCE_SECONDS:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.log_over.wait(), _LOG_PATIENCE_SECONDS / 10)
-                return
-
     def _state_changes(self, status: TaskStatus, *, ending: bool) -> list[Event]:
         """States entered since the last one that was sent, in the order in which the run comes through them."""
         entered = [(step.state, step.at) for step in status.transitions]
@@ -238,45 +225,8 @@ class _Run:
         return _RANK[state] > _RANK[self._known]
 
 
-_Put = Callable[[Event], Awaitable[None]]
-_Source = Callable[[_Put], Coroutine[Any, Any, None]]
-
-
-@asynccontextmanager
-async def _merged(main: _Source, *beside: _Source) -> AsyncIterator[AsyncGenerator[Event]]:
-    """The events of several sources until the main one ends; few are held, so that a source waits for who reads."""
-    held: asyncio.Queue[Event | None] = asyncio.Queue(_HELD_EVENTS)
-    failures: list[BaseException] = []
-
-    async def run() -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                others = [group.create_task(source(held.put)) for source in beside]
-                await main(held.put)
-                for other in others:
-                    other.cancel()
-        except* Exception as group_of_errors:  # noqa: BLE001 -- raised again where the events are read
-            failures.append(_first(group_of_errors))
-        await held.put(None)
-
-    async def events() -> AsyncGenerator[Event]:
-        while (event := await held.get()) is not None:
-            yield event
-        if failures:
-            raise failures[0]
-
-    running = asyncio.create_task(run())
-    try:
-        async with aclosing(events()) as merged:
-            yield merged
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-
-
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    error: BaseException = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+_Put = Put[Event]
+_Source = Source[Event]
 
 
 def _event(kind: Kind, task_id: str | None, at: datetime) -> Event:

@@ -51,11 +51,12 @@ class ModelError(_Part):
 
 
 class Turn(_Part):
-    """One answer of the model: text, tool calls or both, or an error instead.
+    """One answer of the model: thoughts, text, tool calls or several of them, or an error instead.
 
     ``delay`` is the time in seconds over which the answer is streamed. ``repeat`` plays the turn that many times.
     """
 
+    thinking: str | None = None
     text: str | None = None
     tools: list[ToolCall] = []
     delay: float = Field(0, ge=0, le=600)
@@ -64,8 +65,8 @@ class Turn(_Part):
 
     @model_validator(mode="after")
     def _answers(self) -> Turn:
-        if self.error and (self.text or self.tools):
-            raise ValueError("a turn with 'error' has neither 'text' nor 'tools'")
+        if self.error and (self.thinking or self.text or self.tools):
+            raise ValueError("a turn with 'error' has neither 'text' nor 'tools', and no 'thinking'")
         if not (self.error or self.text or self.tools):
             raise ValueError("a turn needs 'text', 'tools' or 'error'")
         return self

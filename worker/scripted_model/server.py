@@ -23,6 +23,14 @@ from worker.scripted_model.scenario import Cue, Scenario, Turn, choose_scenario,
 MODEL_NAME = "taskyard-scripted-model"
 HEADERS = {"x-taskyard-model": "scripted"}
 _CHUNK = 24  # characters of text in one delta
+# Who has thought something signs it, so that the provider knows it again; here nobody looks.
+_SIGNATURE = "c2NyaXB0ZWQ="
+# What a block has before its first delta.
+_OPENINGS: dict[str, dict[str, Any]] = {
+    "thinking": {"thinking": "", "signature": ""},
+    "text": {"text": ""},
+    "tool_use": {"input": {}},
+}
 _BEAT = 1.0  # most seconds between two events of a delayed answer
 
 
@@ -117,6 +125,8 @@ def _head(cue: Cue, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _blocks(cue: Cue, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if cue.turn.thinking:
+        yield {"type": "thinking", "thinking": cue.turn.thinking, "signature": _SIGNATURE}
     if cue.turn.text:
         yield {"type": "text", "text": cue.turn.text.replace("{{n}}", str(cue.repetition))}
     for index, tool in enumerate(cue.turn.tools):
@@ -145,7 +155,7 @@ async def _stream(cue: Cue, body: dict[str, Any]) -> AsyncIterator[bytes]:
     pause = cue.turn.delay / max(len(deltas), 1)
     yield _event("message_start", message=_head(cue, body))
     for index, block in enumerate(content):
-        opening = {**block, "text": ""} if block["type"] == "text" else {**block, "input": {}}
+        opening = {**block, **_OPENINGS[block["type"]]}
         yield _event("content_block_start", index=index, content_block=opening)
         if index == 0:
             yield _event("ping")
@@ -171,6 +181,11 @@ def _deltas(block: dict[str, Any]) -> list[dict[str, Any]]:
     if block["type"] == "text":
         text = block["text"]
         return [{"type": "text_delta", "text": text[at : at + _CHUNK]} for at in range(0, len(text), _CHUNK)]
+    if block["type"] == "thinking":
+        text = block["thinking"]
+        thoughts = [text[at : at + _CHUNK] for at in range(0, len(text), _CHUNK)]
+        signed = {"type": "signature_delta", "signature": block["signature"]}
+        return [*({"type": "thinking_delta", "thinking": thought} for thought in thoughts), signed]
     text = json.dumps(block["input"])
     parts = [text[at : at + _CHUNK] for at in range(0, len(text), _CHUNK)]
     return [{"type": "input_json_delta", "partial_json": part} for part in ["", *parts]]

@@ -1,1 +1,1 @@
-"""The events of a run in this dialect's words: as a stream, and as its log."""
+"""The entries of a run's log in the words of the Agent Client Protocol."""

@@ -184,7 +184,7 @@ async def test_without_a_run_all_runs_are_told(site: ApiSite) -> None:
 
 
 async def test_a_run_ended_past_its_own_steps_ends_its_stream(site: ApiSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.runs.events._LOG_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("api.runs.watching.sources._LOG_PATIENCE_SECONDS", 0.2)
     task_id = await site.submit()
     await site.write_log(task_id, "one")
     async with stream(site, f"task_id={task_id}") as socket:

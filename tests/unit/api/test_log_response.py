@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from api.native.log_formats import JsonLines, LogResponse, written
+from api.http.streams import LogResponse
+from api.native.log_formats import JsonLines, written
 from api.runs.core import Core
 from api.runs.log import LogQuery
 from storage.bucket import Bucket
