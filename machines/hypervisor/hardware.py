@@ -17,6 +17,10 @@ from machines.shape import NEAR_BYTES, Shape
 # host's memory, up to 1 GiB, for each machine.
 TRANSLATION_BYTES = 512 * 2**20
 
+# Everything that is emulated, but not the promise that bytes are copied quickly one by one (ERMS): kernel and library
+# would then have 'rep movsb' copy and clear memory, of which each byte is an instruction here.
+_EMULATED_CPU = "max,-erms"
+
 
 @dataclass(frozen=True)
 class Start:
@@ -38,7 +42,7 @@ BOOT = Start()
 def qemu_arguments(paths: MachinePaths, shape: Shape, start: Start = BOOT) -> list[str]:
     """QEMU's whole command line. Sockets are named relative to the socket directory, which QEMU runs in."""
     emulated = f"tcg,thread=multi,tb-size={TRANSLATION_BYTES // 2**20}"
-    cpu, accel = ("host", "kvm") if shape.acceleration == "kvm" else ("max", emulated)
+    cpu, accel = ("host", "kvm") if shape.acceleration == "kvm" else (_EMULATED_CPU, emulated)
     # The root disk of a running machine never outlives a crash of the host: its flushes need not reach the platter.
     root = {
         "driver": "qcow2",

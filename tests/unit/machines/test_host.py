@@ -320,6 +320,9 @@ def test_the_arguments_name_the_machine_and_close_its_network(settings: Settings
     pairs = dict(itertools.pairwise(arguments))
     assert pairs["-name"] == ONE
     assert (pairs["-accel"], pairs["-cpu"], pairs["-smp"], pairs["-m"]) == ("kvm", "host", "2", "256M")
+    emulated: Any = qemu_arguments(machine_paths(settings, ONE), replace(shape, acceleration="tcg"))
+    # An emulated guest that believes in them copies its memory byte by byte.
+    assert "-erms" in dict(itertools.pairwise(emulated))["-cpu"]
     assert "restrict=on" in pairs["-netdev"]
     assert pairs["-sandbox"].startswith("on,")
     assert shutil.which(QEMU)
