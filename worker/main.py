@@ -29,6 +29,7 @@ from worker.gateway.model_gateway import Gateway
 from worker.metrics import WorkerMetrics
 from worker.pool import kept_pool
 from worker.registry import WORKFLOWS, implementations, placed
+from worker.retention import expire_daily
 from worker.room import published_room
 from worker.service.server import HostService
 from worker.sweeper import sweep_forever
@@ -80,6 +81,8 @@ async def run(settings: Settings) -> None:
         stack.callback(sweeper.cancel)
         disks = asyncio.create_task(watch_disks(settings, host, metrics, bucket))
         stack.callback(disks.cancel)
+        expiring = asyncio.create_task(expire_daily(settings))
+        stack.callback(expiring.cancel)
         stack.enter_context(metrics.serving(settings.worker_metrics_port, host))
         await stack.enter_async_context(published_room(settings.host_name, host, bucket, service.address))
         await stack.enter_async_context(kept_pool(settings, host))

@@ -15,8 +15,9 @@ from api.posthog.paths import PUBLIC_KEYS, RUN
 from api.posthog.users import user
 from foundation.errors import HostNotReady, Unauthorized
 
-#: What a connection token opens of its run: routes that have ``opened_by_token(CONNECTION)``.
+#: What a connection token opens of its run: routes that have ``opened_by_token`` of one of these.
 CONNECTION = "connection"
+STREAM = "stream"
 CONNECTION_SECONDS = 24 * 3600
 
 _AUDIENCE = "posthog:sandbox_connection"
@@ -59,6 +60,6 @@ def connection_reader(keys: TokenKeys) -> TokenReader:
         run, holder = claims.get("run_id"), claims.get("distinct_id")
         if not isinstance(run, str) or not isinstance(holder, str):
             return None
-        return Grant(holder, run, frozenset({CONNECTION}))
+        return Grant(holder, run, frozenset({CONNECTION, STREAM}))
 
     return read

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 import pytest
@@ -24,6 +25,8 @@ from storage.layout import STAGED, TASKS, Place
 from storage.uploads import manifest
 from storage.uploads.manifest import UploadedArtifact
 from storage.uploads.presigned import Presigner
+from tests.servers import S3Server
+from worker.retention import expire
 
 PLAN = Description("plan.md", "plan", "agent_output")
 
@@ -204,6 +207,29 @@ def test_urls_name_the_address_that_clients_have(services: Settings, place: Plac
     asked = url.replace("http://bucket.example.org", own)
     assert httpx.get(asked).status_code == 403
     assert httpx.get(asked, headers={"Host": "bucket.example.org"}).status_code == 404
+
+
+async def test_the_embedded_server_deletes_what_a_rule_says_is_old(tmp_path: Path) -> None:
+    """By a rule with a date, as nothing here is thirty days old."""
+
+    def begin(server: S3Server) -> Bucket:
+        bucket = Bucket(server.settings)
+        for key in ("old/a", "young/a"):
+            bucket.put(key, b"x")
+        rule = Rule(
+            status=ENABLED,
+            rule_filter=Filter(prefix="old/"),
+            rule_id="old",
+            expiration=Expiration(date=datetime(2020, 1, 1, tzinfo=UTC)),
+        )
+        bucket._client.set_bucket_lifecycle(bucket_name=bucket.name, config=LifecycleConfig([rule]))
+        return bucket
+
+    with S3Server(tmp_path) as server:
+        bucket = await asyncio.to_thread(begin, server)
+        await expire(server.settings)
+        assert await asyncio.to_thread(bucket.get, "old/a") is None
+        assert await asyncio.to_thread(bucket.get, "young/a") == b"x"
 
 
 def test_the_bucket_keeps_its_operators_rules_beside_ours(services: Settings, bucket: Bucket) -> None:
