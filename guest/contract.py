@@ -27,6 +27,9 @@ GUEST_ENVIRONMENT = "/etc/environment"
 #: NUL-separated NAME=value pairs: a run's secrets, which its agent gets.
 ENVIRONMENT = f"{VOLATILE_DIR}/environment"
 MCP_CONFIG = f"{VOLATILE_DIR}/mcp.json"
+#: Where Claude Code keeps its conversations, each in the directory of its project: on the workspace disk, which the
+#: host reads also when the guest is dead, and in the git directory, where neither git nor the agent's work meets them.
+CONVERSATIONS = f"{WORKSPACE}/.git/taskyard/projects"
 
 # --- Processes --------------------------------------------------------------------------------------------------------
 # A process has a directory on the root disk, of which a follower reads on after any crash but the machine's, one in

@@ -28,6 +28,12 @@ def workspace_program(name: str) -> bytes:
 
 
 @cache
+def agent_program(name: str) -> str:
+    """A program of ``agent/``, which perl runs in the agent's place until it becomes the agent, without comments."""
+    return _without_comments(_HERE / "agent" / f"{name}.pl")
+
+
+@cache
 def shell_command(name: str) -> str:
     """A program of ``commands/`` for root's shell in the guest, without comments and as few lines as it has."""
     return _CONTINUED.sub("", _text(f"{name}.sh"))
@@ -41,7 +47,11 @@ def perl_command(*names: str) -> str:
 
 
 def _text(name: str) -> str:
-    lines = _content(_HERE / "commands" / name).decode().splitlines()
+    return _without_comments(_HERE / "commands" / name)
+
+
+def _without_comments(path: Path) -> str:
+    lines = _content(path).decode().splitlines()
     return "\n".join(line for line in lines if not line.startswith("#"))
 
 

@@ -36,7 +36,8 @@ class StoredArtifact(BaseModel):
     """One artifact as the index has it.
 
     ``name`` is unique in the run, ``path`` relative to the workspace, as the file is called there; ``size_bytes`` and
-    ``sha256`` (hex) are those of the stored content, which is not the file's own when ``redacted``.
+    ``sha256`` (hex) are those of the stored content, which is not the file's own when ``redacted``. A ``hidden`` one is
+    kept for a run that continues this one.
     """
 
     name: str
@@ -46,6 +47,7 @@ class StoredArtifact(BaseModel):
     sha256: str
     created_at: datetime
     redacted: bool = False
+    hidden: bool = False
 
 
 _INDEX = TypeAdapter(list[StoredArtifact])
@@ -60,6 +62,7 @@ def store(
     path: str | None = None,
     redactor: Redactor | None = None,
     content_type: str | None = None,
+    hidden: bool = False,
 ) -> StoredArtifact:
     """Store one artifact under ``name``; once more under the same name replaces it. It is listed by ``write_index``.
 
@@ -79,6 +82,7 @@ def store(
         sha256=stored.sha256,
         created_at=datetime.now(UTC),
         redacted=source.redacted,
+        hidden=hidden,
     )
 
 

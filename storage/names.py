@@ -17,7 +17,7 @@ from storage.redaction import Redactor
 
 METADATA = "metadata.json"
 
-_OWN_ENDINGS = (".patch", ".bundle", "-untracked.txt")
+_OWN_ENDINGS = (".patch", ".bundle", "-untracked.txt", "-conversation.jsonl")
 _UPLOADED = re.compile("uploaded-[0-9a-f]{12}")
 _PLACEHOLDER = "[redacted:"
 # Listed here and not asked of unicodedata: names must not change with the interpreter's tables.
@@ -51,6 +51,11 @@ def bundle_name(task_id: str) -> str:
 def untracked_name(task_id: str) -> str:
     """Name of the run's list of untracked files."""
     return f"{task_id}-untracked.txt"
+
+
+def conversation_name(task_id: str) -> str:
+    """Name of the conversation of the run's agent, as Claude Code keeps it."""
+    return f"{task_id}-conversation.jsonl"
 
 
 def uploaded_name(artifact_id: str, name: str) -> str:

@@ -13,6 +13,7 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 
+from activities.agent.conversation import keeping
 from activities.agent.follower import Follower
 from activities.agent.guest_figures import GuestFigures
 from activities.agent.output import AgentOutput
@@ -335,7 +336,7 @@ def _launch(request: AgentRequest, token: str, *, emulated: bool) -> Launch:
             ("MCP_TIMEOUT", "MCP_CONNECT_TIMEOUT_MS"), str(round(seconds * 1000))
         )
     return Launch(
-        command=command,
+        command=keeping(command, request.machine_id, request.conversation),
         workdir=f"{WORKSPACE}/{request.subpath}" if request.subpath else WORKSPACE,
         prompt=claude.prompt,
         environment={

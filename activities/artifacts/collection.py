@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from activities.agent.conversation import CONVERSATION_BYTES, conversation_id, project_at
 from activities.artifacts.bundle import FETCH, write_bundle
 from activities.artifacts.changes import Changes
 from activities.artifacts.confined_git import ConfinedGit
@@ -25,12 +27,13 @@ from activities.artifacts.tree import is_directory, open_regular, regular_files,
 from activities.repository.mirror import reading
 from foundation.errors import ArtifactNotFound, MachineNotFound, TaskyardError
 from foundation.settings import Settings
+from foundation.units import format_size
 from machines.disks.workspace import NO_FILE, DiskUnreadable, Extraction, WorkspaceDisk, opened
 from machines.host import MachineHost
 from storage import artifacts as stored
 from storage.bucket import Bucket
 from storage.layout import TASKS, Place
-from storage.names import METADATA, bundle_name, names_of, patch_name, redacted_text, untracked_name
+from storage.names import METADATA, bundle_name, conversation_name, names_of, patch_name, redacted_text, untracked_name
 from storage.redaction import Redactor
 from workflows import steps
 from workflows.runs.messages import NetworkUse
@@ -40,6 +43,7 @@ _LEFT_OUT_MOST = 500
 _NAMES_MOST = 3
 _REFS_TOLD = 12
 _NAME_CHARS = 100
+_CONVERSATION = "conversation"
 # Reading the disk and comparing it; the rest of the step's time limit is for the bucket.
 _WORK_SECONDS = 0.8 * steps.COLLECT.limit.total_seconds()
 
@@ -72,6 +76,8 @@ class Collection:
     selection: Selection = field(default_factory=Selection)
     bundled: dict[str, str] = field(default_factory=dict)
     head: str | None = None
+    checked_out: dict[str, str] | None = None
+    conversation: dict[str, str] | None = None
     failure: TaskyardError | None = None
 
     def run(self) -> list[stored.StoredArtifact]:
@@ -87,6 +93,7 @@ class Collection:
                 return earlier  # of an attempt that still had the disk
             if self._work(image, tree, directory):
                 self._pattern_files(tree)
+                self._store_conversation(directory / _CONVERSATION)
             self.notes = [self.redactor.redact_text(note) for note in self.notes]
             self._store(METADATA, json.dumps(self._metadata(), indent=2, ensure_ascii=False).encode())
             stored.write_index(self.bucket, self._place, self.artifacts)
@@ -114,6 +121,7 @@ class Collection:
                 ):
                     found = read_tree(disk, tree, known, git)
                     guest = self._guest_repository(disk, git, found)
+                    self._copy_conversation(disk, directory / _CONVERSATION)
             except TaskyardError as error:
                 self._failed(f"The workspace disk could not be read: {error.message}", error)
                 return False
@@ -162,7 +170,29 @@ class Collection:
             return GuestRepository()
         guest = read_repository(disk, self.request.base_commit, found.worktrees)
         guest.notes += copy_objects(disk, git.mirror, git.scratch / "guest")
+        if (commit := guest.head) is not None:
+            self.checked_out = {"ref": self._text(guest.checked_out), "commit": commit}
         return guest
+
+    def _copy_conversation(self, disk: WorkspaceDisk, target: Path) -> None:
+        """Copy the agent's conversation from the disk, if Claude Code has left one there."""
+        machine_id = self.request.machine_id
+        for entry in disk.entries:
+            if (project := project_at(entry.path, machine_id)) is None or not stat.S_ISREG(entry.mode):
+                continue
+            if entry.size > CONVERSATION_BYTES:
+                self.notes.append(
+                    f"The agent's conversation has {format_size(entry.size)}, more than "
+                    f"{format_size(CONVERSATION_BYTES)}, and is not kept: a run can continue the files alone."
+                )
+            elif disk.copy(entry, target):
+                self.conversation = {"id": conversation_id(machine_id), "project": project}
+            return
+
+    def _store_conversation(self, copy: Path) -> None:
+        if self.conversation is not None:
+            with copy.open("rb") as content:
+                self._store(conversation_name(self.request.task_id), content, hidden=True)
 
     def _bundle(self, git: ConfinedGit, guest: GuestRepository, found: Reading, trees: dict[str, Path]) -> None:
         """Store the agent's work that is not in its work tree."""
@@ -277,8 +307,11 @@ class Collection:
             with open_regular(tree, path) as content:
                 self._store(name, content, path)
 
-    def _store(self, name: str, content: Any, path: str | None = None) -> None:
-        self.artifacts.append(stored.store(self.bucket, self._place, name, content, path=path, redactor=self.redactor))
+    def _store(self, name: str, content: Any, path: str | None = None, *, hidden: bool = False) -> None:
+        artifact = stored.store(
+            self.bucket, self._place, name, content, path=path, redactor=self.redactor, hidden=hidden
+        )
+        self.artifacts.append(artifact)
 
     def _failed(self, note: str, error: TaskyardError) -> None:
         self.notes.append(note)
@@ -297,6 +330,8 @@ class Collection:
             **run_facts(self.request, self.use),
             "changes": change_facts(self.changes) if self.changes else None,
             "bundle": self.bundled,
+            "checked_out": self.checked_out,
+            "conversation": self.conversation,
             "workspace": {"files": self.extraction.files, "bytes": self.extraction.total_bytes},
             "artifacts": [
                 {"name": each.name, "path": each.path, "size_bytes": each.size_bytes, "sha256": each.sha256}

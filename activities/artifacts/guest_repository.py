@@ -59,6 +59,12 @@ class GuestRepository:
     checked_out: str = ""
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def head(self) -> str | None:
+        """The commit that the workspace has checked out, as far as the repository says so."""
+        ref = self.checked_out if self.checked_out.startswith("refs/") else "refs/detached/HEAD"
+        return next((tip.object_id for tip in self.tips if tip.ref == ref), None)
+
 
 def worktree_paths(disk: WorkspaceDisk) -> dict[str, str]:
     """Directories of the listed disk that are further work trees of its repository, with the names git has for them."""

@@ -64,8 +64,8 @@ class Artifacts:
             self._outputs.settle(request.machine_id, TASKS.place(request.task_id), redactor)
             collection = Collection(self._settings, self._host, self._bucket, request, redactor, network.use())
             artifacts = collection.run()
-            size = format_size(sum(each.size_bytes for each in artifacts))
-            sentence = f"Collected {len(artifacts)} artifacts, {size}."
+            sizes = [each.size_bytes for each in artifacts if not each.hidden]
+            sentence = f"Collected {len(sizes)} artifacts, {format_size(sum(sizes))}."
             announce(self._bucket, request.task_id, "artifacts", sentence, redactor=redactor)
             for note in collection.notes[:_NOTES_ANNOUNCED]:
                 announce(self._bucket, request.task_id, "note", note, redactor=redactor)

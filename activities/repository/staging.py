@@ -6,11 +6,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from temporalio import activity
 
+from activities.agent.conversation import place_in
 from activities.repository.access import opened
+from activities.repository.continuation import EarlierRun
 from activities.repository.git import GitFailed, Report, local_environment, run_git
 from activities.repository.lfs import fill
 from activities.repository.mirror import STAGED, Mirror, needed
@@ -52,7 +55,7 @@ class Repositories:
         progress = _Progress(self._bucket, request.task_id)
         self._meanwhile(request)
         with beating():
-            staged = stage(self._settings, request, progress)
+            staged = stage(self._settings, request, progress, self._bucket)
         announce(
             self._bucket,
             request.task_id,
@@ -60,28 +63,31 @@ class Repositories:
             f"Repository {without_credentials(request.repository.url)} at {staged.base_commit[:12]}: "
             f"{staged.files} files, disk image of {format_size(staged.size_bytes)}.",
         )
+        for note in staged.notes:
+            announce(self._bucket, request.task_id, "note", note)
         return staged
 
 
-def stage(settings: Settings, request: StageRequest, report: Report) -> StageResult:
+def stage(settings: Settings, request: StageRequest, report: Report, bucket: Bucket | None = None) -> StageResult:
     """Stage a repository. The image is ``Settings.staging/<machine id>/workspace.raw``; nothing else stays.
 
     Unless the repository asks for them, submodules are left as they are in the commit (empty directories), and files of
-    git LFS as their pointers. Raises the errors of ``activities.repository.remote``, and RefNotFound for a commit or
-    subpath.
+    git LFS as their pointers. What an earlier run has left, which this one continues, comes from the ``bucket``. Raises
+    the errors of ``activities.repository.remote``, and RefNotFound for a commit or subpath.
     """
     check_allowed(settings, request.repository.url)
     directory = settings.staging / request.machine_id
-    if earlier := _earlier(directory, request):
-        return earlier
+    if staged := _earlier(directory, request):
+        return staged
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     with opened(settings, request.repository, request.credentials) as access:
         mirror = Mirror(settings, request.repository, access, lambda line: report(access.redactor.redact_text(line)))
-        return _stage(mirror, request, directory)
+        earlier = EarlierRun(bucket, request.resume) if bucket is not None and request.resume else None
+        return _stage(mirror, request, directory, earlier)
 
 
-def _stage(mirror: Mirror, request: StageRequest, directory: Path) -> StageResult:
+def _stage(mirror: Mirror, request: StageRequest, directory: Path, earlier: EarlierRun | None) -> StageResult:
     tree, image = directory / "tree", directory / "workspace.raw"
     size = parse_size(request.disk)
     submodules: list[StagedSubmodule] = []
@@ -92,9 +98,16 @@ def _stage(mirror: Mirror, request: StageRequest, directory: Path) -> StageResul
 
     with needed(mirror.path, directory):
         try:
-            base, files = _check_out(mirror, tree, check_lfs)
+            pinned = earlier.base_commit(mirror.repository.url) if earlier else None
+            base, files = _check_out(mirror, tree, check_lfs, pinned)
             if request.repository.submodules:
                 submodules = Submodules(mirror, tree, directory, size, check_lfs).clone()
+            place_in(tree).mkdir(parents=True)
+            conversation = None
+            if earlier and pinned:
+                mirror.report(f"Continuing run {earlier.resume.run}")
+                earlier.lay_files(tree, mirror.path, directory)
+                conversation = earlier.lay_conversation(tree, mirror.repository.subpath)
             mirror.report("Making the workspace disk")
             build_workspace(tree, image, size)
         finally:
@@ -106,6 +119,8 @@ def _stage(mirror: Mirror, request: StageRequest, directory: Path) -> StageResul
             size_bytes=image.stat().st_blocks * 512,
             mirror=mirror.path.name,
             submodules=submodules,
+            conversation=conversation,
+            notes=earlier.notes if earlier else [],
         )
         # Written last: an image without it is not taken for finished.
         write_whole(directory / STAGED, _key(request) + "\n" + staged.model_dump_json(), ORDINARY)
@@ -123,18 +138,24 @@ def _earlier(directory: Path, request: StageRequest) -> StageResult | None:
 
 
 def _key(request: StageRequest) -> str:
-    return request.model_dump_json(include={"repository", "disk", "credentials"})
+    return request.model_dump_json(include={"repository", "disk", "credentials", "resume"})
 
 
-def _check_out(mirror: Mirror, tree: Path, checked_out: Callable[[Mirror, Path, Path], None]) -> tuple[str, int]:
-    """A clone of its own with the work tree checked out; the base commit and the count of files."""
+def _check_out(
+    mirror: Mirror, tree: Path, checked_out: Callable[[Mirror, Path, Path], None], pinned: str | None
+) -> tuple[str, int]:
+    """A clone of its own with the work tree checked out; the base commit and the count of files.
+
+    The base commit is the one that is ``pinned``, in place of the branch's tip.
+    """
     repository, report = mirror.repository, mirror.report
     report(f"Looking for branch {repository.branch} of {without_credentials(repository.url)}")
     branch = look_up(mirror.access, repository)
 
     def clone(*, anew: bool) -> tuple[str, int]:
         with mirror.refreshed(branch, anew=anew) as path:
-            base = mirror.commit(path, branch)
+            at = replace(mirror, repository=repository.model_copy(update={"commit": pinned})) if pinned else mirror
+            base = at.commit(path, branch)
             files = _clone(path, repository, base, tree, report)
             checked_out(mirror, path, tree)
             return base, files

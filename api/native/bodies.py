@@ -41,6 +41,16 @@ class SentMessage(BaseModel):
     id: str | None = Field(None, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*\z")
 
 
+class Continuation(BaseModel):
+    """What a run that goes on from an ended one is to do."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field(min_length=1, examples=["Now update the changelog too."])
+    id: str | None = Field(None, description="Id of the new run; made by the server when absent")
+    conversation: bool = Field(True, description="Continue the agent's conversation too; false: its files alone")
+
+
 class SentNetwork(BaseModel):
     """Another mode of a run's network, and host rules to be added and removed; what is left out stays as it is."""
 

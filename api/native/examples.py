@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.native.bodies import Addition, Cancellation, Execution, SentMessage, SentNetwork
+from api.native.bodies import Addition, Cancellation, Continuation, Execution, SentMessage, SentNetwork
 from foundation.service.files import Changes
 from foundation.service.processes import ProcessSpec, SentSignal
 
@@ -66,6 +66,12 @@ CANCEL_BODY = {
                 "example": {"reason": "No longer needed", "force": False},
             }
         },
+    }
+}
+RESUME_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": Continuation.model_json_schema()}},
     }
 }
 CONTINUE_BODY = {
@@ -212,6 +218,7 @@ DETAIL: dict[str, Any] = SUMMARY | {
     "live": True,
     "host": "vmhost-1",
     "base_commit": "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00",
+    "continues": [],
     "result": None,
     "output": None,
     "ssh_command": None,
@@ -292,6 +299,7 @@ ARTIFACTS = {
             "created_at": "2026-01-29T10:30:00Z",
             "download_url": f"{_BASE}/task-001/artifacts/report.md",
             "redacted": False,
+            "hidden": False,
         }
     ],
     "total_count": 1,

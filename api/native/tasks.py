@@ -19,7 +19,6 @@ from api.native.parameters import known_parameters, labels_of, parse_entry_id, p
 from api.runs import listing, log
 from api.runs.network import change_network, network
 from api.runs.preservation import as_kept_now
-from api.runs.retrying import retry
 from foundation.errors import (
     ArtifactNotFound,
     Conflict,
@@ -147,23 +146,6 @@ async def cancel_task(
         message="Cancellation requested; the task is cancelled once its agent has stopped and its artifacts are stored",
         cancelled_at=datetime.now(UTC),
     )
-
-
-@router.post(
-    "/{task_id}/retry",
-    status_code=202,
-    summary="Submit a task's manifest again",
-    responses=errors.responses(
-        TaskNotFound, Conflict, InvalidManifest, PayloadTooLarge, RateLimitExceeded, InsufficientResources
-    )
-    | examples.answer(examples.SUBMITTED, 202, "The new run was accepted"),
-    dependencies=[Depends(errors.refuse_with(accepted=False, task_id="")), limited("submit")],
-)
-async def retry_task(task_id: str, services: ServicesOf) -> views.SubmitReply:
-    """Start a run of the same manifest under an id of its own; its label ``retry-of`` names the run it repeats."""
-    status, warnings = await retry(services.core, task_id)
-    services.metrics.submitted.inc()
-    return views.submitted(status, warnings)
 
 
 @router.post(
@@ -319,9 +301,13 @@ async def read_logs(
     responses=errors.responses(TaskNotFound)
     | examples.answer(examples.ARTIFACTS, description="What the run has left so far"),
 )
-async def list_artifacts(task_id: str, core: CoreOf) -> views.ArtifactList:
+async def list_artifacts(
+    task_id: str,
+    core: CoreOf,
+    hidden: Annotated[bool, Query(description="Also what is kept for runs that continue this one")] = False,
+) -> views.ArtifactList:
     """What the run has left so far; the patch, the list of untracked files and metadata.json are always among it."""
-    return views.artifact_list(task_id, await core.artifacts(task_id))
+    return views.artifact_list(task_id, await core.artifacts(task_id, hidden=hidden))
 
 
 @router.get(

@@ -85,6 +85,7 @@ class TaskDetail(TaskSummary):
     live: bool = Field(description="False when no worker answered and the last recorded status is shown")
     host: str | None
     base_commit: str | None
+    continues: list[str] = Field(description="The runs that it goes on from, each from the one before it, at most 10")
     result: str | None = Field(description="The agent's closing words")
     output: Any = Field(description="What fits the manifest's claude.output_schema; null without one")
     ssh_command: str | None = Field(description="How to enter a preserved machine, on its host; null once it is gone")
@@ -164,6 +165,7 @@ class ArtifactView(BaseModel):
     created_at: datetime
     download_url: str = Field(examples=["/api/v1/tasks/task-001/artifacts/report.md"])
     redacted: bool = Field(description="Whether secret values were taken out of it")
+    hidden: bool = Field(description="Whether it is kept for runs that continue this one, and listed only when asked")
 
 
 class ArtifactList(BaseModel):

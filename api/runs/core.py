@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -16,6 +17,7 @@ from temporalio.service import RPCError
 
 from api.runs import listing, recorded
 from api.runs.admission import Admission
+from api.runs.continuation.rules import chain_of
 from api.runs.uploads import all_artifacts, open_artifact
 from api.temporal.client import Engine, is_unknown
 from api.temporal.executions import Executions
@@ -85,23 +87,23 @@ class Core:
     async def submit(self, manifest: Manifest, *, parent: str | None = None, told: Told | None = None) -> TaskStatus:
         """Start a run of a manifest that was accepted, as one of its ``parent``, and give its first status.
 
-        ``told`` is told of it from the beginning.
-
-        Raises InsufficientResources before anything starts, DuplicateTaskId when Temporal says that the id is taken.
+        ``told`` is told of it from the beginning. Raises InsufficientResources before anything starts, DuplicateTaskId
+        when the id is taken, InvalidManifest or Conflict when it cannot continue the run that it names.
         """
         await self._admission.check(manifest)
+        continues = await chain_of(manifest, self._with_manifest)
+        submission = TaskSubmission(task_id="", manifest=manifest, parent=parent, told=told, continues=continues)
         if manifest.metadata.id is not None:
-            return await self._start(manifest.metadata.id, manifest, parent, told)
+            return await self._start(manifest.metadata.id, submission)
         for _ in range(_OWN_ID_ATTEMPTS - 1):
-            try:
-                return await self._start(new_task_id(), manifest, parent, told)
-            except DuplicateTaskId:
-                continue
-        return await self._start(new_task_id(), manifest, parent, told)
+            with suppress(DuplicateTaskId):
+                return await self._start(new_task_id(), submission)
+        return await self._start(new_task_id(), submission)
 
     async def check(self, manifest: Manifest) -> None:
         """Raise what ``submit`` would raise for the manifest, and start nothing."""
         await self._admission.check(manifest)
+        await chain_of(manifest, self._with_manifest)
         if manifest.metadata.id is not None and await self._executions.describe(manifest.metadata.id) is not None:
             raise await self._duplicate(manifest.metadata.id)
 
@@ -263,17 +265,17 @@ class Core:
             raise ServiceUnavailable("No worker answers for the run; try again once one is there.")
         return answer
 
-    async def artifacts(self, task_id: str) -> list[Artifact]:
-        """What the run has left so far. Raises TaskNotFound."""
+    async def artifacts(self, task_id: str, *, hidden: bool = False) -> list[Artifact]:
+        """What the run has left so far; also what is ``hidden`` if that is asked for. Raises TaskNotFound."""
         _check_form(task_id)
         found = await asyncio.to_thread(all_artifacts, self._bucket, TASKS.place(task_id))
         if not found:
             await self.status(task_id)
-        return found
+        return [each for each in found if hidden or not each.hidden]
 
     async def artifact(self, task_id: str, name: str) -> Artifact:
         """One artifact, by its name or its path in the workspace. Raises TaskNotFound, ArtifactNotFound."""
-        found = await self.artifacts(task_id)
+        found = await self.artifacts(task_id, hidden=True)
         for candidate in found:
             if candidate.name == name:
                 return candidate
@@ -299,13 +301,17 @@ class Core:
 
     # --- how
 
-    async def _start(self, task_id: str, manifest: Manifest, parent: str | None, told: Told | None) -> TaskStatus:
+    async def _with_manifest(self, task_id: str) -> TaskStatus:
+        return (await self.status(task_id, definition=True)).status
+
+    async def _start(self, task_id: str, submission: TaskSubmission) -> TaskStatus:
+        manifest = submission.manifest
         manifest = manifest.model_copy(update={"metadata": manifest.metadata.model_copy(update={"id": task_id})})
-        status = recorded.initial_status(task_id, manifest, datetime.now(UTC), parent)
-        status = status.model_copy(update={"told": told})
+        submission = submission.model_copy(update={"task_id": task_id, "manifest": manifest})
+        status = recorded.initial_status(submission, datetime.now(UTC))
         run_id = await self._executions.start(
             task_id,
-            TaskSubmission(task_id=task_id, manifest=manifest, parent=parent, told=told),
+            submission,
             status,
             recorded.search_attributes(status),
             summary=_one_line(f"{status.name}: {without_credentials(manifest.repository.url)}", _SUMMARY_BYTES),

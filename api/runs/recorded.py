@@ -25,9 +25,8 @@ from workflows.names import (
     STATE_KEY,
     STATUS_MEMO,
 )
-from workflows.runs.messages import LiveProgress, TaskStatus, Transition
+from workflows.runs.messages import LiveProgress, TaskStatus, TaskSubmission, Transition
 from workflows.runs.states import STATE_MESSAGES, Cause, TaskState
-from workflows.specs.wire import Manifest
 
 _log = structlog.get_logger()
 
@@ -50,13 +49,16 @@ _ENDED_OUTSIDE = {
 }
 
 
-def initial_status(task_id: str, manifest: Manifest, at: datetime, parent: str | None = None) -> TaskStatus:
+def initial_status(submission: TaskSubmission, at: datetime) -> TaskStatus:
     """The status of a run that was just accepted."""
+    metadata = submission.manifest.metadata
     return TaskStatus(
-        id=task_id,
-        name=manifest.metadata.name,
-        labels=manifest.metadata.labels,
-        parent=parent,
+        id=submission.task_id,
+        name=metadata.name,
+        labels=metadata.labels,
+        parent=submission.parent,
+        continues=submission.continues,
+        told=submission.told,
         state_message=STATE_MESSAGES[TaskState.PENDING],
         created_at=at,
         state_changed_at=at,

@@ -47,6 +47,7 @@ def task(ctx: typer.Context) -> None:
 app.command()(submission.submit)
 app.command()(submission.validate)
 app.command()(submission.retry)
+app.command()(submission.resume)
 app.command("cp")(copying.copy)
 
 

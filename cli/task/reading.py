@@ -91,6 +91,9 @@ def artifacts(
             autocompletion=completion.task_ids,
         ),
     ],
+    hidden: Annotated[
+        bool, typer.Option("--hidden", help="Also what is kept for runs that continue it: the agent's conversation.")
+    ] = False,
 ) -> None:
     """List what a run has left.
 
@@ -109,7 +112,7 @@ def artifacts(
             raise UsageError("Name one run: sandbox task artifacts ID.")
     written = format_of(ctx, OutputFormat.TABLE)
     with open_client(ctx) as client:
-        reply = client.artifacts_raw(task_id)
+        reply = client.artifacts_raw(task_id, hidden=hidden)
     if print_data(reply, written):
         return
     found = ArtifactPage.model_validate(reply).artifacts
@@ -162,7 +165,7 @@ def download(
             if failed:
                 _exit_after(failed)
             return
-        artifact = _named(client, task_id, client.artifacts(task_id), str(name))
+        artifact = _named(client, task_id, client.artifacts(task_id, hidden=True), str(name))
         if str(target) == "-":
             _write_out(client, task_id, artifact, verify=verify)
             return

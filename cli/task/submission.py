@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import OutputFormat, TaskIds, asks_server, format_of, open_client, print_data, writes_data
+from cli.options import OutputFormat, TaskId, TaskIds, asks_server, format_of, open_client, print_data, writes_data
 from cli.task import reading
 from cli.task.batch import each_run
 from cli.task.reading import Timeout, detachable, exit_by_outcome
@@ -111,6 +111,38 @@ def retry(ctx: typer.Context, task_ids: TaskIds) -> None:
         return reply
 
     each_run(ctx, task_ids, again, lambda reply: str(reply["task_id"]))
+
+
+@asks_server
+@writes_data
+def resume(
+    ctx: typer.Context,
+    task_id: TaskId,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the agent is to do now.", show_default=False)],
+    new_id: Annotated[str | None, typer.Option("--id", metavar="ID", help="Id of the new run.")] = None,
+    files_only: Annotated[
+        bool, typer.Option("--files-only", help="Begin a new conversation on the files of the run.")
+    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Show the new run's log until it ends.")] = False,
+) -> None:
+    """Go on from where a run has ended: a new run on its files, in its agent's conversation.
+
+    Its manifest is that of the ended run, with another prompt; 'resume' in a manifest of your own may change more. The
+    run may have failed or been cancelled.
+
+    Example: sandbox task resume 1ssrg4b-k3f9q "Now update the changelog too."
+    """
+    from cli.terminal import talk
+
+    with open_client(ctx) as client:
+        reply = _accepted(lambda text: client.resume(task_id, text, new_id=new_id, conversation=not files_only), prompt)
+        _warn(reply)
+        new = str(reply["task_id"])
+        if follow:
+            talk().print(f"Submitted {new}")
+            exit_by_outcome(reading.follow_log(client, new, None, written=format_of(ctx, OutputFormat.TEXT), raw=False))
+        _print_reply(ctx, reply, new)
+        talk().print(f"Follow it with: sandbox task logs {new} --follow")
 
 
 def _print_reply(ctx: typer.Context, reply: Any, text: str) -> None:

@@ -67,6 +67,10 @@ class AsyncTaskClient(AsyncMachineFiles):
         """The same with the server's own reply."""
         return await self._send(calls.submit(manifest))
 
+    async def resume(self, task_id: str, prompt: str, *, new_id: str | None = None, conversation: bool = True) -> Any:
+        """Start a run on the files that an ended one has left, in its agent's conversation; the server's reply."""
+        return await self._send(calls.resume(task_id, prompt, new_id, conversation=conversation))
+
     async def find(
         self,
         *,
@@ -159,13 +163,13 @@ class AsyncTaskClient(AsyncMachineFiles):
         """The same as the server's own JSON."""
         return await self._send(calls.change_network(task_id, allow, remove, mode))
 
-    async def artifacts(self, task_id: str) -> list[Artifact]:
+    async def artifacts(self, task_id: str, *, hidden: bool = False) -> list[Artifact]:
         """What a run has left so far."""
-        return ArtifactPage.model_validate(await self.artifacts_raw(task_id)).artifacts
+        return ArtifactPage.model_validate(await self.artifacts_raw(task_id, hidden=hidden)).artifacts
 
-    async def artifacts_raw(self, task_id: str) -> Any:
+    async def artifacts_raw(self, task_id: str, *, hidden: bool = False) -> Any:
         """The same as the server's own JSON."""
-        return await self._send(calls.artifacts(task_id))
+        return await self._send(calls.artifacts(task_id, hidden=hidden))
 
     async def download(
         self,

@@ -66,15 +66,16 @@ class TaskClient(MachineFiles):
         return self._send(calls.submit(manifest))
 
     def validate(self, manifest: str | Mapping[str, Any]) -> Any:
-        """Have a manifest looked at as if it were submitted, and start nothing; the server's reply.
-
-        Raises what ``submit`` raises.
-        """
+        """Have a manifest looked at as if it were submitted, and start nothing; raises what ``submit`` raises."""
         return self._send(calls.submit(manifest, dry_run=True))
 
     def retry(self, task_id: str) -> Any:
         """Submit the manifest of a run again, under an id of its own; the server's reply."""
         return self._send(calls.retry(task_id))
+
+    def resume(self, task_id: str, prompt: str, *, new_id: str | None = None, conversation: bool = True) -> Any:
+        """Start a run on the files that an ended one has left, in its agent's conversation; the server's reply."""
+        return self._send(calls.resume(task_id, prompt, new_id, conversation=conversation))
 
     def find(
         self,
@@ -164,13 +165,13 @@ class TaskClient(MachineFiles):
         """The same as the server's own JSON."""
         return self._send(calls.change_network(task_id, allow, remove, mode))
 
-    def artifacts(self, task_id: str) -> list[Artifact]:
+    def artifacts(self, task_id: str, *, hidden: bool = False) -> list[Artifact]:
         """What a run has left so far."""
-        return ArtifactPage.model_validate(self.artifacts_raw(task_id)).artifacts
+        return ArtifactPage.model_validate(self.artifacts_raw(task_id, hidden=hidden)).artifacts
 
-    def artifacts_raw(self, task_id: str) -> Any:
+    def artifacts_raw(self, task_id: str, *, hidden: bool = False) -> Any:
         """The same as the server's own JSON."""
-        return self._send(calls.artifacts(task_id))
+        return self._send(calls.artifacts(task_id, hidden=hidden))
 
     def download(
         self,

@@ -95,6 +95,12 @@ def retry(task_id: str) -> Call:
     return Call("POST", f"{task_url(task_id)}/retry", reply=Submitted)
 
 
+def resume(task_id: str, prompt: str, new_id: str | None, *, conversation: bool) -> Call:
+    """Go on from where a run has ended."""
+    body = {"prompt": prompt, "conversation": conversation} | ({"id": new_id} if new_id else {})
+    return Call("POST", f"{task_url(task_id)}/resume", {"json": body}, Submitted)
+
+
 def find(parameters: Mapping[str, str | int | None], labels: Mapping[str, str]) -> Call:
     """List runs; parameters that are None are left out."""
     params = {key: value for key, value in parameters.items() if value is not None}
@@ -106,9 +112,10 @@ def get(task_id: str) -> Call:
     return Call("GET", task_url(task_id), reply=Task)
 
 
-def artifacts(task_id: str) -> Call:
+def artifacts(task_id: str, *, hidden: bool = False) -> Call:
     """What a run has left so far."""
-    return Call("GET", f"{task_url(task_id)}/artifacts", reply=ArtifactPage)
+    options: dict[str, Any] = {"params": {"hidden": "true"}} if hidden else {}
+    return Call("GET", f"{task_url(task_id)}/artifacts", options, ArtifactPage)
 
 
 def cancel(task_id: str, reason: str | None, *, force: bool) -> Call:

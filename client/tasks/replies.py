@@ -119,6 +119,7 @@ class Task(_Reply):
     live: bool = True
     host: str | None = None
     base_commit: str | None = None
+    continues: list[str] = []
     result: str | None = None
     output: Any = None
     ssh_command: str | None = None
@@ -168,7 +169,10 @@ class Checked(_Reply):
 
 
 class Artifact(_Reply):
-    """One stored artifact; ``checksum`` is ``sha256:`` and hex digits."""
+    """One stored artifact; ``checksum`` is ``sha256:`` and hex digits.
+
+    A ``hidden`` one is kept for runs that continue this one, and is listed only when asked for.
+    """
 
     name: str
     path: str
@@ -176,6 +180,7 @@ class Artifact(_Reply):
     content_type: str
     checksum: str
     created_at: datetime
+    hidden: bool = False
 
 
 class ArtifactPage(_Reply):

@@ -40,10 +40,11 @@ class Agent:
         self._decision = decision
         self._machine_id = machine_id
 
-    async def run(self, task_id: str, manifest: Manifest) -> AgentResult:
+    async def run(self, task_id: str, manifest: Manifest, continued: str | None = None) -> AgentResult:
         """Start the agent and follow it to its end, whoever brings that about. Raises RunEnded without a result.
 
-        An agent that has used up its budget may be continued: its own time stands still until it goes on.
+        ``continued`` is the id of the conversation that it goes on with. An agent that has used up its budget may be
+        continued: its own time stands still until it goes on.
         """
         lifecycle = manifest.lifecycle
         left = lifecycle.seconds("timeout")
@@ -51,9 +52,8 @@ class Agent:
         try:
             while True:
                 began = workflow.now()
-                handle = self._calls.start(
-                    steps.RUN_AGENT, self._request(task_id, manifest), f"Claude Code, {manifest.claude.model}"
-                )
+                request = self._request(task_id, manifest, continued)
+                handle = self._calls.start(steps.RUN_AGENT, request, f"Claude Code, {manifest.claude.model}")
                 conversation = conversation or asyncio.create_task(self._conversation.run())
                 result, stopped = await self._follow(handle, left, lifecycle.timeout)
                 if stopped is not None or not self._decision.is_due(result):
@@ -75,7 +75,7 @@ class Agent:
             await self._end_machine()
         return result
 
-    def _request(self, task_id: str, manifest: Manifest) -> AgentRequest:
+    def _request(self, task_id: str, manifest: Manifest, continued: str | None) -> AgentRequest:
         return AgentRequest(
             task_id=task_id,
             machine_id=self._machine_id,
@@ -84,6 +84,7 @@ class Agent:
             secrets=manifest.guest_secrets(),
             hang_timeout=manifest.lifecycle.seconds("hang_timeout"),
             budget=self._decision.budget,
+            conversation=continued,
         )
 
     async def _follow(

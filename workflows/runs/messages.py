@@ -20,6 +20,8 @@ from workflows.told.record import Told
 # A longer text is not delivered; a longer id is cut.
 MESSAGE_ID_CHARS = 200
 MESSAGE_BYTES = 256 * 1024
+# Earlier runs that a run names as those that it goes on from.
+CHAIN_MOST = 10
 # The output of a run, as JSON.
 OUTPUT_BYTES = 64 * 1024
 
@@ -35,13 +37,14 @@ class TaskSubmission(Message):
     """Argument of ``TaskWorkflow``; its task id is the workflow id without the prefix ``task-``.
 
     ``parent`` is the id of the parent task that the run belongs to, if to one. ``told`` is what its client says of it
-    from the beginning.
+    from the beginning. ``continues`` are the runs that it goes on from, as in its status.
     """
 
     task_id: str
     manifest: Manifest
     parent: str | None = None
     told: Told | None = None
+    continues: list[Name] = []
 
 
 class CancelRequest(Message):
@@ -222,7 +225,8 @@ class TaskStatus(Message):
     messages while ``takes_messages``; ``waiting_messages`` of them are still to be delivered. The machine may reach
     what ``network_policy`` says once that is ``network_in_force``; ``network`` is what it asked for. A run that has
     used up its budget and may be continued waits for that until ``decision_until``. ``output`` is any JSON of at most
-    OUTPUT_BYTES that fits the manifest's schema. Texts are cut to the limits of
+    OUTPUT_BYTES that fits the manifest's schema. ``continues`` are the runs that it goes on from, each from the one
+    before it, the last of them at most CHAIN_MOST. Texts are cut to the limits of
     workflows/messages.py, also when they are assigned. ``machine_epoch`` says which start of the machine is meant; null
     when its host did not say. ``permission_requests`` are what the agent asks and waits for. ``told`` is what clients
     tell of the run. ``pushed`` is null until a run that pushes its work has done so, or could not.
@@ -250,6 +254,7 @@ class TaskStatus(Message):
     preserved_until: datetime | None = None
     decision_until: datetime | None = None
     base_commit: Name | None = None
+    continues: list[Name] = []
     result: Result | None = None
     output: Any = None
     usage: TokenUsage | None = None

@@ -31,6 +31,7 @@ class RunReport:
             name=metadata.name,
             labels=metadata.labels,
             parent=submission.parent,
+            continues=submission.continues,
             state_message=STATE_MESSAGES[TaskState.PENDING],
             created_at=now,
             state_changed_at=now,

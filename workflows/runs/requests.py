@@ -11,7 +11,7 @@ from workflows.messages import Message, Name, Result, Sentence
 from workflows.runs.budget import Budget
 from workflows.runs.messages import AgentProgress, NetworkUse, TaskStatus, TokenUsage
 from workflows.runs.states import Cause
-from workflows.specs.wire import Claude, NetworkPolicy, Repository, SecretReference, VmSpec
+from workflows.specs.wire import Claude, NetworkPolicy, Repository, Resume, SecretReference, VmSpec
 
 
 class ReserveRequest(Message):
@@ -33,7 +33,8 @@ class ReserveRequest(Message):
 class StageRequest(Message):
     """Make the workspace image of a repository; ``disk`` is the manifest's size of it.
 
-    ``vm`` is the machine that the host may start meanwhile. ``credentials`` open the repository.
+    ``vm`` is the machine that the host may start meanwhile. ``credentials`` open the repository. ``resume`` names the
+    run whose files and conversation are put into it.
     """
 
     task_id: str
@@ -42,6 +43,7 @@ class StageRequest(Message):
     disk: str
     vm: VmSpec | None = None
     credentials: SecretReference | None = None
+    resume: Resume | None = None
 
 
 class StagedSubmodule(Message):
@@ -54,7 +56,11 @@ class StagedSubmodule(Message):
 
 
 class StageResult(Message):
-    """``workspace_image`` is a path on the host, ``mirror`` the name of the repository's mirror. Sizes in bytes."""
+    """``workspace_image`` is a path on the host, ``mirror`` the name of the repository's mirror. Sizes in bytes.
+
+    ``conversation`` is the id of the one that the agent is to continue, which lies in the workspace. ``notes`` are
+    sentences about what of the earlier run is missing.
+    """
 
     base_commit: str
     workspace_image: str
@@ -62,6 +68,8 @@ class StageResult(Message):
     size_bytes: int = 0
     mirror: str = ""
     submodules: list[StagedSubmodule] = []
+    conversation: str | None = None
+    notes: list[Sentence] = []
 
 
 class ProvisionRequest(Message):
@@ -104,7 +112,10 @@ class SecretsResult(Message):
 
 
 class AgentRequest(Message):
-    """Start (once) and follow the agent. ``secrets`` are redacted from what it writes; it may spend the ``budget``."""
+    """Start (once) and follow the agent. ``secrets`` are redacted from what it writes; it may spend the ``budget``.
+
+    ``conversation`` is the id of the one that it continues.
+    """
 
     task_id: str
     machine_id: str
@@ -113,6 +124,7 @@ class AgentRequest(Message):
     secrets: list[SecretReference] = []
     hang_timeout: timedelta
     budget: Budget | None = None
+    conversation: str | None = None
 
 
 class AgentResult(Message):
@@ -235,7 +247,10 @@ class CollectRequest(Message):
 
 
 class Artifact(Message):
-    """One stored artifact. ``name`` is unique in the run; ``path`` is relative to the workspace; sha256 in hex."""
+    """One stored artifact. ``name`` is unique in the run; ``path`` is relative to the workspace; sha256 in hex.
+
+    A ``hidden`` one is kept for a run that continues this one, and is listed only for who asks for it.
+    """
 
     name: str
     path: str
@@ -244,6 +259,7 @@ class Artifact(Message):
     sha256: str
     created_at: datetime
     redacted: bool = False
+    hidden: bool = False
 
 
 class CollectResult(Message):

@@ -227,11 +227,13 @@ class TaskWorkflow(Steered):
                 disk=manifest.vm.disk,
                 vm=manifest.vm,
                 credentials=manifest.credentials(),
+                resume=manifest.resume,
             ),
             f"Clone {manifest.repository.url} ({manifest.repository.branch})",
             limit=lifecycle.seconds("stage_timeout"),
         )
         self._report.status.base_commit = self._staged.base_commit
+        self._report.note(*self._staged.notes)
         self._report.enter(TaskState.PROVISIONING)
         machine = await self._calls.interruptible(
             steps.PROVISION,
@@ -264,7 +266,7 @@ class TaskWorkflow(Steered):
         agent = Agent(
             self._calls, self._report, self._interruption, self._conversation, self._decision, self._machine_id
         )
-        return await agent.run(self._task_id, manifest)
+        return await agent.run(self._task_id, manifest, self._staged.conversation)
 
     async def _reserve(self) -> Lease:
         """Room on the host whose worker has this run in hand, or else on the first host that has some."""

@@ -195,6 +195,19 @@ class Claude(wire.Claude):
         return value
 
 
+class Resume(wire.Resume):
+    """An earlier run that this one continues. Whether there is one is not said here."""
+
+    model_config = _STRICT
+
+    @field_validator("run")
+    @classmethod
+    def _is_an_id(cls, value: str) -> str:
+        if not RUN_ID.fullmatch(value):
+            raise ValueError("is no id of a run")
+        return value
+
+
 class VmSpec(wire.VmSpec):
     """Shape and network of the machine. Whether a host can give it is not said here."""
 
@@ -289,6 +302,7 @@ class Manifest(wire.Manifest):
     vm: VmSpec = Field(default_factory=VmSpec)
     secrets: list[SecretReference] = Field(default=[], max_length=MAX_SECRETS)  # type: ignore[assignment] # stricter
     lifecycle: Lifecycle = Field(default_factory=Lifecycle)
+    resume: Resume | None = None
 
     @field_validator("secrets")
     @classmethod

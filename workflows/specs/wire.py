@@ -121,6 +121,13 @@ class Claude(Part):
         return timedelta(seconds=parse_duration(self.permission_timeout))
 
 
+class Resume(Part):
+    """An earlier run that this one continues: on its files, and in its agent's conversation."""
+
+    run: str = Field(description="Id of the run, which has ended; of the same repository and branch")
+    conversation: bool = Field(True, description="Continue the agent's conversation too; false: its files alone")
+
+
 class NetworkPolicy(Part):
     """What a guest may reach beside the model gateway: ``hosts`` are host rules (``workflows.specs.hosts``).
 
@@ -199,6 +206,7 @@ class Manifest(Part):
     vm: VmSpec = Field(default_factory=VmSpec)
     secrets: list[SecretReference] = []
     lifecycle: Lifecycle = Field(default_factory=Lifecycle)
+    resume: Resume | None = Field(None, description="The earlier run that this one continues")
 
     def credentials(self) -> SecretReference | None:
         """The secret that opens the repository."""

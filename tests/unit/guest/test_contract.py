@@ -36,7 +36,13 @@ def written(pattern: str) -> set[str]:
 
 
 def test_the_guest_has_files_of_each_kind() -> None:
-    assert {path.relative_to(GUEST).parts[0] for path in FILES} == {"image", "process", "commands", "workspace"}
+    assert {path.relative_to(GUEST).parts[0] for path in FILES} == {
+        "agent",
+        "image",
+        "process",
+        "commands",
+        "workspace",
+    }
     assert {path.name for path in FILES if path.parent.name == "process"} == set(contract.PROCESS_PROGRAMS)
 
 

@@ -51,7 +51,7 @@ def faults(data: object) -> dict[str, str]:
 def with_fields(**parts: Any) -> dict[str, Any]:
     data = parse_yaml(MINIMAL).model_dump(mode="json")
     for part, fields in parts.items():
-        data[part] = {**data[part], **fields} if isinstance(fields, dict) else fields
+        data[part] = {**(data[part] or {}), **fields} if isinstance(fields, dict) else fields
     return data
 
 
@@ -138,6 +138,10 @@ def test_every_fault_is_told_at_once_with_its_field() -> None:
                 {"type": "object", "title": "x" * 70_000},
             )
         ),
+        *(("resume", {"run": value}, "resume.run") for value in ("", "../x", "a b", 7, None, "x" * 64)),
+        ("resume", {"run": "a", "conversation": "maybe"}, "resume.conversation"),
+        ("resume", {"run": "a", "files": True}, "resume.files"),
+        ("resume", {}, "resume.run"),
         ("lifecycle", {"budget_action": "wait"}, "lifecycle.budget_action"),
         ("lifecycle", {"decision_timeout": "8d"}, "lifecycle.decision_timeout"),
         ("lifecycle", {"decision_timeout": "169h"}, "lifecycle.decision_timeout"),
