@@ -15,7 +15,7 @@ import stat
 import tempfile
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, IPvAnyNetwork, SecretStr, field_validator
@@ -74,6 +74,10 @@ class Settings(BaseSettings):
         [],
         description="Keys of the clients that have to show one, at least 32 characters each: those of the task-runs "
         "API below /api/projects; default: one that is made at first start, which 'sandbox config key' shows",
+    )
+    default_vm: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Machine of a run whose client cannot say one, as a manifest's vm: the task-runs API's",
     )
     sandbox_domain: str | None = Field(
         None,

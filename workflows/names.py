@@ -60,6 +60,7 @@ INTERRUPT_TURN = "interrupt_turn"
 ANSWER_REQUEST = "answer_request"
 CONFIGURE_AGENT = "configure_agent"
 CLEAR_WAITING = "clear_waiting"
+START_HELD = "start"
 
 # Updates of a parent task.
 CHANGE_PARENT = "change"

@@ -19,7 +19,7 @@ from foundation.errors import (
 )
 from foundation.settings import Settings
 from foundation.urls import without_credentials
-from workflows.specs.wire import Repository
+from workflows.specs.wire import DEFAULT_BRANCH, Repository
 
 # Three attempts of this length and the 15 s between them (workflows.steps.STAGE) stay below a minute.
 LOOK_SECONDS = 13.0
@@ -148,6 +148,19 @@ def check_allowed(settings: Settings, url: str) -> None:
             f"use one of: {', '.join(allowed)}{hint}.",
             url=without_credentials(url),
         )
+
+
+def on_its_branch(access: Access, repository: Repository) -> Repository:
+    """The repository with the name of the server's default branch, where the manifest says ``HEAD``.
+
+    Raises as ``look_up`` does.
+    """
+    if repository.branch != DEFAULT_BRANCH:
+        return repository
+    head = look_at(access, repository).head
+    if head is None:
+        raise _no_branch(repository, _list(access, repository, "--heads", "--tags", "--", repository.url))
+    return repository.model_copy(update={"branch": head})
 
 
 def look_up(access: Access, repository: Repository) -> RemoteBranch:

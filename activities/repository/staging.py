@@ -17,7 +17,7 @@ from activities.repository.continuation import EarlierRun
 from activities.repository.git import GitFailed, Report, local_environment, run_git
 from activities.repository.lfs import fill
 from activities.repository.mirror import STAGED, Mirror, needed
-from activities.repository.remote import check_allowed, look_up, nearest
+from activities.repository.remote import check_allowed, look_up, nearest, on_its_branch
 from activities.repository.submodules import Submodules
 from activities.step.announcements import announce, announce_state
 from activities.step.boundary import boundary
@@ -82,7 +82,8 @@ def stage(settings: Settings, request: StageRequest, report: Report, bucket: Buc
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     with opened(settings, request.repository, request.credentials) as access:
-        mirror = Mirror(settings, request.repository, access, lambda line: report(access.redactor.redact_text(line)))
+        repository = on_its_branch(access, request.repository)
+        mirror = Mirror(settings, repository, access, lambda line: report(access.redactor.redact_text(line)))
         earlier = EarlierRun(bucket, request.resume) if bucket is not None and request.resume else None
         return _stage(mirror, request, directory, earlier)
 

@@ -15,9 +15,6 @@ from workflows.parents.messages import OPEN, ParentStatus
 
 _log = structlog.get_logger()
 
-# What the rows do not keep: of many parent tasks it would take much of a server's memory.
-_NOT_LISTED = {"output_schema"}
-
 
 def search_attributes(status: ParentStatus) -> TypedSearchAttributes:
     """The search attributes of a parent task that is created so."""
@@ -55,7 +52,7 @@ async def status_of(execution: WorkflowExecution) -> ParentStatus:
 
 
 def listed_status(row: Row) -> ParentStatus:
-    """A parent task as its row holds it: without its schema of output."""
+    """A parent task as its row holds it."""
     return ParentStatus.model_validate_json(row.packed)
 
 
@@ -74,7 +71,7 @@ def _row(status: ParentStatus, run_id: str, began: datetime, closed: datetime | 
         began=began,
         closed=closed,
         recorded=recorded,
-        packed=status.model_dump_json(exclude=_NOT_LISTED).encode(),
+        packed=status.model_dump_json().encode(),
         owner=status.project,
     )
 

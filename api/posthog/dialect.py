@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from api.deps import Dialect, Services
-from api.posthog import artifacts, environments, errors, runs, tasks, tokens, told, users
+from api.posthog import artifacts, environments, errors, tasks, tokens, told, users
 from api.posthog.events import routes as events
 from api.posthog.events.table import LogTables
 from api.posthog.forms import MOST_BYTES
 from api.posthog.paths import OptionalSlash
+from api.posthog.runs import commands
+from api.posthog.runs import routes as runs
 
 
 class TaskRuns(Dialect):
@@ -29,6 +31,6 @@ def make_posthog(services: Services) -> Dialect:
     app.log_tables = LogTables(services.bucket)
     # The outermost, so that whatever reads the path reads it without its last slash.
     app.add_middleware(OptionalSlash)
-    for part in (users, tasks, runs, told, events, artifacts, tokens, environments):
+    for part in (users, tasks, runs, commands, told, events, artifacts, tokens, environments):
         app.include_router(part.router)
     return app

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
@@ -12,14 +14,18 @@ from fastapi import Depends, Request
 
 from api.deps import Services, ServicesOf
 from api.http.access import Grant
-from api.runs.core import TaskView
+from api.told.core import ToldRun
 from foundation.errors import Forbidden, NotFound, TaskNotFound
 from storage.uploads.manifest import UploadedArtifact
 from workflows.parents.messages import ParentStatus
+from workflows.runs.messages import TaskStatus
+from workflows.told.messages import LocalStatus
 
 # The project that a key belongs to, as long as keys belong to all of them.
 _CURRENT = "@current"
 _CURRENT_PROJECT = "1"
+# Runs of one request that are asked for at once.
+_AT_ONCE = 16
 _PROJECT = re.compile(r"(?:0|[1-9][0-9]{0,17})\Z")
 
 
@@ -64,21 +70,58 @@ ParentOf = Annotated[ParentStatus, Depends(_parent)]
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run of a parent task: one that is executed here (``cloud``), with all artifacts that it has."""
+    """A run of a parent task, wherever it is executed, with all artifacts that it has."""
 
     parent: ParentStatus
-    id: str
-    cloud: TaskView
+    run: ToldRun
     artifacts: Sequence[UploadedArtifact] = ()
+
+    @property
+    def id(self) -> str:
+        return self.run.status.id
+
+    @property
+    def cloud(self) -> TaskStatus | None:
+        """The status of a run that is executed here."""
+        return None if isinstance(self.run.status, LocalStatus) else self.run.status
+
+    @property
+    def local(self) -> LocalStatus | None:
+        """The status of a run whose agent works elsewhere."""
+        return self.run.local
 
 
 async def find_run(services: Services, parent: ParentStatus, run_id: str) -> FoundRun:
     """A run of the parent task by its id. Raises TaskNotFound."""
-    run_id = _uuid(run_id) or run_id
-    view = await services.core.status(run_id, definition=True)
-    if view.status.parent != parent.id:
+    run = await services.told.look(_uuid(run_id) or run_id)
+    if run.status.parent != parent.id:
         raise TaskNotFound(f"No run '{run_id[:80]}' of this task.")
-    return FoundRun(parent, run_id, view, await services.uploads.manifest(run_id))
+    return FoundRun(parent, run, await services.uploads.manifest(run.status.id))
+
+
+async def runs_of(services: Services, parents: Sequence[ParentStatus]) -> dict[str, list[str]]:
+    """The ids of the runs of each parent task, newest first, as far as Temporal still knows them."""
+    await asyncio.gather(services.index.look(), services.told.index.look())
+    found: dict[str, list[str]] = {}
+    for parent in parents:
+        rows = {row.id: row for index in (services.told.index, services.index) for row in index.of_owner(parent.id)}
+        ordered = sorted(rows.values(), key=lambda row: (row.created_at, row.id), reverse=True)
+        found[parent.id] = [row.id for row in ordered]
+    return found
+
+
+async def find_runs(services: Services, wanted: Sequence[tuple[ParentStatus, str]]) -> list[FoundRun]:
+    """Runs by their ids, some at a time, without those that are gone meanwhile."""
+    turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def find(parent: ParentStatus, run_id: str) -> FoundRun | None:
+        async with turns:
+            with suppress(TaskNotFound):
+                return await find_run(services, parent, run_id)
+        return None
+
+    found = await asyncio.gather(*(find(parent, run_id) for parent, run_id in wanted))
+    return [run for run in found if run is not None]
 
 
 async def _run(parent: ParentOf, run_id: str, services: ServicesOf) -> FoundRun:

@@ -13,11 +13,24 @@ from storage.uploads.manifest import UploadedArtifact
 from workflows.parents.messages import ParentStatus
 from workflows.runs.messages import TaskStatus
 from workflows.runs.states import TaskState
+from workflows.told.messages import LocalStatus
+from workflows.told.record import Told
+from workflows.told.states import LocalState
 
 SLUG_PREFIX = "TASK"
+DEFAULT_ORIGIN = "user_created"
 
-# The states of a run, as this dialect calls them.
-_STATUSES: Mapping[TaskState, str] = {
+#: This dialect's words for where a run stands, and for what a client may say of it.
+STATES: Mapping[str, LocalState] = {
+    "not_started": LocalState.CREATED,
+    "queued": LocalState.QUEUED,
+    "in_progress": LocalState.RUNNING,
+    "completed": LocalState.COMPLETED,
+    "failed": LocalState.FAILED,
+    "cancelled": LocalState.CANCELLED,
+}
+_LOCAL = {state: word for word, state in STATES.items()}
+_CLOUD: Mapping[TaskState, str] = {
     TaskState.PENDING: "queued",
     TaskState.COMPLETED: "completed",
     TaskState.FAILED: "failed",
@@ -25,46 +38,90 @@ _STATUSES: Mapping[TaskState, str] = {
     TaskState.CANCELLED: "cancelled",
 }
 _UNDER_WAY = "in_progress"
-ENDED = frozenset({"completed", "failed", "cancelled"})
 
 
-def status_of(state: TaskState) -> str:
-    """A state of a run in this dialect's word."""
-    return _STATUSES.get(state, _UNDER_WAY)
+def status_of(found: FoundRun) -> str:
+    """Where a run stands, in this dialect's word."""
+    status = found.run.status
+    return _LOCAL[status.state] if isinstance(status, LocalStatus) else _CLOUD.get(status.state, _UNDER_WAY)
+
+
+def environment_of(found: FoundRun) -> str:
+    """Where a run is executed."""
+    return "local" if found.local is not None else "cloud"
 
 
 def run_object(request: Request, found: FoundRun) -> dict[str, Any]:
     """A run in full (contract, section 1.0)."""
-    return _of_cloud(request, found, found.cloud.status)
-
-
-def _of_cloud(request: Request, found: FoundRun, status: TaskStatus) -> dict[str, Any]:
+    status = found.run.status
+    shown = _of_local(status) if isinstance(status, LocalStatus) else _of_cloud(status)
+    told = found.run.told
+    state = told.state | ({"mode": told.mode} if told.mode else {})
     parent = found.parent
-    manifest = status.manifest
-    ended = status.state.terminal
     return {
         "id": status.id,
         "task": parent.id,
-        "stage": None,
-        "branch": manifest.repository.branch if manifest else None,
-        "status": status_of(status.state),
-        "environment": "cloud",
-        "runtime_adapter": "claude",
-        "provider": "anthropic",
-        "model": manifest.claude.model if manifest else None,
-        "reasoning_effort": None,
-        "log_url": _log_url(request, parent, status.id),
-        "error_message": status.error,
-        "output": None,
-        "state": {"mode": "background" if manifest is None or manifest.claude.headless else "interactive"},
+        "stage": told.stage,
+        "branch": told.branch,
+        "status": status_of(found),
+        "environment": environment_of(found),
+        "runtime_adapter": state.get("runtime_adapter"),
+        "provider": state.get("provider"),
+        "model": state.get("model"),
+        "reasoning_effort": state.get("reasoning_effort"),
+        "log_url": f"{str(request.base_url).rstrip('/')}/api/projects/{parent.project}/tasks/{parent.id}"
+        f"/runs/{status.id}/logs/",
+        "error_message": told.error_message,
+        "output": told.output,
+        "state": state,
         "artifacts": artifact_entries(found.artifacts),
         "created_at": status.created_at,
-        "updated_at": status.state_changed_at,
-        "completed_at": status.state_changed_at if ended else None,
+    } | shown
+
+
+def _of_local(status: LocalStatus) -> dict[str, Any]:
+    return {"updated_at": status.changed_at, "completed_at": status.ended_at}
+
+
+def _of_cloud(status: TaskStatus) -> dict[str, Any]:
+    told = status.told or Told()
+    claude = status.manifest.claude if status.manifest else None
+    changed = max(status.state_changed_at, told.changed_at or status.state_changed_at)
+    return {
+        "branch": told.branch or (told.state.get("pr_base_branch") if told.state else None),
+        "runtime_adapter": "claude",
+        "provider": "anthropic",
+        "model": status.progress.model or (claude and claude.model),
+        "reasoning_effort": claude and claude.effort,
+        "error_message": status.error or told.error_message,
+        "output": _output(status, told),
+        "updated_at": changed,
+        "completed_at": status.state_changed_at if status.state.terminal else None,
     }
 
 
-def task_object(request: Request, parent: ParentStatus, latest: dict[str, Any] | None) -> dict[str, Any]:  # noqa: ARG001
+def _output(status: TaskStatus, told: Told) -> Any:
+    """What a client told of the output, over what the run itself gave; its facts beside it when that is no schema's."""
+    if told.output is not None and not isinstance(told.output, dict):
+        return told.output
+    given = status.output
+    if given is None:
+        pushed = status.pushed
+        facts = {
+            "pr_url": pushed and pushed.pull_request_url,
+            "head_branch": pushed and pushed.branch,
+            "commit_sha": pushed and pushed.commit,
+            "final_message": status.result,
+        }
+        given = {name: fact for name, fact in facts.items() if fact is not None}
+        if "pr_url" in given:
+            given["pr_urls"] = [given["pr_url"]]
+    if told.output is None:
+        return given or None
+    return given | told.output if isinstance(given, dict) else told.output
+
+
+def task_object(parent: ParentStatus, latest: dict[str, Any] | None) -> dict[str, Any]:
     """A parent task with its latest run (contract, section 1.16)."""
     facts = parent.facts
     return {
@@ -74,7 +131,7 @@ def task_object(request: Request, parent: ParentStatus, latest: dict[str, Any] |
         "title": parent.title,
         "title_manually_set": bool(facts.get("title_manually_set")),
         "description": parent.description,
-        "origin_product": parent.origin or "user_created",
+        "origin_product": parent.origin or DEFAULT_ORIGIN,
         "repository": parent.repository,
         "github_integration": facts.get("github_integration"),
         "github_user_integration": facts.get("github_user_integration"),
@@ -105,8 +162,3 @@ def artifact_entries(artifacts: Sequence[UploadedArtifact]) -> list[dict[str, An
         }
         for artifact in artifacts
     ]
-
-
-def _log_url(request: Request, parent: ParentStatus, run_id: str) -> str:
-    path = f"/api/projects/{parent.project}/tasks/{parent.id}/runs/{run_id}/logs/"
-    return str(request.base_url).rstrip("/") + path

@@ -49,6 +49,7 @@ from workflows.runs.messages import (
     MachineFigures,
     NetworkChange,
     NetworkStanding,
+    StartHeld,
     TaskStatus,
     TaskSubmission,
     UserMessage,
@@ -84,21 +85,34 @@ class Core:
         self._admission = Admission(bucket)
         self._pollers = Pollers(engine)
 
-    async def submit(self, manifest: Manifest, *, parent: str | None = None, told: Told | None = None) -> TaskStatus:
+    async def submit(
+        self, manifest: Manifest, *, parent: str | None = None, told: Told | None = None, held: bool = False
+    ) -> TaskStatus:
         """Start a run of a manifest that was accepted, as one of its ``parent``, and give its first status.
 
-        ``told`` is told of it from the beginning. Raises InsufficientResources before anything starts, DuplicateTaskId
-        when the id is taken, InvalidManifest or Conflict when it cannot continue the run that it names.
+        ``told`` is told of it from the beginning. One that is ``held`` does nothing until ``start_held``. Raises
+        InsufficientResources before anything starts, DuplicateTaskId when the id is taken, InvalidManifest or Conflict
+        when it cannot continue the run that it names.
         """
         await self._admission.check(manifest)
         continues = await chain_of(manifest, self._with_manifest)
-        submission = TaskSubmission(task_id="", manifest=manifest, parent=parent, told=told, continues=continues)
+        submission = TaskSubmission(
+            task_id="", manifest=manifest, parent=parent, told=told, continues=continues, held=held
+        )
         if manifest.metadata.id is not None:
             return await self._start(manifest.metadata.id, submission)
         for _ in range(_OWN_ID_ATTEMPTS - 1):
             with suppress(DuplicateTaskId):
                 return await self._start(new_task_id(), submission)
         return await self._start(new_task_id(), submission)
+
+    async def start_held(self, task_id: str, prompt: str | None = None) -> TaskStatus:
+        """Let a run begin that is held, with another prompt if one is given; one that has begun goes on as it is.
+
+        Raises TaskNotFound, TaskAlreadyTerminal, TimedOut when no worker takes it.
+        """
+        check_text("prompt", prompt or "")
+        return await self.tell(task_id, names.START_HELD, StartHeld(prompt=prompt), TaskStatus)
 
     async def check(self, manifest: Manifest) -> None:
         """Raise what ``submit`` would raise for the manifest, and start nothing."""

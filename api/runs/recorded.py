@@ -58,6 +58,7 @@ def initial_status(submission: TaskSubmission, at: datetime) -> TaskStatus:
         labels=metadata.labels,
         parent=submission.parent,
         continues=submission.continues,
+        held=submission.held,
         told=submission.told,
         state_message=STATE_MESSAGES[TaskState.PENDING],
         created_at=at,

@@ -37,7 +37,8 @@ class TaskSubmission(Message):
     """Argument of ``TaskWorkflow``; its task id is the workflow id without the prefix ``task-``.
 
     ``parent`` is the id of the parent task that the run belongs to, if to one. ``told`` is what its client says of it
-    from the beginning. ``continues`` are the runs that it goes on from, as in its status.
+    from the beginning. ``continues`` are the runs that it goes on from, as in its status. A run that is ``held`` waits
+    to be started.
     """
 
     task_id: str
@@ -45,6 +46,13 @@ class TaskSubmission(Message):
     parent: str | None = None
     told: Told | None = None
     continues: list[Name] = []
+    held: bool = False
+
+
+class StartHeld(Message):
+    """Payload of the update ``start``: a run that is held begins, with another prompt if one is given."""
+
+    prompt: str | None = None
 
 
 class CancelRequest(Message):
@@ -229,7 +237,8 @@ class TaskStatus(Message):
     before it, the last of them at most CHAIN_MOST. Texts are cut to the limits of
     workflows/messages.py, also when they are assigned. ``machine_epoch`` says which start of the machine is meant; null
     when its host did not say. ``permission_requests`` are what the agent asks and waits for. ``told`` is what clients
-    tell of the run. ``pushed`` is null until a run that pushes its work has done so, or could not.
+    tell of the run. ``pushed`` is null until a run that pushes its work has done so, or could not. One that is ``held``
+    was created, and not started yet.
     """
 
     model_config = ConfigDict(validate_assignment=True)
@@ -238,6 +247,7 @@ class TaskStatus(Message):
     name: Name
     labels: Labels = {}
     parent: Name | None = None
+    held: bool = False
     state: TaskState = TaskState.PENDING
     state_message: Sentence | None = None
     created_at: datetime

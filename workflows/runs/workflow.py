@@ -18,6 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.runs.conversation import Conversation
     from workflows.runs.decision import Decision
     from workflows.runs.ending.push import Push
+    from workflows.runs.held.hold import Hold
     from workflows.runs.interruption import Interruption
     from workflows.runs.messages import (
         CancelRequest,
@@ -76,6 +77,7 @@ class TaskWorkflow(Steered):
         self._push = Push(self._calls, self._report, self._interruption, self._machine_id, submission.manifest)
         self._network = Network(self._calls, self._report, self._machine_id, submission.manifest.vm.network())
         RunTold(submission.told, self._report, self._interruption)
+        self._hold = Hold(submission, self._report, self._interruption)
         self._staged: StageResult | None = None
 
     @workflow.signal(
@@ -210,7 +212,7 @@ class TaskWorkflow(Steered):
     # --- the steps in order
 
     async def _work(self) -> AgentResult:
-        manifest = self._manifest
+        self._manifest = manifest = await self._hold.released(self._manifest)
         lifecycle = manifest.lifecycle
         # Asked before the step within this very workflow task, behind which a replay reads ahead.
         if not workflow.patched(names.EGRESS):

@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from foundation.units import parse_duration
 
+#: The branch of a repository whose default branch is meant.
+DEFAULT_BRANCH = "HEAD"
+
 
 class NetworkMode(StrEnum):
     """What the guest can reach beside the model gateway."""
@@ -73,7 +76,7 @@ class Repository(Part):
     """Where the work is. The machine never needs the network to get it."""
 
     url: str = Field(description="https, http, ssh or scp-like URL; file by setting")
-    branch: str = Field(description="Branch to check out")
+    branch: str = Field(description="Branch to check out; HEAD: the default one of its server")
     commit: str | None = Field(None, description="Commit to check out instead of the branch's tip")
     subpath: str | None = Field(None, description="Directory in the repository in which the agent starts")
     credentials: str | None = Field(

@@ -1,0 +1,1 @@
+"""Runs in this dialect: created, started, told of, talked to and cancelled."""

@@ -1,0 +1,121 @@
+"""What a task and the options of a run say, as the manifest of a run that is executed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from api.posthog.forms import Form, Uuid
+from api.runs.acceptance import accept
+from foundation.documents import Document
+from foundation.errors import InvalidBody, InvalidManifest
+from foundation.faults import Fault
+from foundation.settings import Settings
+from workflows.parents.messages import ParentStatus
+from workflows.specs.manifest import Manifest
+from workflows.specs.wire import DEFAULT_BRANCH
+
+Mode = Literal["interactive", "background"]
+
+_BYPASS = "bypassPermissions"
+_MOST_NAME = 200
+# Fields of the manifest, as clients of this dialect know them.
+_FIELDS: Mapping[str, str] = {
+    "claude.prompt": "description",
+    "claude.model": "model",
+    "claude.effort": "reasoning_effort",
+    "claude.permission_mode": "initial_permission_mode",
+    "claude.output_schema": "json_schema",
+    "repository.branch": "branch",
+    "repository.url": "repository",
+    "metadata.name": "title",
+}
+
+
+class RunOptions(Form):
+    """How a run is to be executed (contract, section 1.2); what is null was not said."""
+
+    mode: Mode | None = None
+    branch: Annotated[str, Field(max_length=255)] | None = None
+    sandbox_environment_id: Uuid | None = None
+    pr_authorship_mode: Literal["user", "bot"] | None = None
+    run_source: Literal["manual", "signal_report"] | None = None
+    signal_report_id: Annotated[str, Field(max_length=200)] | None = None
+    runtime_adapter: Literal["claude", "codex"] | None = None
+    model: Annotated[str, Field(max_length=200)] | None = None
+    reasoning_effort: Literal["low", "medium", "high", "xhigh", "max", "ultracode"] | None = None
+    initial_permission_mode: Annotated[str, Field(max_length=64)] | None = None
+
+    @field_validator("branch")
+    @classmethod
+    def _trimmed(cls, value: str | None) -> str | None:
+        return (value or "").strip() or None
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> RunOptions:
+        of_model = (self.runtime_adapter, self.model, self.reasoning_effort)
+        if any(of_model) and not (self.runtime_adapter and self.model):
+            raise ValueError("runtime_adapter and model are both required when one of them or an effort is given.")
+        if self.runtime_adapter == "codex":
+            raise ValueError("runtime_adapter 'codex' is not run here; use 'claude'.")
+        if self.initial_permission_mode is not None and self.runtime_adapter is None:
+            raise ValueError("initial_permission_mode requires runtime_adapter.")
+        return self
+
+    def told(self) -> dict[str, Any]:
+        """As a run's state keeps them."""
+        said = self.model_dump(exclude={"branch"}, exclude_none=True)
+        if self.run_source == "signal_report":
+            said["pr_authorship_mode"] = "bot"
+        if self.runtime_adapter is not None:
+            said["provider"] = "anthropic"
+        if self.branch is not None:
+            said["pr_base_branch"] = self.branch
+        return said
+
+
+def manifest_of(
+    settings: Settings,
+    parent: ParentStatus,
+    options: RunOptions,
+    run_id: str,
+    *,
+    prompt: str | None = None,
+    resumed: str | None = None,
+) -> Manifest:
+    """The manifest of a run of the task, which goes on from the run ``resumed``, if from one.
+
+    Raises InvalidBody, by the fields of this dialect, for what cannot be run.
+    """
+    if not parent.repository:
+        raise InvalidBody.of([Fault("repository", "The task needs a repository to be run in the cloud.", "required")])
+    claude: dict[str, Any] = {
+        "prompt": prompt or parent.description or parent.title,
+        "headless": options.mode != "interactive",
+        "model": options.model,
+        "effort": options.reasoning_effort,
+        "output_schema": parent.output_schema,
+    }
+    permissions = options.initial_permission_mode
+    if permissions is not None:
+        claude |= {"permission_mode": permissions, "skip_permissions": permissions == _BYPASS}
+    data = {
+        "version": "1",
+        "kind": "Task",
+        "metadata": {"id": run_id, "name": (parent.title or f"Task {parent.number}")[:_MOST_NAME]},
+        "repository": {"url": parent.repository, "branch": options.branch or DEFAULT_BRANCH},
+        "claude": {name: value for name, value in claude.items() if value is not None},
+        "vm": dict(settings.default_vm),
+    }
+    if resumed is not None:
+        data["resume"] = {"run": resumed}
+    try:
+        return accept(Document(data)).manifest
+    except InvalidManifest as error:
+        faults = [
+            Fault(_FIELDS.get(each["field"], each["field"]), each["message"], each["validation"])
+            for each in error.details["errors"]
+        ]
+        raise InvalidBody.of(faults) from None

@@ -1,0 +1,1 @@
+"""Runs that are held: created, and started later."""
