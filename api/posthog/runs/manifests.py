@@ -50,7 +50,7 @@ class RunOptions(Form):
 
     @field_validator("branch")
     @classmethod
-    def _trimmed(cls, value: str | None) -> str | None:
+    def _trimmed_branch(cls, value: str | None) -> str | None:
         return (value or "").strip() or None
 
     @model_validator(mode="after")

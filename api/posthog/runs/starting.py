@@ -37,7 +37,7 @@ class FirstMessage(Form):
 
     @field_validator("pending_user_message")
     @classmethod
-    def _trimmed(cls, value: str | None) -> str | None:
+    def _trimmed_message(cls, value: str | None) -> str | None:
         return (value or "").strip() or None
 
 
