@@ -41,7 +41,7 @@ from api.temporal.client import Engine
 from api.temporal.index import RunIndex
 from api.temporal.visibility import TemporalVisibility
 from api.told.appending import ClientLogs
-from api.told.core import ToldRuns
+from api.told.core import TellingLooks, ToldRuns
 from api.told.recorded import TOLD_RUNS
 from foundation.errors import EngineUnavailable, HostNotReady
 from foundation.settings import Settings
@@ -162,6 +162,7 @@ def _make_services(settings: Settings) -> Services:
         tokens=tokens,
         followers=followers,
         watches=watches,
+        told_watches=RunWatches(TellingLooks(told)),
         events=RunEvents(core, bucket, followers, watches),
         hosts=hosts,
         machines=machines,

@@ -37,6 +37,7 @@ from foundation.settings import RateKind, Settings
 from storage.bucket import Bucket
 from storage.follower import RunLogFollowers
 from workflows.runs.messages import TaskStatus
+from workflows.told.messages import LocalStatus
 
 _E = TypeVar("_E", bound=Exception)
 _Answer = Callable[[Request, _E], Coroutine[Any, Any, Response]]
@@ -61,7 +62,9 @@ class Services:
     tokens: TokenKeys
     followers: RunLogFollowers
     # Runs as they are watched, and the events of that.
-    watches: RunWatches
+    watches: RunWatches[TaskStatus]
+    # The same with what clients tell of them, and of runs whose agents work elsewhere.
+    told_watches: RunWatches[LocalStatus | TaskStatus]
     events: RunEvents
     # The VM hosts, and which of them has a run's machine.
     hosts: Hosts

@@ -51,7 +51,7 @@ def error_event(task_id: str | None, error: TaskyardError) -> Event:
 class RunEvents:
     """Events of the runs of one server process."""
 
-    def __init__(self, core: Core, bucket: Bucket, followers: RunLogFollowers, watches: RunWatches) -> None:
+    def __init__(self, core: Core, bucket: Bucket, followers: RunLogFollowers, watches: RunWatches[TaskStatus]) -> None:
         self._core = core
         self._bucket = bucket
         self._followers = followers
@@ -164,7 +164,7 @@ class _Run:
         self._progress: AgentProgress | None = None
         self._sampled: datetime | None = None
 
-    def news_of(self, look: Look) -> list[Event]:
+    def news_of(self, look: Look[TaskStatus]) -> list[Event]:
         """What is new in a look, but for the end of the run."""
         events = self._state_changes(look.status, ending=False)
         progress, usage = look.status.progress, look.status.usage

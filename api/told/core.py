@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 from anyio import CapacityLimiter, to_thread
+from temporalio.client import WorkflowExecutionStatus
 
 from api.runs.core import Core
 from api.temporal.client import Engine
@@ -151,6 +152,13 @@ class ToldRuns:
                 raise
             return ToldRun(found)
 
+    async def is_over(self, run: ToldRun) -> bool:
+        """Whether the run has ended, and its log is complete."""
+        if not run.ended:
+            return False
+        described = await (self._hosted if run.local is None else self._local).describe(run.status.id)
+        return described is None or described.status is not WorkflowExecutionStatus.RUNNING
+
     async def tell(self, run_id: str, change: Change) -> ToldRun:
         """Tell something of a run, and give it as it stands then. One that has ended stays as it is.
 
@@ -254,6 +262,18 @@ class ToldRuns:
             await self._logs.append(TASKS.place(run_id), lambda _: [draft], len(draft.data))
         except TaskyardError as error:
             log.info("a change is not in the log", run=run_id, error=error.message)
+
+
+class TellingLooks:
+    """Looks at runs for those who watch them: local ones too, and with what was told of each."""
+
+    def __init__(self, runs: ToldRuns) -> None:
+        self._runs = runs
+
+    async def look(self, run_id: str, _: object, /) -> tuple[LocalStatus | TaskStatus, None, bool]:
+        """The run as it stands, and whether all is over. Raises TaskNotFound, EngineUnavailable."""
+        run = await self._runs.look(run_id)
+        return run.status, None, await self._runs.is_over(run)
 
 
 def checked_change(change: Change) -> Change:

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated, Protocol, cast
@@ -26,6 +25,8 @@ from api.posthog.events.table import LogQuery, LogTables
 from api.posthog.lookup import FoundRun, RunOf, find_run, opened_by_token
 from api.posthog.models import run_object
 from api.posthog.paths import RUN
+from api.posthog.tokens import CONNECTION
+from api.told.core import ToldRun
 from foundation.errors import InvalidParameter, TaskNotFound
 from storage.layout import TASKS
 from storage.reader import read_entries, tail
@@ -33,7 +34,6 @@ from storage.segments import LogEntry
 
 router = APIRouter(prefix=RUN, tags=["runs"])
 
-STREAM = "stream"
 _ANCESTORS_MOST = 10
 _BATCH = 500
 # What a followed run is said to be; the rest of a run is asked for.
@@ -55,7 +55,7 @@ TablesOf = Annotated[LogTables, Depends(_tables)]
     "/stream",
     summary="Follow a run",
     response_class=StreamingResponse,
-    dependencies=[opened_by_token(STREAM)],
+    dependencies=[opened_by_token(CONNECTION)],
     responses={200: {"description": "Server-sent events", "content": {MEDIA_TYPE: {"example": "id: 7\ndata: {}\n\n"}}}},
 )
 async def stream(
@@ -123,11 +123,9 @@ async def logs(run: RunOf, request: Request, services: ServicesOf) -> LogRespons
 
 async def _standings(request: Request, services: Services, run: FoundRun) -> AsyncGenerator[Standing]:
     """The run as its stream shows it, now and whenever that has changed."""
-    async with aclosing(services.watches.watch(run.id)) as looks:
+    async with aclosing(services.told_watches.watch(run.id)) as looks:
         async for look in looks:
-            status = look.status.model_copy(update={"manifest": run.cloud.status.manifest})
-            found = FoundRun(run.parent, run.id, replace(run.cloud, status=status))
-            shown = run_object(request, found)
+            shown = run_object(request, FoundRun(run.parent, ToldRun(look.status)))
             event = {"type": "task_run_state", "run_id": run.id, "task_id": run.parent.id}
             event |= {name: shown[name] for name in _STANDING}
             yield Standing(jsonable_encoder(event), look.ended)

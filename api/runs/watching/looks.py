@@ -8,32 +8,42 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
-from api.runs.core import Core
 from foundation.errors import EngineUnavailable, TaskyardError
-from workflows.runs.messages import MachineFigures, TaskStatus
+from workflows.runs.messages import MachineFigures
+
+Status = TypeVar("Status")
 
 POLL_SECONDS = 1.0
 
 
+class Looks(Protocol[Status]):
+    """Who looks at runs."""
+
+    async def look(self, task_id: str, before: Status | None, /) -> tuple[Status, MachineFigures | None, bool]:
+        """A run as it stands, and whether all is over; ``before`` is the status of the last look."""
+        ...
+
+
 @dataclass(frozen=True)
-class Look:
+class Look(Generic[Status]):
     """A run at one moment. ``ended`` when nothing about it can change any more."""
 
-    status: TaskStatus
+    status: Status
     machine: MachineFigures | None
     ended: bool
 
 
-class RunWatches:
+class RunWatches(Generic[Status]):
     """The watched runs of one process by id: polled from the first watcher on, until the last has left."""
 
-    def __init__(self, core: Core, *, poll_seconds: float = POLL_SECONDS) -> None:
-        self._core = core
+    def __init__(self, looks: Looks[Status], *, poll_seconds: float = POLL_SECONDS) -> None:
+        self._looks = looks
         self._poll_seconds = poll_seconds
-        self._watches: dict[str, _Watch] = {}
+        self._watches: dict[str, _Watch[Status]] = {}
 
-    async def watch(self, task_id: str) -> AsyncGenerator[Look]:
+    async def watch(self, task_id: str) -> AsyncGenerator[Look[Status]]:
         """The run as it is now and whenever it has changed, up to its end.
 
         Temporal is waited for when it is away. Close it (``contextlib.aclosing``) when leaving early. Raises
@@ -41,7 +51,7 @@ class RunWatches:
         """
         watch = self._watches.get(task_id)
         if watch is None:
-            watch = self._watches[task_id] = _Watch(self._core, task_id, self._poll_seconds)
+            watch = self._watches[task_id] = _Watch(self._looks, task_id, self._poll_seconds)
         watch.watchers += 1
         try:
             seen = 0
@@ -57,19 +67,19 @@ class RunWatches:
                 await watch.stop()
 
 
-class _Watch:
-    def __init__(self, core: Core, task_id: str, poll_seconds: float) -> None:
+class _Watch(Generic[Status]):
+    def __init__(self, looks: Looks[Status], task_id: str, poll_seconds: float) -> None:
         self.watchers = 0
-        self._core = core
+        self._looks = looks
         self._task_id = task_id
         self._poll_seconds = poll_seconds
-        self._look: Look | None = None
+        self._look: Look[Status] | None = None
         self._number = 0
         self._failure: TaskyardError | None = None
         self._news = asyncio.Condition()
         self._poller = asyncio.create_task(self._poll(), name=f"watch-{task_id}")
 
-    async def newer_than(self, number: int) -> tuple[int, Look]:
+    async def newer_than(self, number: int) -> tuple[int, Look[Status]]:
         async with self._news:
             await self._news.wait_for(lambda: self._failure or self._number > number)
             if self._look is None or self._number <= number:
@@ -83,7 +93,7 @@ class _Watch:
     async def _poll(self) -> None:
         while self._look is None or not self._look.ended:
             try:
-                look = await self._core.look(self._task_id, self._look.status if self._look else None)
+                look = await self._looks.look(self._task_id, self._look.status if self._look else None)
             except EngineUnavailable:
                 pass
             except TaskyardError as error:
