@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError
 
-from api.runs import listing, recorded
+from api.runs import listing, recorded, shown
 from api.runs.admission import Admission
 from api.runs.continuation.rules import chain_of
 from api.runs.uploads import all_artifacts, open_artifact
@@ -60,7 +60,6 @@ from workflows.specs.wire import Manifest
 from workflows.told.record import Told
 
 _SUMMARY_BYTES = 200
-_DETAILS_CHARS = 2000
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
 _OWN_ID_ATTEMPTS = 3
 
@@ -329,7 +328,7 @@ class Core:
             status,
             recorded.search_attributes(status),
             summary=_one_line(f"{status.name}: {without_credentials(manifest.repository.url)}", _SUMMARY_BYTES),
-            details=_details(manifest),
+            details=shown.details(manifest),
             named="the manifest",
         )
         if run_id is None:
@@ -401,14 +400,3 @@ def _already_terminal(status: TaskStatus) -> TaskAlreadyTerminal:
 
 def _one_line(text: str, most_bytes: int) -> str:
     return " ".join(text.split()).encode()[:most_bytes].decode(errors="ignore")
-
-
-def _details(manifest: Manifest) -> str:
-    """What the Temporal UI shows of the run's task, in Markdown. Beginnings only: history is no place for long text."""
-    repository = manifest.repository
-    prompt = manifest.claude.prompt.strip()
-    shortened = prompt[:_DETAILS_CHARS] + (" …" if len(prompt) > _DETAILS_CHARS else "")
-    quoted = "\n".join(f"> {line}" for line in shortened.splitlines())
-    where = f"{without_credentials(repository.url)} `{repository.commit or repository.branch}`"
-    machine = f"{manifest.vm.profile}, {manifest.vm.cpus} CPUs, {manifest.vm.memory}, {manifest.vm.network_mode}"
-    return f"- Repository: {where}\n- Machine: {machine}\n- Model: {manifest.claude.model}\n\n{quoted}"

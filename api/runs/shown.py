@@ -18,6 +18,8 @@ _TELLING = r"[\w.-]*(?:token|secret|passw|api[-_]?key|authorization|credential)[
 _TELLING_NAME = re.compile(_TELLING, re.IGNORECASE)
 _TELLING_OPTION = re.compile(rf"--?{_TELLING}", re.IGNORECASE)
 _ASSIGNED = re.compile(rf"({_TELLING}\s*[=:]\s*)(\S.*)", re.IGNORECASE | re.DOTALL)
+# Characters of a prompt that the Temporal UI shows.
+_DETAILS_CHARS = 2000
 # Parts of an MCP server whose values are secrets more often than not.
 _VALUES = ("env", "headers")
 
@@ -28,6 +30,17 @@ def definition(manifest: Manifest) -> dict[str, Any]:
     visible["repository"]["url"] = without_credentials(manifest.repository.url)
     visible["claude"]["mcp_config"] = _without_secrets(visible["claude"]["mcp_config"])
     return visible
+
+
+def details(manifest: Manifest) -> str:
+    """What the Temporal UI shows of the run's task, in Markdown. Beginnings only: history is no place for long text."""
+    repository = manifest.repository
+    prompt = manifest.claude.prompt.strip()
+    shortened = prompt[:_DETAILS_CHARS] + (" …" if len(prompt) > _DETAILS_CHARS else "")
+    quoted = "\n".join(f"> {line}" for line in shortened.splitlines())
+    where = f"{without_credentials(repository.url)} `{repository.commit or repository.branch}`"
+    machine = f"{manifest.vm.profile}, {manifest.vm.cpus} CPUs, {manifest.vm.memory}, {manifest.vm.network_mode}"
+    return f"- Repository: {where}\n- Machine: {machine}\n- Model: {manifest.claude.model}\n\n{quoted}"
 
 
 def _without_secrets(part: Any) -> Any:
