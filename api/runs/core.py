@@ -35,7 +35,6 @@ from foundation.errors import (
     TaskNotFound,
 )
 from foundation.units import format_size
-from foundation.urls import without_credentials
 from storage import records
 from storage.bucket import Bucket, ObjectStream
 from storage.layout import TASKS
@@ -59,7 +58,6 @@ from workflows.runs.states import TaskState
 from workflows.specs.wire import Manifest
 from workflows.told.record import Told
 
-_SUMMARY_BYTES = 200
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
 _OWN_ID_ATTEMPTS = 3
 
@@ -327,7 +325,7 @@ class Core:
             submission,
             status,
             recorded.search_attributes(status),
-            summary=_one_line(f"{status.name}: {without_credentials(manifest.repository.url)}", _SUMMARY_BYTES),
+            summary=shown.summary(manifest),
             details=shown.details(manifest),
             named="the manifest",
         )
@@ -396,7 +394,3 @@ def _base32(number: int, digits: int) -> str:
 
 def _already_terminal(status: TaskStatus) -> TaskAlreadyTerminal:
     return TaskAlreadyTerminal(f"Task '{status.id}' has already ended: {status.state}.", task_state=status.state.value)
-
-
-def _one_line(text: str, most_bytes: int) -> str:
-    return " ".join(text.split()).encode()[:most_bytes].decode(errors="ignore")

@@ -18,7 +18,8 @@ _TELLING = r"[\w.-]*(?:token|secret|passw|api[-_]?key|authorization|credential)[
 _TELLING_NAME = re.compile(_TELLING, re.IGNORECASE)
 _TELLING_OPTION = re.compile(rf"--?{_TELLING}", re.IGNORECASE)
 _ASSIGNED = re.compile(rf"({_TELLING}\s*[=:]\s*)(\S.*)", re.IGNORECASE | re.DOTALL)
-# Characters of a prompt that the Temporal UI shows.
+# Bytes of a line that the Temporal UI shows of a run, and characters of its prompt.
+_SUMMARY_BYTES = 200
 _DETAILS_CHARS = 2000
 # Parts of an MCP server whose values are secrets more often than not.
 _VALUES = ("env", "headers")
@@ -30,6 +31,12 @@ def definition(manifest: Manifest) -> dict[str, Any]:
     visible["repository"]["url"] = without_credentials(manifest.repository.url)
     visible["claude"]["mcp_config"] = _without_secrets(visible["claude"]["mcp_config"])
     return visible
+
+
+def summary(manifest: Manifest) -> str:
+    """A run in one line for the Temporal UI."""
+    text = f"{manifest.metadata.name}: {without_credentials(manifest.repository.url)}"
+    return " ".join(text.split()).encode()[:_SUMMARY_BYTES].decode(errors="ignore")
 
 
 def details(manifest: Manifest) -> str:
