@@ -21,25 +21,33 @@ from client.tasks.download import Fetched
 from client.tasks.executing import Executed
 from client.tasks.processes import Process
 from client.tasks.replies import (
+    Answered,
     Artifact,
+    Cleared,
+    Configured,
     Continued,
     LogLine,
     NetworkUse,
+    PermissionRequest,
     Progress,
     RunNetwork,
     Task,
     TaskPage,
     Transition,
     Usage,
+    Waiting,
 )
 from foundation.service.files import Changed, Extracted, FileInfo, FileList
 
 __all__ = [
     "DEFAULT_SERVER",
     "PATIENCE_SECONDS",
+    "Answered",
     "Artifact",
     "AsyncTaskClient",
     "Changed",
+    "Cleared",
+    "Configured",
     "Continued",
     "Executed",
     "Extracted",
@@ -48,6 +56,7 @@ __all__ = [
     "FileList",
     "LogLine",
     "NetworkUse",
+    "PermissionRequest",
     "Process",
     "Progress",
     "RunNetwork",
@@ -56,5 +65,6 @@ __all__ = [
     "TaskPage",
     "Transition",
     "Usage",
+    "Waiting",
     "faults",
 ]

@@ -7,7 +7,7 @@ import re
 from fastapi_offline import FastAPIOffline
 
 from api.deps import Dialect, Services
-from api.native import again, errors, health, ports, stream, tasks, views
+from api.native import again, errors, health, ports, steering, stream, tasks, views
 from api.native.bodies import MAX_BODY_BYTES
 from api.native.machines import exec as commands
 from api.native.machines import files, processes
@@ -33,6 +33,7 @@ def make_native(services: Services) -> Dialect:
     app.include_router(stream.router)
     app.include_router(ports.router)
     app.include_router(tasks.router)
+    app.include_router(steering.router)
     app.include_router(again.router)
     app.include_router(commands.router)
     app.include_router(processes.router)

@@ -99,7 +99,7 @@ NETWORK_BODY = {
 }
 
 
-def _whole(schema: dict[str, Any]) -> dict[str, Any]:
+def whole(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema with the parts that it names in their places: an OpenAPI document has them elsewhere."""
     parts = schema.pop("$defs", {})
 
@@ -120,7 +120,7 @@ EXECUTION_BODY = {
         "required": True,
         "content": {
             "application/json": {
-                "schema": _whole(Execution.model_json_schema()),
+                "schema": whole(Execution.model_json_schema()),
                 "example": {"argv": ["git", "status", "-s"]},
             }
         },
@@ -131,7 +131,7 @@ CHANGES_BODY = {
         "required": True,
         "content": {
             "application/json": {
-                "schema": _whole(Changes.model_json_schema()),
+                "schema": whole(Changes.model_json_schema()),
                 "example": {"changes": [{"operation": "remove", "path": "build", "directories": "recursive"}]},
             }
         },
@@ -142,7 +142,7 @@ PROCESS_BODY = {
         "required": True,
         "content": {
             "application/json": {
-                "schema": _whole(ProcessSpec.model_json_schema()),
+                "schema": whole(ProcessSpec.model_json_schema()),
                 "example": {"key": "build-1", "shell": "make && make check", "limits": {"timeout": 600}},
             }
         },
@@ -163,7 +163,7 @@ SIGNAL_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": _whole(SentSignal.model_json_schema()), "example": {"signal": "TERM"}}
+            "application/json": {"schema": whole(SentSignal.model_json_schema()), "example": {"signal": "TERM"}}
         },
     }
 }
@@ -244,6 +244,7 @@ DETAIL: dict[str, Any] = SUMMARY | {
         {"state": "staging", "at": "2026-01-29T10:00:02Z"},
     ],
     "undelivered_messages": [],
+    "permission_requests": [],
     "notes": [],
     "definition": {
         "repository": {"url": "https://github.com/org/repo.git", "branch": "main"},

@@ -18,6 +18,7 @@ from foundation.faults import Fault
 from workflows.runs.messages import AgentProgress, NetworkUse, Pushed, TaskStatus, TokenUsage, Transition
 from workflows.runs.requests import Artifact
 from workflows.runs.states import Cause, TaskState
+from workflows.runs.steering.messages import PermissionRequest
 from workflows.specs.wire import NetworkPolicy
 
 BASE = "/api/v1/tasks"
@@ -101,6 +102,7 @@ class TaskDetail(TaskSummary):
     pushed: Pushed | None = Field(description="Branch, commit and pull request of a run that pushes its work")
     transitions: list[Transition]
     undelivered_messages: list[str]
+    permission_requests: list[PermissionRequest] = Field(description="What the agent asks and waits for")
     notes: list[str] = Field(description="Sentences about what the run lacks although nothing failed")
     definition: dict[str, Any] | None
 

@@ -21,6 +21,7 @@ from cli.options import (
     writes_data,
 )
 from cli.task import inside, ports, reading, submission
+from cli.task.agent import steering
 from cli.task.batch import each_run
 from cli.task.files import copying
 from cli.task.network import network
@@ -213,6 +214,14 @@ def message(
         reply = client.message(task_id, sys.stdin.read() if text == "-" else text, message_id)
     if not print_data(reply, format_of(ctx, OutputFormat.TEXT)):
         talk().print("Sent.")
+
+
+app.command()(steering.messages)
+app.command()(steering.interrupt)
+app.command()(steering.approve)
+app.command()(steering.deny)
+app.command()(steering.answer)
+app.command()(steering.configure)
 
 
 @app.command()

@@ -23,10 +23,11 @@ from cli.terminal import output, print_rows, print_table, spinner_name, talk
 from foundation.units import format_seconds, format_size
 
 if TYPE_CHECKING:
-    from client import Artifact, LogLine, NetworkUse, RunNetwork, Task
+    from client import Artifact, LogLine, NetworkUse, PermissionRequest, RunNetwork, Task
     from client.tasks.replies import NetworkPolicy
 
 _GAP = 2
+_ASKED_CHARS = 200
 # Below this a paragraph is not folded: it would be a column of single words.
 _LEAST_WIDTH = 30
 
@@ -116,6 +117,7 @@ def print_task(task: Task) -> None:
             ("Tokens", _tokens(task)),
             ("Cost", _cost(task)),
             ("Decide", _decision(task)),
+            *(("Asks", _asks(task, request)) for request in task.permission_requests),
             ("Network", network_line(task.network_policy, task.network)),
             *(("Note", note) for note in task.notes),
             *(("Undelivered", message) for message in task.undelivered_messages),
@@ -369,6 +371,14 @@ def _cost(task: Task) -> str | None:
         words += f"; what {one_line(', '.join(usage.unpriced_models))} costs is not known"
         words += f" (${usage.unpriced_usd:.4f} at most)" if usage.unpriced_usd else ""
     return words
+
+
+def _asks(task: Task, request: PermissionRequest) -> str:
+    """What the agent asks, and how it is answered."""
+    if questions := request.questions():
+        return f"{one_line(' '.join(questions))}; 'sandbox task answer {task.id} ANSWER...' tells it"
+    what = one_line(request.description or json.dumps(request.input, ensure_ascii=False))[:_ASKED_CHARS]
+    return f"{one_line(request.tool)}: {what}; 'sandbox task approve {task.id}' permits it, deny does not"
 
 
 def _decision(task: Task) -> str | None:

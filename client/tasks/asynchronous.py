@@ -28,11 +28,12 @@ from client.tasks.files import AsyncMachineFiles
 from client.tasks.processes import Process, ProcessList, StdinTaken, Stream
 from client.tasks.reading import Answer, LogReading
 from client.tasks.replies import Artifact, ArtifactPage, Continued, LogLine, RunNetwork, Task, TaskPage
+from client.tasks.steering import AsyncSteering
 from foundation.errors import ServiceUnavailable, TaskyardError
 from foundation.urls import without_credentials
 
 
-class AsyncTaskClient(AsyncMachineFiles):
+class AsyncTaskClient(AsyncSteering, AsyncMachineFiles):
     """Task runs on one server; every method does what its namesake of ``TaskClient`` does."""
 
     def __init__(

@@ -27,11 +27,12 @@ from client.tasks.files import MachineFiles
 from client.tasks.processes import Process, ProcessList, StdinTaken, Stream
 from client.tasks.reading import Answer, LogReading
 from client.tasks.replies import Artifact, ArtifactPage, Continued, LogLine, RunNetwork, Task, TaskPage
+from client.tasks.steering import Steering
 from foundation.errors import ServiceUnavailable, TaskyardError
 from foundation.urls import without_credentials
 
 
-class TaskClient(MachineFiles):
+class TaskClient(Steering, MachineFiles):
     """Task runs on one server. Refusals are raised as the errors of ``foundation.errors``, by their code.
 
     ``token`` is sent as a bearer token, for a server behind something that asks for one. No answer may take longer than
@@ -58,8 +59,7 @@ class TaskClient(MachineFiles):
 
         Raises InvalidManifest (``faults(error)`` lists every fault) and DuplicateTaskId.
         """
-        task_id: str = self.submit_raw(manifest)["task_id"]
-        return task_id
+        return str(self.submit_raw(manifest)["task_id"])
 
     def submit_raw(self, manifest: str | Mapping[str, Any]) -> Any:
         """The same with the server's own reply."""

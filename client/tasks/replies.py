@@ -21,6 +21,8 @@ class Progress(_Reply):
     tool_calls: int = 0
     current_tool: str | None = None
     last_activity_at: datetime | None = None
+    model: str | None = None
+    permission_mode: str | None = None
 
 
 class NetworkPolicy(_Reply):
@@ -99,6 +101,80 @@ class Transition(_Reply):
     at: datetime
 
 
+class PermissionOption(_Reply):
+    """One of the answers that a request takes."""
+
+    id: str
+    name: str
+
+
+class PermissionRequest(_Reply):
+    """What an agent asks and waits for; ``input`` is what the tool would get."""
+
+    request_id: str
+    tool: str
+    input: dict[str, Any] = {}
+    input_cut: bool = False
+    description: str | None = None
+    options: list[PermissionOption] = []
+    asked_at: datetime
+    expires_at: datetime | None = None
+
+    def questions(self) -> list[str]:
+        """The agent's own questions, in their order, when it asks for answers."""
+        asked = self.input.get("questions") if self.tool == "AskUserQuestion" else None
+        texts = [each.get("question") for each in asked if isinstance(each, dict)] if isinstance(asked, list) else []
+        return [text for text in texts if isinstance(text, str)]
+
+
+class Interrupted(_Reply):
+    """The agent has confirmed."""
+
+    interrupted: bool
+
+
+class OpenRequests(_Reply):
+    """What an agent asks and waits for."""
+
+    permission_requests: list[PermissionRequest]
+
+
+class Answered(_Reply):
+    """The answer that counts. Not ``delivered``: the agent gets it when its machine is awake."""
+
+    request_id: str
+    decision: str
+    delivered: bool
+
+
+class Configured(_Reply):
+    """What the agent has confirmed."""
+
+    model: str | None = None
+    permission_mode: str | None = None
+
+
+class WaitingMessage(_Reply):
+    """A message that the agent has not got yet."""
+
+    id: str
+    text: str
+    delivering: bool = False
+
+
+class Waiting(_Reply):
+    """The messages that wait, in their order."""
+
+    messages: list[WaitingMessage]
+
+
+class Cleared(_Reply):
+    """Ids of messages that will not be delivered, and of one whose delivery was under way."""
+
+    cleared: list[str]
+    delivering: str | None = None
+
+
 class Task(_Reply):
     """A run. Lists leave what follows ``progress`` empty."""
 
@@ -130,6 +206,7 @@ class Task(_Reply):
     network: NetworkUse | None = None
     transitions: list[Transition] = []
     undelivered_messages: list[str] = []
+    permission_requests: list[PermissionRequest] = []
     notes: list[str] = []
     definition: dict[str, Any] | None = None
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,14 @@ from workflows.runs.messages import (
 )
 from workflows.runs.requests import AgentResult, CollectResult, ReserveRequest
 from workflows.runs.states import Cause
+from workflows.runs.steering.messages import (
+    AgentSaid,
+    ClearRequest,
+    Configuration,
+    ControlAnswer,
+    PermissionAnswer,
+    PermissionRequest,
+)
 from workflows.runs.workflow import TaskWorkflow
 from workflows.specs.manifest import parse
 from workflows.specs.wire import NetworkMode
@@ -159,6 +167,33 @@ async def network_changed(fake: FakeSteps, run: Run) -> None:
     fake.agent_over.set()
 
 
+async def steered(fake: FakeSteps, run: Run) -> None:
+    """Requests that are answered, taken back and left to their time; a configuration, and an interrupted turn."""
+    await fake.agent_running.wait()
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    asked = [PermissionRequest(request_id=each, tool="Bash", asked_at=at) for each in ("a", "b", "c")]
+    await run.signal(TaskWorkflow.agent_said, AgentSaid(asked=asked))
+    await run.signal(TaskWorkflow.agent_said, AgentSaid(withdrawn=["b"]))
+    await run.execute_update(TaskWorkflow.answer_request, PermissionAnswer(request_id="a"))
+    await until(lambda: len(fake.steered) == 2, "the denial of what nobody answers")
+    wanted = Configuration(model="claude-opus-4-1", permission_mode="plan")
+    changed = asyncio.create_task(run.execute_update(TaskWorkflow.configure_agent, wanted))
+    await until(lambda: len(fake.steered) == 4, "the configuration")
+    confirmed = [ControlAnswer(id="set-model-2"), ControlAnswer(id="set-permission-mode-3")]
+    await run.signal(TaskWorkflow.agent_said, AgentSaid(answered=confirmed))
+    await changed
+    await run.signal(TaskWorkflow.interrupt)
+    await until(lambda: len(fake.steered) == 5, "the interrupt")
+    await run.signal(TaskWorkflow.agent_said, AgentSaid(answered=[ControlAnswer(id="interrupt-4", in_turn=True)]))
+    await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=1, interrupted=True))
+    await run.signal(TaskWorkflow.user_message, UserMessage(text="rather this", id="1"))
+    await until(lambda: len(fake.delivered) == 1, "the message")
+    await run.signal(TaskWorkflow.clear_messages)
+    await run.execute_update(TaskWorkflow.clear_waiting, ClearRequest())
+    await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=2))
+    fake.agent_over.set()
+
+
 async def told(fake: FakeSteps, run: Run) -> None:
     """A record that clients change while the agent runs, until one of them says that the run is completed."""
     await fake.agent_running.wait()
@@ -220,6 +255,7 @@ LIMITED = {"max_tokens_total": 10}
 COURSES = {
     "completed": Course(completed),
     "closed": Course(closed),
+    "steered": Course(steered, claude={"skip_permissions": False, "permission_timeout": "3s"}),
     "told": Course(told),
     "told_to_fail": Course(told_to_fail),
     "cancelled": Course(cancelled),

@@ -198,6 +198,7 @@ class FakeSteps:
             self.run_agent,
             self.stop_agent,
             self.deliver,
+            self.steer,
             self.close,
             self.set_network,
             self.pause,

@@ -36,7 +36,12 @@ async def test_no_request_meets_a_server_error_or_an_answer_that_is_not_describe
     description: dict[str, Any] = (await site.http.get("/openapi.json")).json()
     assert description["openapi"].startswith("3.1")
     # Among what is tried for an id is that of a run that there is; it has ended, so no follower waits for it.
-    values = {"task_id": [ended, "never-was", "ü/../x"], "name": ["report.md", "other"], "key": ["build-1", "ü"]}
+    values = {
+        "request_id": ["a", "ü/b"],
+        "task_id": [ended, "never-was", "ü/../x"],
+        "name": ["report.md", "other"],
+        "key": ["build-1", "ü"],
+    }
     for path in description["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", []):

@@ -1,0 +1,1 @@
+"""`sandbox task`: the agent of a run, while it runs."""
