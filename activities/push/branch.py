@@ -21,8 +21,8 @@ _WORDS_CHARS = 600
 
 def deliver(
     access: Access, repository: Repository, branch: str, tip: str, objects: list[Path], scratch: Path, report: Report
-) -> None:
-    """Make the branch be at ``tip``, whose objects lie in the directories ``objects``.
+) -> str:
+    """Make the branch be at ``tip``, whose objects lie in the directories ``objects``; the name of the base branch.
 
     A branch that is there is moved on only when ``tip`` stands on it. Raises PushRefused, and what
     ``activities.repository.remote`` raises.
@@ -35,8 +35,10 @@ def deliver(
             f"Nothing was pushed: '{branch}' is the base branch or the default branch of {without_credentials(url)}; "
             "name another one in repository.push.branch."
         )
+    # A manifest may mean the server's default branch by HEAD.
+    base = (default if repository.branch == "HEAD" else None) or repository.branch
     if there == tip:
-        return
+        return base
     own = scratch / "pushing"
     # A repository that no confined program could write to: git reads its configuration with credentials at hand.
     kind = "sha256" if len(tip) > 40 else "sha1"  # noqa: PLR2004 -- the digits of a SHA-1
@@ -59,6 +61,7 @@ def deliver(
         ) from None
     except GitFailed as error:
         raise _refused(access, repository, branch, error) from None
+    return base
 
 
 def _refused(access: Access, repository: Repository, branch: str, error: GitFailed) -> RepositoryError:

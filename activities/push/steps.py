@@ -102,11 +102,11 @@ class _Push:
                 return
             check_commits(git, request.base_commit, commits.tip, self._redactor, ci_files=push.ci_files)
             objects = [mirror / "objects", scratch / "git" / "objects"]
-            deliver(access, request.repository, branch, commits.tip, objects, scratch, lambda _: None)
+            base = deliver(access, request.repository, branch, commits.tip, objects, scratch, lambda _: None)
         self._pushed.branch, self._pushed.commit = branch, commits.tip
         self._pushed.note = " ".join(commits.notes) or None
         if push.pull_request is not None:
-            self._ask(branch, push.pull_request)
+            self._ask(branch, push.pull_request.base or base, push.pull_request)
 
     def _commits(self, git: ConfinedGit, scratch: Path) -> Commits:
         request = self._request
@@ -139,7 +139,7 @@ class _Push:
                 file.write(chunk)
         return target
 
-    def _ask(self, branch: str, asked: PullRequest) -> None:
+    def _ask(self, branch: str, base: str, asked: PullRequest) -> None:
         """Open the pull request."""
         request, redactor = self._request, self._redactor
         found = host_of(self._settings.git_hosts, request.repository.url)
@@ -149,7 +149,6 @@ class _Push:
                 "that TASKYARD_GIT_HOSTS names on the VM host; add it there with its kind."
             )
         host, name = found
-        base = asked.base or request.repository.branch
         title = redactor.redact_text(asked.title or request.name)
         wanted = Wanted(branch, base, title, redactor.redact_text(asked.body), asked.draft)
         there = open_pull_request(host, name, self._token(request.api_credentials), wanted)

@@ -244,6 +244,7 @@ class Course:
     away: Callable[[Run], Awaitable[None]] | None = None
     instead: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     secrets: bool = True
+    push: bool = False
     waits: tuple[str, ...] = ()
     claude: Mapping[str, Any] = field(default_factory=dict)
     lifecycle: Mapping[str, Any] = field(default_factory=dict)
@@ -268,6 +269,7 @@ COURSES = {
     "not_delivered": Course(not_delivered, instead={"deliver": refused}),
     "collection_called_off": Course(called_off, instead={"collect": hangs}),
     "left_to_the_host": Course(cancelled_on_a_lost_host, instead={"reserve": on_a_lost_host}),
+    "pushed": Course(closed, push=True),
     "over_budget": Course(spent, claude=LIMITED),
     "continued": Course(continued, claude=LIMITED, lifecycle=PAUSES),
     "not_continued": Course(spent, claude=LIMITED, lifecycle=PAUSES | {"decision_timeout": "2s"}),
@@ -284,7 +286,11 @@ async def record(client: Client, name: str, course: Course) -> None:
     manifest = parse(
         {
             "metadata": {"name": name},
-            "repository": {"url": "https://git.invalid/a.git", "branch": "main"},
+            "repository": {
+                "url": "https://git.invalid/a.git",
+                "branch": "main",
+                **({"push": {"credentials": "TOKEN", "pull_request": {}}} if course.push else {}),
+            },
             "claude": {"prompt": "do it", **course.claude},
             "secrets": [{"name": "TOKEN", "source": "env", "key": "TOKEN"}] if course.secrets else [],
             "lifecycle": {"failure_action": "preserve", "timeout": "10m", **course.lifecycle},

@@ -30,13 +30,19 @@ def branch_name(text: str) -> str:
     return text
 
 
+def _new_branch(text: str) -> str:
+    if text == "HEAD" or text.startswith("refs/"):
+        raise ValueError("is no name for a branch of its own")
+    return branch_name(text)
+
+
 def own_branch(task_id: str) -> str:
     """The branch of a run that names none."""
     name = _OWN + task_id
     return name if not _NO_REF.search(name) else _OWN + task_id.replace(".", "-")
 
 
-def author(text: str) -> str:
+def signature(text: str) -> str:
     """The text, when it is a name and an address as git writes them. Raises ValueError with a sentence."""
     if not re.fullmatch(AUTHOR, text) or len(text) > MAX_TITLE:
         raise ValueError(f"must be of the form 'Name <address>', {MAX_TITLE} characters at most")
@@ -61,7 +67,7 @@ def _message(text: str) -> str:
     return _text(text)
 
 
-Branch = Annotated[str, AfterValidator(branch_name), Field(min_length=1, max_length=MAX_BRANCH)]
+Branch = Annotated[str, AfterValidator(_new_branch), Field(min_length=1, max_length=MAX_BRANCH)]
 SecretName = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 
 
@@ -83,7 +89,7 @@ class Push(wire.Push):
 
     branch: Branch | None = None
     message: Annotated[str, AfterValidator(_message)] | None = None
-    author: Annotated[str, AfterValidator(author)] | None = None
+    author: Annotated[str, AfterValidator(signature)] | None = None
     credentials: SecretName | None = None
     pull_request: PullRequest | None = None
 
