@@ -40,10 +40,14 @@ def shell_command(name: str) -> str:
 
 
 @cache
-def perl_command(*names: str) -> str:
-    """The command that has perl run a program of ``commands/``, or the parts of one, in place of the shell."""
-    program = "\n".join(_text(f"{name}.pl") for name in names)
-    return f"exec perl -e '\n{program}\n'"
+def perl_program(*names: str) -> str:
+    """A program of ``commands/``, or the parts of one, without comments."""
+    return "\n".join(_text(f"{name}.pl") for name in names)
+
+
+def perl_command(name: str) -> str:
+    """The command that has perl run a program of ``commands/`` in place of the shell."""
+    return f"exec perl -e '\n{perl_program(name)}\n'"
 
 
 def _text(name: str) -> str:

@@ -96,7 +96,7 @@ class GuestShell:
 
         ``prepare`` is called with the channel before the command starts, and may send requests of its own over it.
         """
-        return self._opened(lambda transport: _execute(transport, command, prepare))
+        return self._opened(lambda transport: execute(transport, command, prepare))
 
     def dial(self, address: str, port: int, window_bytes: int) -> paramiko.Channel:
         """Connect to a port in the guest, which has ``address``; its channel, for ``window_bytes`` that nobody reads.
@@ -246,10 +246,13 @@ def _transport(
     return transport
 
 
-def _execute(
+def execute(
     transport: paramiko.Transport, command: str, prepare: Callable[[paramiko.Channel], None] | None = None
 ) -> paramiko.Channel:
-    """Start the command, within ``_CONNECT_SECONDS`` in all."""
+    """Start the command as ``GuestShell.stream`` does, within ``_CONNECT_SECONDS`` in all, over this connection alone.
+
+    Raises SSHException, OSError, EOFError.
+    """
     end = time.monotonic() + _CONNECT_SECONDS
     channel = transport.open_session(timeout=_CONNECT_SECONDS)
     limit_unread(channel)

@@ -3,8 +3,8 @@
 # start is a fork of what is warm. Argument: the name of the directory of this connection, among the control groups and
 # in memory.
 #
-# The host says on standard input, in lines: "prepare KEY", "spec KEY LENGTH" with so many bytes after it, "end KEY", and
-# "signal KEY NAME". Then a shell on a channel of its own writes "KEY ID" with its own id to the FIFO "requests"; the
+# The host says on standard input, in lines: "prepare KEY", "spec KEY LENGTH" with so many bytes after it, "end KEY",
+# "signal KEY NAME", and "program NAME LENGTH" with the program after it. Then a shell on a channel of its own writes "KEY ID" with its own id to the FIFO "requests"; the
 # process gets the standard streams of that shell, which has them as 3 to 5, and the shell the exit code and signal from the FIFO "KEY".
 #
 # A process says on its standard output, before it becomes what it is to be: "+" and its id; or "-", a word and a sentence,
@@ -15,6 +15,7 @@
 #   m  a file of the group, "=" and its content   r  number of a limit of the kernel, "=" and its value
 #   u  user, as name, uid or uid:gid     d  directory     e  a variable, NAME=value     i  standard input is fed
 #   t  what its terminal is     a  a word of its command line     s  a line for the shell of the user
+#   p  a program of ours, by its name, in place of all others: it runs as root, in no group, and ends with its streams
 # It is sent between single quotes, and has none.
 use strict;
 my ($own) = @ARGV;
@@ -39,14 +40,18 @@ sub prepare {
     mkdir "$groups/$key";
     my $path = "$place/$key";
     syscall $SYS_MKNOD, $path, $S_IFIFO | 0600, 0;
+    result($key) if $shell{$key};
 }
 
 # What the shell waits for. It is open for both, so that what is written waits for its reader.
 sub result {
     my ($key) = @_;
-    sysopen $result{$key}, "$place/$key", $READ_WRITE if !$result{$key};
+    if (!$result{$key}) { sysopen my $file, "$place/$key", $READ_WRITE or return; $result{$key} = $file }
     return $result{$key};
 }
+
+# A program is read once, and begun for the first time by each fork that is to be it: it finds its variables new.
+sub learn { my ($name, $text) = @_; eval "package $name; sub whole_program {\n$text\n}" }
 
 # When both are there: what is to be started, and the shell whose streams it gets.
 sub start {
@@ -87,7 +92,7 @@ sub end {
 # A group can be removed when its last process is gone. What a root of the machine has put below it is not looked for.
 sub remove {
     for my $key (keys %ending) {
-        next if $watch{$key} && --$ending{$key};
+        next if $watch{$key};
         next if !rmdir "$groups/$key" and -d "$groups/$key" and --$ending{$key} > 0;
         unlink "$place/$key";
         delete $_->{$key} for \(%spec, %shell, %result, %process, %ending);
@@ -115,6 +120,7 @@ sub become {
     if ($of{t} || $of{i}) { open STDIN, "<&", $streams[0] } else { open STDIN, "<", "/dev/null" }
     ioctl STDIN, $TIOCSCTTY, 1 if $of{t};
     $SIG{PIPE} = "DEFAULT";
+    if ($of{p}) { $of{p}[0]->whole_program; exit }
     for (@{$of{m} // []}) {
         my ($name, $value) = split /=/, $_, 2;
         # The kernel looks after such limits where they are wanted, and there alone: it is no small thing to it.
@@ -198,17 +204,21 @@ while (1) {
     next if $some <= 0;
     if (vec $readable, fileno $requests, 1) {
         sysread $requests, $asked, 65536, length $asked;
-        while ($asked =~ s/^(\w+) (\d+)\n//) { $shell{$1} = $2; start($1) }
+        while ($asked =~ s/^(\w+) (\d+)\n//) {
+            $shell{$1} = $2;
+            # Open from now on, so that whoever waits there hears of the end of all this.
+            result($1);
+            start($1);
+        }
     }
     next if !vec $readable, 0, 1;
     last if !sysread STDIN, $told, 262144, length $told;
     while ((my $length = index $told, "\n") >= 0) {
         my ($verb, $key, $more) = split / /, substr $told, 0, $length;
-        if ($verb eq "spec") {
+        if ($verb eq "spec" || $verb eq "program") {
             last if length $told < $length + 1 + $more;
-            $spec{$key} = substr $told, $length + 1, $more;
-            substr $told, $length + 1, $more, "";
-            start($key);
+            my $text = substr $told, $length + 1, $more, "";
+            if ($verb eq "program") { learn($key, $text) } else { $spec{$key} = $text; start($key) }
         }
         substr $told, 0, $length + 1, "";
         prepare($key) if $verb eq "prepare";

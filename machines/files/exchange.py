@@ -10,7 +10,6 @@ import os
 import struct
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import NoReturn, Protocol, Self
 
 import paramiko
@@ -31,7 +30,6 @@ from foundation.errors import (
     WrongFileType,
 )
 from foundation.service.files import printable
-from guest.programs import perl_command
 
 _HEAD = struct.Struct(">cI")
 # The largest that a program sends is a piece of a file; the rest are names and numbers.
@@ -69,10 +67,19 @@ _BY_NUMBER: dict[int, tuple[type[FileError], str]] = {
 Request = list[bytes | str | int]
 
 
-class Shell(Protocol):
-    """The part of ``GuestShell`` that is used here."""
+class Running(Protocol):
+    """A program that runs, and the channel that has its streams."""
 
-    def stream(self, command: str) -> paramiko.Channel: ...
+    @property
+    def channel(self) -> paramiko.Channel: ...
+
+    def close(self) -> None: ...
+
+
+class Programs(Protocol):
+    """What starts programs of ``guest/commands`` in the guest, by their parts."""
+
+    def begin(self, *parts: str) -> Running: ...
 
 
 class Exchange:
@@ -81,10 +88,11 @@ class Exchange:
     To be used as a context, whose end ends the program.
     """
 
-    def __init__(self, shell: Shell, *parts: str, request: Request) -> None:
+    def __init__(self, programs: Programs, *parts: str, request: Request) -> None:
         self._came = bytearray()
         self._leaving = bytearray()
-        self._channel = shell.stream(perl_command("files-base", *parts))
+        self._running = programs.begin("files-base", *parts)
+        self._channel = self._running.channel
         self._channel.settimeout(SILENT_SECONDS)
         try:
             self.put("R", fields(request))
@@ -157,8 +165,7 @@ class Exchange:
 
     def close(self) -> None:
         """End the program, whatever it does."""
-        with suppress(paramiko.SSHException, OSError, EOFError):
-            self._channel.close()
+        self._running.close()
 
     def __enter__(self) -> Self:
         return self

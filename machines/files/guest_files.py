@@ -25,7 +25,7 @@ from foundation.service.files import (
 from guest.contract import AGENT_USER
 from machines.files import glob
 from machines.files.entry import Entry, entry_from
-from machines.files.exchange import LONG_SECONDS, Exchange, Request, Shell, fields
+from machines.files.exchange import LONG_SECONDS, Exchange, Programs, Request, fields
 
 # What an archive has at most.
 _WALKED_MOST = 2**31
@@ -92,14 +92,14 @@ class OpenFile:
 class GuestFiles:
     """What can be done with the files of a guest. ``user`` is a name or a number, or either with ``:group``."""
 
-    def __init__(self, shell: Shell, user: str = AGENT_USER) -> None:
-        self._shell = shell
+    def __init__(self, programs: Programs, user: str = AGENT_USER) -> None:
+        self._programs = programs
         self._user = user
 
     def stat(self, paths: Sequence[bytes], *, follow: bool = False) -> list[FileInfo]:
         """What is known of these; with ``follow``, of what links lead to. Raises FileNotFound for the first missing."""
         request: Request = [self._user, "stat", _flag(follow), *paths]
-        with Exchange(self._shell, "files-walk", request=request) as exchange:
+        with Exchange(self._programs, "files-walk", request=request) as exchange:
             return [entry_from(content).info() for kind, content in exchange.frames() if kind == "I"]
 
     def listed(
@@ -136,7 +136,7 @@ class GuestFiles:
         time = "" if how.modified_ns is None else f"{how.modified_ns // 10**9}.{how.modified_ns % 10**9:09d}"
         access = _access(how.mode, how.owner, how.group)
         request: Request = [self._user, path, *access, time, _flag(how.parents), _flag(how.new)]
-        with Exchange(self._shell, "files-draft", "files-write", request=request) as exchange:
+        with Exchange(self._programs, "files-draft", "files-write", request=request) as exchange:
             exchange.put_pieces(pieces)
             exchange.put("Z")
             exchange.flush()
@@ -145,7 +145,7 @@ class GuestFiles:
     def change(self, changes: Sequence[Change]) -> list[Changed]:
         """Make these changes in their order. The first that fails raises, and undoes none of those before."""
         done: list[Changed] = []
-        with Exchange(self._shell, "files-draft", "files-change", request=[self._user]) as exchange:
+        with Exchange(self._programs, "files-draft", "files-change", request=[self._user]) as exchange:
             for change in changes:
                 exchange.put("O", fields(_words(change)))
                 exchange.flush()
@@ -160,7 +160,7 @@ class GuestFiles:
         one as its target.
         """
         request: Request = [self._user, "walk", path, 0, "", 0, "", _WALKED_MOST, 1, _flag(hard_links)]
-        with Exchange(self._shell, "files-walk", request=request) as exchange:
+        with Exchange(self._programs, "files-walk", request=request) as exchange:
             kind, content = exchange.frame()
             while kind in "IL":
                 entry = entry_from(content)
@@ -173,21 +173,21 @@ class GuestFiles:
 
     def extract(self, path: bytes, *, keep_owners: bool) -> Exchange:
         """The program that lays out members below a path; ``machines.files.archives`` feeds it."""
-        return Exchange(self._shell, "files-draft", "files-extract", request=[self._user, path, _flag(keep_owners)])
+        return Exchange(self._programs, "files-draft", "files-extract", request=[self._user, path, _flag(keep_owners)])
 
     def _opened(
         self, path: bytes, first: int | None, last: int | None, line: int | None, lines: int | None
     ) -> OpenFile:
         numbers = ("" if number is None else number for number in (first, last, line, lines))
         request: Request = [self._user, path, *numbers]
-        return OpenFile(Exchange(self._shell, "files-read", request=request))
+        return OpenFile(Exchange(self._programs, "files-read", request=request))
 
     def _found(
         self, path: bytes, depth: int, pattern: str, most: int, kinds: str = ""
     ) -> Generator[FileInfo | Unreadable, None, bool]:
         wanted = glob.expression(pattern) if pattern else ""
         request: Request = [self._user, "walk", path, depth, wanted, _flag(glob.is_path(pattern)), kinds, most, "", ""]
-        with Exchange(self._shell, "files-walk", request=request) as exchange:
+        with Exchange(self._programs, "files-walk", request=request) as exchange:
             for kind, content in exchange.frames():
                 if kind == "I":
                     yield entry_from(content).info()

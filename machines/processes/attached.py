@@ -1,6 +1,6 @@
 """Attached processes: each is a command on a channel of its own over the guest's one connection, and ends with it.
 
-In the guest they are started and ended by one program for each connection (guest/commands/attached.pl), their guard,
+In the guest they are started and ended by one program for each connection, their guard (``machines.processes.guard``),
 which waits for the connection's end. Each is in a control group of its own. Whoever lets go of a process has the guard
 kill its group; when the connection breaks, as it does when this process dies, the guard kills all of them. So nothing
 of a process stays behind, whether or not it left its session or ignores signals, and however its client went.
@@ -12,24 +12,19 @@ from __future__ import annotations
 
 import re
 import resource
-import secrets
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 import paramiko
 
 from foundation.errors import InvalidBody, MachineError, RateLimitExceeded
 from foundation.faults import Fault
 from foundation.service.processes import Limits, ProcessSpec
-from guest.contract import ATTACHED_PLACES, READY
-from guest.programs import perl_command
 from machines.processes.channel import exit_signal, watch
+from machines.processes.guard import Begun, begin, guard_of
 from machines.ssh import GuestShell
 
 Output = Literal["stdout", "stderr"]
@@ -40,8 +35,6 @@ MOST = 32
 _START_SECONDS = 30.0
 _TELL_SECONDS = 5.0
 _CHUNK_BYTES = 128 * 1024
-# What is made in the guest beforehand.
-_PREPARED = 8
 _PREAMBLE_BYTES = 8192
 _STDERR_BYTES = 1000
 _STARTED = re.compile(rb"^\+(\d{1,10})\r?\n")
@@ -64,10 +57,10 @@ class Exit:
 class AttachedProcess:
     """One that was started. Nothing here waits for it: whoever uses it waits to be called."""
 
-    def __init__(self, channel: paramiko.Channel, guard: _Guard, key: str, spec: ProcessSpec) -> None:
-        self._channel = channel
-        self._guard = guard
-        self._key = key
+    def __init__(self, begun: Begun, spec: ProcessSpec) -> None:
+        self._channel = begun.channel
+        self._begun = begun
+        begun.guard.keys.add(begun.key)
         self._terminal = spec.terminal is not None
         self._first = b""
         self._ended = False
@@ -138,20 +131,20 @@ class AttachedProcess:
 
     def signal(self, name: str) -> None:
         """Send a signal, its name without SIG, to its process group; KILL to everything that it has started."""
-        self._guard.signal(self._key, name)
+        self._begun.signal(name)
 
     def kill_rest(self) -> None:
         """Kill what is left of it and of all that it has started; again does nothing."""
         if not self._ended:
             self._ended = True
-            self._guard.end(self._key)
+            self._begun.end()
 
     def close(self) -> None:
         """Let go of it: it is killed unless it has ended. Never raises."""
         self.kill_rest()
         with suppress(OSError, paramiko.SSHException, EOFError):
             self._channel.close()
-        self._guard.keys.discard(self._key)
+        self._begun.guard.keys.discard(self._begun.key)
 
     def await_start(self) -> None:
         """Return when it runs. Raises InvalidBody where it cannot as it was asked for, MachineError otherwise."""
@@ -184,34 +177,19 @@ def start(shell: GuestShell, spec: ProcessSpec, call: Callable[[], None]) -> Att
     Raises InvalidBody for a user, a directory or limits that cannot be, RateLimitExceeded beyond MOST, GuestUnreachable
     and MachineLost. Whoever gets the process closes it.
     """
-    guarding = _guarding(shell)
     for _ in range(2):
-        guard = guarding.guard(shell)
-        if process := _start(shell, guard, spec, call):
-            return process
+        guard = guard_of(shell)
+        if len(guard.keys) >= MOST:
+            raise RateLimitExceeded(f"{MOST} commands run in this machine already; try again when one has ended")
+        if begun := begin(guard, shell, _values(spec), _terminal(spec)):
+            return _started(shell, begun, spec, call)
     raise shell.broken("The connection to the guest broke again and again")
 
 
-def _start(shell: GuestShell, guard: _Guard, spec: ProcessSpec, call: Callable[[], None]) -> AttachedProcess | None:
-    """The process; None when it came to run over another connection than its guard, and so was closed."""
-    key = guard.begin(spec)
-
-    def prepare(channel: paramiko.Channel) -> None:
-        if spec.terminal is not None:
-            channel.get_pty(spec.terminal.term, spec.terminal.cols, spec.terminal.rows)
-        watch(channel, call)
-
+def _started(shell: GuestShell, begun: Begun, spec: ProcessSpec, call: Callable[[], None]) -> AttachedProcess:
+    process = AttachedProcess(begun, spec)
+    watch(begun.channel, call)
     try:
-        channel = shell.stream(guard.command(key), prepare)
-    except BaseException:
-        guard.end(key)
-        guard.keys.discard(key)
-        raise
-    process = AttachedProcess(channel, guard, key, spec)
-    try:
-        if channel.get_transport() is not guard.transport:
-            process.close()
-            return None
         process.await_start()
     except (OSError, paramiko.SSHException, EOFError) as error:
         process.close()
@@ -222,101 +200,11 @@ def _start(shell: GuestShell, guard: _Guard, spec: ProcessSpec, call: Callable[[
     return process
 
 
-class _Guard:
-    """What starts and ends the processes of one connection."""
-
-    def __init__(self, shell: GuestShell) -> None:
-        self._name = secrets.token_hex(8)
-        self._place = f"{ATTACHED_PLACES}/{self._name}"
-        #: Of processes that were not closed yet.
-        self.keys: set[str] = set()
-        self._prepared: deque[str] = deque()
-        self._lock = threading.Lock()
-        self._channel = shell.stream(f"{perl_command('attached')} {self._name}")
-        self.transport = self._channel.get_transport()
-        self._channel.settimeout(_START_SECONDS)
-        said = b""
-        try:
-            with self._lock:
-                self._channel.sendall(b"".join(self._prepare() for _ in range(_PREPARED)))
-            while not said.endswith(b"\n") and (piece := self._channel.recv(_STDERR_BYTES)):
-                said += piece
-        except (OSError, paramiko.SSHException, EOFError) as error:
-            self._channel.close()
-            raise shell.broken(f"The guest does not start processes ({error or type(error).__name__})") from error
-        if said.decode(errors="replace") != f"{READY}\n":
-            why = self._channel.recv_stderr(_STDERR_BYTES).decode(errors="replace").strip()
-            self._channel.close()
-            raise MachineError(f"The guest cannot start processes: {why or 'it said nothing'}")
-        self._channel.settimeout(_TELL_SECONDS)
-
-    @property
-    def is_there(self) -> bool:
-        return self.transport.is_active() and not self._channel.closed and not self._channel.eof_received
-
-    def begin(self, spec: ProcessSpec) -> str:
-        """Say what is to be started by the shell that will ask for it; its key."""
-        encoded = b"".join(b"%s%d:%s" % (kind.encode(), len(value), value) for kind, value in _values(spec))
-        with self._lock, suppress(OSError, paramiko.SSHException, EOFError):
-            # In the guest, what a process needs is made while another one runs.
-            key = self._prepared.popleft()
-            self.keys.add(key)
-            self._channel.sendall(b"spec %s %d\n%s%s" % (key.encode(), len(encoded), encoded, self._prepare()))
-        return key
-
-    def command(self, key: str) -> str:
-        """What the shell of a channel does whose streams become the process's: it ends as that does.
-
-        They are had under other numbers, since the shell's own are something else for a moment while it writes.
-        """
-        return (
-            f"exec 3<&0 4>&1 5>&2;d={self._place};echo {key} $$ >$d/requests;"
-            f"until [ -p $d/{key} ];do sleep 1;done;read -r c s <$d/{key};"
-            'case $s in ""|0);;*)kill -$s $$;;esac;exit ${c:-255}'
-        )
-
-    def signal(self, key: str, name: str) -> None:
-        """Send a signal to the process group of the process, or KILL to all of its control group."""
-        self._tell(f"signal {key} {name}")
-
-    def end(self, key: str) -> None:
-        """Kill what is left of it."""
-        self._tell(f"end {key}")
-
-    def _prepare(self) -> bytes:
-        key = secrets.token_hex(6)
-        self._prepared.append(key)
-        return f"prepare {key}\n".encode()
-
-    def _tell(self, line: str) -> None:
-        """Where the guard is gone, so are its processes, or they are beyond reach."""
-        with self._lock, suppress(OSError, paramiko.SSHException, EOFError):
-            self._channel.sendall(f"{line}\n".encode())
-
-
-class _Guarding:
-    """The guard of one machine, as this process has entered it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._guard: _Guard | None = None
-
-    def guard(self, shell: GuestShell) -> _Guard:
-        with self._lock:
-            if self._guard is None or not self._guard.is_there:
-                self._guard = _Guard(shell)
-            if len(self._guard.keys) >= MOST:
-                raise RateLimitExceeded(f"{MOST} commands run in this machine already; try again when one has ended")
-            return self._guard
-
-
-_GUARDINGS: WeakKeyDictionary[GuestShell, _Guarding] = WeakKeyDictionary()
-_GUARDINGS_LOCK = threading.Lock()
-
-
-def _guarding(shell: GuestShell) -> _Guarding:
-    with _GUARDINGS_LOCK:
-        return _GUARDINGS.setdefault(shell, _Guarding())
+def _terminal(spec: ProcessSpec) -> Callable[[paramiko.Channel], None] | None:
+    """What its channel needs beforehand."""
+    if (terminal := spec.terminal) is None:
+        return None
+    return lambda channel: channel.get_pty(terminal.term, terminal.cols, terminal.rows)
 
 
 def _values(spec: ProcessSpec) -> Iterator[tuple[str, bytes]]:

@@ -40,6 +40,7 @@ from foundation.service.files import (
 from foundation.service.paths import BASE
 from machines.files.archives import packed, unpack
 from machines.files.guest_files import GuestFiles, OpenFile, Unreadable, Written
+from machines.processes.guard import GuestPrograms
 from worker.service.machine import Machine, admission_of, machine_of
 
 _log = structlog.get_logger("service")
@@ -170,7 +171,7 @@ ROUTES = (
 async def _entered(request: Request, model: type[_M]) -> tuple[_M, Machine, GuestFiles]:
     machine = await machine_of(request, "files")
     asked = model.model_validate_json(request.query_params.get(REQUEST, "{}"))
-    return asked, machine, GuestFiles(machine.shell, str(getattr(asked, "user", "")))
+    return asked, machine, GuestFiles(GuestPrograms(machine.shell), str(getattr(asked, "user", "")))
 
 
 async def _taken(request: Request, machine: Machine, take: Callable[[], BaseModel]) -> Response:

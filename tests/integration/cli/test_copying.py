@@ -21,6 +21,7 @@ from foundation.errors import ArchiveRefused, FileNotFound, TaskyardError, Wrong
 from foundation.service.files import FileInfo
 from machines.files.archives import packed, unpack
 from machines.files.guest_files import GuestFiles, Written
+from machines.processes.guard import GuestPrograms
 from tests.stand_ins.local_sshd import LocalGuestServer
 
 USER = str(os.getuid())
@@ -67,7 +68,7 @@ class Ends:
         self.here, self.there = directory / "here", directory / "there"
         self.here.mkdir()
         self.there.mkdir()
-        self.client = Here(GuestFiles(guest.shell, USER), directory / "spool")
+        self.client = Here(GuestFiles(GuestPrograms(guest.shell), USER), directory / "spool")
 
         @contextmanager
         def opened(_: Any) -> Iterator[Here]:

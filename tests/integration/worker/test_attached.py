@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from foundation.service.attachment import PIECE, STDIN, STDOUT, WINDOW, Taken, Window, frame
 from foundation.settings import Settings
 from machines.processes.attached import MOST
+from machines.processes.guard import guard_of
 from tests.stand_ins.host_site import MACHINE, HostSite, host_site
 from tests.stand_ins.local_sshd import LocalGuestServer
 from tests.waiting import until
@@ -216,6 +218,31 @@ async def test_a_connection_to_the_guest_that_breaks_is_an_error_and_the_next_pr
         await asyncio.to_thread(guest.cut)
         assert (await rest(socket))[1]["error"]["error"] == "guest_unreachable"
     assert (await ended(site, argv=["true"]))[1] == exit_of(0)
+
+
+async def test_the_shell_that_waits_for_the_next_process_ends_with_the_connection_and_may_be_killed(
+    site: HostSite, guest: LocalGuestServer
+) -> None:
+    def waiting() -> list[subprocess.Popen[bytes]]:
+        return [each for each in guest.processes if "/requests;" in str(each.args) and each.poll() is None]
+
+    async def ran_and_one_waits() -> subprocess.Popen[bytes]:
+        assert (await ended(site, argv=["true"]))[1] == exit_of(0)
+        await until(lambda: len(waiting()) == 1, "one shell that waits")
+        return waiting()[0]
+
+    first = await ran_and_one_waits()
+    # The next process has it, and another one waits.
+    second = await ran_and_one_waits()
+    assert (first.returncode, second is first) == (0, False)
+    second.kill()
+    spare = guard_of(guest.shell)._spare
+    assert spare
+    await until(lambda: spare.channel is None, "word of its end")
+    third = await ran_and_one_waits()
+    assert third is not second
+    await asyncio.to_thread(guest.cut)
+    await until(lambda: not waiting(), "the end of all of them")
 
 
 async def test_a_machine_has_room_for_so_many_and_no_more(site: HostSite) -> None:

@@ -98,6 +98,14 @@ async def test_a_file_is_written_read_listed_and_removed(site: HostSite, tmp_pat
     with pytest.raises(FileNotFound, match="There is no"):
         await ask(site, "GET", INFO, LookAt(paths=[path], user=USER))
 
+    # What is done by a program of the guest's own.
+    (tmp_path / "a/deep/er").mkdir(parents=True)
+    all_of_it = {"operation": "remove", "path": str(tmp_path / "a"), "directories": "recursive"}
+    changes = Changes.model_validate({"changes": [all_of_it]})
+    answer = await ask(site, "POST", CHANGED, ChangeFiles(user=USER), changes.model_dump_json().encode())
+    assert AllChanged.model_validate_json(answer).changed[0].removed is True
+    assert below(tmp_path) == {}
+
 
 async def test_an_archive_goes_out_and_in(site: HostSite, tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
