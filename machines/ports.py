@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
 
 import paramiko
 
 from foundation.errors import InvalidParameter, MachineError, PortRefused
 from guest.contract import GUEST_ADDRESS, REDIRECT_PORT, SSH_PORT
-from machines.ssh import GuestShell, wake
+from machines.processes.channel import watch
+from machines.ssh import GuestShell
 
 # Where a program of the guest may listen, the likeliest first: for all, for the loopback of either kind, for its
 # network's address alone.
@@ -36,9 +37,12 @@ class GuestPort:
         self._channel = channel
         self._shell = shell
 
-    def notify(self, event: threading.Event) -> None:
-        """Have the event set whenever something has come, or the other side has ended."""
-        wake(self._channel, event)
+    def notify(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called whenever something has come, there is room again, or the other side has ended.
+
+        It is called in the connection's own thread, which must not wait.
+        """
+        watch(self._channel, call)
 
     @property
     def readable(self) -> bool:
@@ -56,9 +60,14 @@ class GuestPort:
         return self._channel.closed
 
     @property
+    def unread(self) -> int:
+        """How many bytes ``receive`` could give."""
+        return len(self._channel.in_buffer)
+
+    @property
     def flooded(self) -> bool:
         """Whether the guest has sent more than it was allowed to, which no SSH server of honest make does."""
-        return len(self._channel.in_buffer) > _FLOOD_BYTES
+        return self.unread > _FLOOD_BYTES
 
     def receive(self) -> bytes:
         """What has come, or empty at the end of it; only while ``readable``."""

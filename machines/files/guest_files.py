@@ -29,6 +29,7 @@ from machines.files.exchange import LONG_SECONDS, Exchange, Programs, Request, f
 
 # What an archive has at most.
 _WALKED_MOST = 2**31
+_GATHERED_BYTES = 192 * 1024
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,17 @@ class OpenFile:
         self.length = length
 
     def pieces(self) -> Iterator[bytes]:
-        """The bytes, in pieces of 64 KiB at most."""
+        """The bytes, in pieces: each costs those who pass it on as much, whether it is small or large."""
+        gathered = bytearray()
+        for piece in self._pieces():
+            gathered += piece
+            if len(gathered) >= _GATHERED_BYTES:
+                yield bytes(gathered)
+                gathered.clear()
+        if gathered:
+            yield bytes(gathered)
+
+    def _pieces(self) -> Iterator[bytes]:
         most = self.info.size if self.length is None else self.length
         for kind, content in self._exchange.frames():
             if kind not in "DH":

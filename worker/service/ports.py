@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -21,8 +20,10 @@ from worker.service.machine import Machine, Share, machine_of
 CONNECTIONS_MOST = 128
 # A connection on which nothing moves either way.
 _IDLE_SECONDS = 3600.0
-# A guest that takes nothing is looked at again after the first of these, then less often.
-_LOOK_SECONDS, _LOOK_SECONDS_MOST = 0.002, 0.05
+# A turn of one packet costs as much as one of many: after one that was full, more is waited for, so often and so long.
+_PACKET_BYTES = 32 * 1024
+_GATHERED_BYTES = 4 * _PACKET_BYTES
+_GATHER_TIMES, _GATHER_SECONDS = 4, 0.005
 _CLOSE_SECONDS = 2.0
 _DIGITS_MOST = 5
 _EOF = json.dumps({"eof": True})
@@ -62,13 +63,16 @@ class _Passage:
         self._port = port
         self._machine = machine
         self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._calls = _Calls(self._look)
+        self._in_bulk = False
         self._flooded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._upward_over = False
         self._idle = asyncio.timeout(_IDLE_SECONDS)
 
     async def run(self) -> None:
         """Pass bytes on. Returns when both ways have ended, or the client has left. Raises TimedOut, MachineError."""
-        self._port.notify(_News(self._look))
+        self._port.notify(self._calls.come)
         upward, downward = asyncio.create_task(self._upward()), asyncio.create_task(self._downward())
         try:
             async with self._idle:
@@ -104,16 +108,13 @@ class _Passage:
                 await self._send(data)
 
     async def _send(self, data: bytes) -> None:
-        pause = _LOOK_SECONDS
         while data:
+            self._room.clear()
             if not self._port.writable:
-                # The library tells nobody when the guest takes more.
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LOOK_SECONDS_MOST)
+                await self._room.wait()
                 continue
             sent = await self._machine.run(self._port.send, data, abandoned=True)
             if sent:
-                pause = _LOOK_SECONDS
                 self._keep()
             data = data[sent:]
 
@@ -128,36 +129,59 @@ class _Passage:
             self._news.clear()
 
     async def _receive(self) -> bytes:
+        if self._in_bulk:
+            with self._calls.held():
+                await self._gather()
         while not self._port.readable:
             await self._news.wait()
             self._news.clear()
-        return await self._machine.run(self._port.receive, abandoned=True)
+        data = await self._machine.run(self._port.receive, abandoned=True)
+        self._in_bulk = len(data) >= _PACKET_BYTES
+        return data
+
+    async def _gather(self) -> None:
+        for _ in range(_GATHER_TIMES):
+            if self._port.unread >= _GATHERED_BYTES or self._port.closed:
+                return
+            await asyncio.sleep(_GATHER_SECONDS)
 
     def _look(self) -> None:
-        """Something has come from the guest, or it has ended."""
+        """Something has come from the guest, it takes more, or it has ended."""
         if self._port.flooded and not self._flooded.done():
             self._flooded.set_exception(GuestUnreachable("The guest sends more than it was asked for; it was cut off"))
         self._news.set()
+        self._room.set()
 
     def _keep(self) -> None:
         self._idle.reschedule(asyncio.get_running_loop().time() + _IDLE_SECONDS)
 
 
-class _News(threading.Event):
-    """Set by the thread of the guest's connection, however often; calls ``look`` on the event loop after that."""
+class _Calls:
+    """Calls of the thread of the guest's connection, each of which has ``look`` called on the event loop, once for all.
+
+    While they are held, those that come are answered by one look at the end.
+    """
 
     def __init__(self, look: Callable[[], None]) -> None:
-        super().__init__()
         self._loop = asyncio.get_running_loop()
         self._look = look
         self._told = False
 
-    def set(self) -> None:
-        """Have it looked."""
+    def come(self) -> None:
+        """There is something to look at."""
         if not self._told:
             self._told = True
             with suppress(RuntimeError):  # the loop has ended before the connection
                 self._loop.call_soon_threadsafe(self._tell)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Have nobody called meanwhile, each call of whom costs the loop a turn."""
+        self._told = True
+        try:
+            yield
+        finally:
+            self._tell()
 
     def _tell(self) -> None:
         self._told = False
