@@ -24,6 +24,7 @@ from benchmarks.cases import (
     way_in,
     workspace_disk,
 )
+from benchmarks.cases.logs import append
 from benchmarks.cases.streams import host_streams
 from benchmarks.lab import Lab
 from benchmarks.measurements import CaseResult, make_result, now
@@ -47,6 +48,7 @@ CASES: tuple[Case, ...] = (
     status.CASE,
     list_runs.CASE,
     throughput.CASE,
+    append.CASE,
     host_streams.CASE,
 )
 

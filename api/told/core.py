@@ -185,14 +185,14 @@ class ToldRuns:
             await self._note(run_id, change)
         return await self.look(run_id)
 
-    async def append(self, run_id: str, told: Sequence[Any]) -> bool:
+    async def append(self, run_id: str, told: Sequence[Any], run: ToldRun | None = None) -> bool:
         """Append entries to the log of a run, which may be any JSON; false when it has ended, and takes no more.
 
-        All of them are stored, or none. Raises TaskNotFound, InvalidParameter, PayloadTooLarge, RateLimitExceeded,
+        All of them are stored, or none. ``run`` is the run of a look just now. Raises TaskNotFound, InvalidParameter, PayloadTooLarge, RateLimitExceeded,
         BucketUnavailable.
         """
         lines = await asyncio.to_thread(entries.lines, told)
-        if (await self.look(run_id)).ended:
+        if (run or await self.look(run_id)).ended:
             return False
         drafts = [told_draft(line) for line in lines]
         try:
@@ -208,14 +208,14 @@ class ToldRuns:
         await self._logs.close()
         await self.index.close()
 
-    async def ingest(self, run_id: str, numbered: Sequence[Numbered]) -> Ingested:
+    async def ingest(self, run_id: str, numbered: Sequence[Numbered], run: ToldRun | None = None) -> Ingested:
         """Append numbered entries that are new, in order; of a run that has ended, all are taken for known.
 
-        Without any, the number of the last one is told. Raises TaskNotFound, Conflict at a gap
+        Without any, the number of the last one is told. ``run`` is the run of a look just now. Raises TaskNotFound, Conflict at a gap
         (``last_accepted_seq``), RateLimitExceeded, BucketUnavailable.
         """
         place = _check_form(run_id)
-        if not (await self.look(run_id)).ended:
+        if not (run or await self.look(run_id)).ended:
             try:
                 return await ingest(self._logs, place, numbered)
             except Conflict as error:
