@@ -29,6 +29,7 @@ from api.parents.recorded import PARENT_TASKS
 from api.posthog.dialect import make_posthog
 from api.posthog.paths import BASES as POSTHOG_BASES
 from api.posthog.tokens import connection_reader
+from api.posthog.told import stream_reader
 from api.runs.acceptance import Submissions
 from api.runs.core import Core
 from api.runs.events import RunEvents
@@ -166,7 +167,7 @@ def _make_services(settings: Settings) -> Services:
         events=RunEvents(core, bucket, followers, watches),
         hosts=hosts,
         machines=machines,
-        access=Access(settings, connection_reader(tokens)),
+        access=Access(settings, connection_reader(tokens), stream_reader(tokens)),
         parents=parents,
         environments=Environments(settings, bucket),
     )

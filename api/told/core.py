@@ -188,8 +188,8 @@ class ToldRuns:
     async def append(self, run_id: str, told: Sequence[Any], run: ToldRun | None = None) -> bool:
         """Append entries to the log of a run, which may be any JSON; false when it has ended, and takes no more.
 
-        All of them are stored, or none. ``run`` is the run of a look just now. Raises TaskNotFound, InvalidParameter, PayloadTooLarge, RateLimitExceeded,
-        BucketUnavailable.
+        All of them are stored, or none. ``run`` is the run of a look just now. Raises TaskNotFound, InvalidParameter,
+        PayloadTooLarge, RateLimitExceeded, BucketUnavailable.
         """
         lines = await asyncio.to_thread(entries.lines, told)
         if (run or await self.look(run_id)).ended:
@@ -211,8 +211,8 @@ class ToldRuns:
     async def ingest(self, run_id: str, numbered: Sequence[Numbered], run: ToldRun | None = None) -> Ingested:
         """Append numbered entries that are new, in order; of a run that has ended, all are taken for known.
 
-        Without any, the number of the last one is told. ``run`` is the run of a look just now. Raises TaskNotFound, Conflict at a gap
-        (``last_accepted_seq``), RateLimitExceeded, BucketUnavailable.
+        Without any, the number of the last one is told. ``run`` is the run of a look just now. Raises TaskNotFound,
+        Conflict at a gap (``last_accepted_seq``), RateLimitExceeded, BucketUnavailable.
         """
         place = _check_form(run_id)
         if not (run or await self.look(run_id)).ended:

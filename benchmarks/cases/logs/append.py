@@ -96,7 +96,7 @@ CASE = Case(
     figures=(
         Figure("last", f"an append at the end of {ENTRIES} entries, median", "ms"),
         Figure("first", f"the same among the first {_SPAN}", "ms"),
-        Figure("growth", "how many times as long the last take as the first", "×", limit=1.5),
+        Figure("growth", "how many times as long the last take as the first", "times", limit=1.5),
     ),
     open=_open,
 )
