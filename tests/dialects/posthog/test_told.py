@@ -116,9 +116,8 @@ async def test_the_table_of_statuses(site: ApiSite, client: httpx.AsyncClient) -
         if ended:
             assert now == was
         got = (reply.status_code, now["status"], now["stage"])
-        return (
-            "" if got == expected and (now["completed_at"] is not None) == (now["status"] in STATUSES[3:]) else f"{got}"
-        )
+        assert (now["completed_at"] is not None) == (now["status"] in STATUSES[3:])
+        return "" if got == expected else f"{before}, {word}: {got}"
 
     async with site.worker():
         cells = [(before, *cell) for before, row in TABLE.items() for cell in zip(STATUSES, row.split(), strict=True)]
@@ -134,10 +133,8 @@ async def test_an_output_replaces_the_one_before_and_with_a_schema_ends_the_run(
     async with site.worker():
         path = await new_run(client)
         await client.patch(f"{path}/", json={"output": {"pr_url": "u"}})
-        assert (await client.patch(f"{path}/", json={"output": {"more": 1}})).json()["output"] == {
-            "pr_url": "u",
-            "more": 1,
-        }
+        both = await client.patch(f"{path}/", json={"output": {"more": 1}})
+        assert both.json()["output"] == {"pr_url": "u", "more": 1}
         for output in ({"a": 1}, [1], None, "text"):
             reply = await client.patch(f"{path}/set_output/", json={"output": output})
             assert (reply.status_code, reply.json()["output"]) == (200, output)
@@ -210,9 +207,7 @@ async def test_events_are_stored_while_the_request_that_sends_them_goes_on(
     assert reply.json() == {"accepted": 3, "duplicate": 0, "last_accepted_seq": 3}
 
 
-async def test_tokens_of_a_stream_open_what_they_are_for_and_nothing_else(
-    site: ApiSite, client: httpx.AsyncClient
-) -> None:
+async def test_tokens_of_a_stream_open_what_they_are_for_and_nothing_else(client: httpx.AsyncClient) -> None:
     path, other = await new_run(client), await new_run(client)
     given = (await client.get(f"{path}/stream_token/")).json()
     assert given["stream_base_url"] is None
