@@ -14,7 +14,6 @@ from storage.runlog import seal
 from workflows import steps
 from workflows.runs.requests import FinishRequest
 from workflows.told.messages import FinishLocalRequest
-from workflows.told.states import STATE_MESSAGES
 
 
 class Finish:
@@ -37,10 +36,9 @@ class Finish:
     @activity.defn(name=steps.FINISH_LOCAL.name)
     @boundary
     def finish_local_run(self, request: FinishLocalRequest) -> None:
-        """The same of a run whose agent worked elsewhere."""
+        """The same of a run whose agent worked elsewhere: in its log is what its clients told, and nothing else."""
         status = request.status
         place = TASKS.place(status.id)
         with beating():
             write_record(self._bucket, place, status.record())
-            announce_state(self._bucket, status.id, status.state, STATE_MESSAGES[status.state])
             seal(self._bucket, place)

@@ -20,7 +20,7 @@ from storage.follower import RunLogFollowers
 from storage.layout import TASKS, Place
 from storage.runlog import LogEntry, read_entries, tail
 
-Stream = Literal["all", "stdout", "stderr", "events"]
+Stream = Literal["all", "stdout", "stderr", "events", "told"]
 
 KEEPALIVE_SECONDS = 10.0
 

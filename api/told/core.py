@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any
 from weakref import WeakValueDictionary
 
-import structlog
 from anyio import CapacityLimiter, to_thread
 from temporalio.client import WorkflowExecutionStatus
 
@@ -27,21 +26,17 @@ from foundation.errors import (
     InvalidParameter,
     ServiceUnavailable,
     TaskNotFound,
-    TaskyardError,
 )
 from foundation.schemas.json_schema import misfit
 from storage import records
 from storage.bucket import Bucket
 from storage.layout import TASKS, Place
-from storage.segments import event_draft, find_seal, told_draft
+from storage.segments import find_seal, told_draft
 from workflows import names
 from workflows.runs.messages import TaskStatus
 from workflows.told.messages import RECORD_KIND, LocalStatus
 from workflows.told.record import OUTPUT_BYTES, STATE_BYTES, Change, Standing, Told, merge
 from workflows.told.states import LocalState
-
-#: Events of a log that say that something was told of its run; what it is stands in the run's record.
-TOLD_EVENT = "told"
 
 _COMPARISONS = 4
 _COMPLETED = LocalState.COMPLETED
@@ -49,8 +44,6 @@ _TRIES = 5
 _PAUSE_SECONDS = 0.2
 _UNTEXT = re.compile("[\ud800-\udfff]")
 _TEXTS = ("stage", "branch", "error_message", "environment", "mode")
-
-log = structlog.get_logger("told")
 
 
 @dataclass(frozen=True)
@@ -181,8 +174,6 @@ class ToldRuns:
                 await asyncio.sleep(_PAUSE_SECONDS)
             else:
                 raise ServiceUnavailable(f"Run '{run_id}' did not take what it was told; tell it again.")
-        if standing.changed:
-            await self._note(run_id, change)
         return await self.look(run_id)
 
     async def append(self, run_id: str, told: Sequence[Any], run: ToldRun | None = None) -> bool:
@@ -251,17 +242,6 @@ class ToldRuns:
             return await recorded.status_of(described)
         record = await asyncio.to_thread(records.read_record, self._bucket, place)
         return LocalStatus.model_validate(record) if record and record.get("kind") == RECORD_KIND else None
-
-    async def _note(self, run_id: str, change: Change) -> None:
-        """Have those who follow the log hear of a change; nothing depends on it."""
-        parts = [f"state {change.enter}"] if change.enter else []
-        parts += change.fields
-        event = {"type": TOLD_EVENT, "message": f"A client told: {', '.join(parts)}", "fields": parts}
-        draft = event_draft(event)
-        try:
-            await self._logs.append(TASKS.place(run_id), lambda _: [draft], len(draft.data))
-        except TaskyardError as error:
-            log.info("a change is not in the log", run=run_id, error=error.message)
 
 
 class TellingLooks:

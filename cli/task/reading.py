@@ -40,6 +40,7 @@ class LogStream(StrEnum):
     STDOUT = "stdout"
     STDERR = "stderr"
     EVENTS = "events"
+    TOLD = "told"
 
 
 @asks_server

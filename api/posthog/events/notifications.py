@@ -174,7 +174,10 @@ def _told(entry_id: int, data: str) -> tuple[Notification, ...]:
     event_id = str(entry_id)
     if not isinstance(line.get("event_id"), str):
         line["event_id"] = event_id
-    return (Notification(event_id, _kind(line), _time(line.get("timestamp")), _json(line)),)
+    kind = _kind(line)
+    # Agents that send events as they arise send a message whole beside its pieces: the log keeps the whole.
+    logged = kind != "agent_message_chunk"
+    return (Notification(event_id, kind, _time(line.get("timestamp")), _json(line), logged=logged),)
 
 
 def _kind(line: Json) -> str:

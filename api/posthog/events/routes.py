@@ -25,7 +25,7 @@ from api.posthog.events.table import LogQuery, LogTables
 from api.posthog.lookup import FoundRun, RunOf, find_run, opened_by_token
 from api.posthog.models import run_object
 from api.posthog.paths import RUN
-from api.posthog.tokens import CONNECTION
+from api.posthog.tokens import STREAM
 from api.told.core import ToldRun
 from foundation.errors import InvalidParameter, TaskNotFound
 from storage.layout import TASKS
@@ -55,7 +55,7 @@ TablesOf = Annotated[LogTables, Depends(_tables)]
     "/stream",
     summary="Follow a run",
     response_class=StreamingResponse,
-    dependencies=[opened_by_token(CONNECTION)],
+    dependencies=[opened_by_token(STREAM)],
     responses={200: {"description": "Server-sent events", "content": {MEDIA_TYPE: {"example": "id: 7\ndata: {}\n\n"}}}},
 )
 async def stream(

@@ -13,7 +13,6 @@ from workflows.runs.states import TaskState
 _PREPARING = (TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY)
 # How loud each kind of event is, for those that are lines for people and nothing else.
 _LEVELS = {
-    "told": "debug",
     "warning": "warn",
     "note": "warn",
     "verdict": "error",

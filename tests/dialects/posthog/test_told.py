@@ -56,6 +56,9 @@ async def test_entries_are_appended_and_pieces_of_messages_are_not(site: ApiSite
         late = await client.post(f"{path}/append_log", json={"entries": [{"late": 1}]})
         assert (late.status_code, late.json()["status"]) == (200, "completed")
         assert len(await told(site, path)) == 2
+        # The log of a run whose agent works elsewhere is what that told, and nothing else.
+        lines = (await client.get(f"{path}/logs")).text.splitlines()
+        assert [json.loads(line)["type"] for line in lines] == ["any", "notification"]
 
 
 @pytest.mark.parametrize(
