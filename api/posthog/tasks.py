@@ -180,10 +180,10 @@ async def delete_task(parent: ParentOf, services: ServicesOf) -> Response:
 
 
 @router.post(f"{TASK}/run", summary="Run a task")
-async def run_task(parent: ParentOf, request: Request, services: ServicesOf) -> dict[str, Any]:
+async def run_task(parent: ParentOf, grant: GrantOf, request: Request, services: ServicesOf) -> dict[str, Any]:
     """Create a run in the cloud and start it: the task, whose latest run it is."""
     wanted = await read_form(request, starting.RunRequest)
-    run_id = await starting.start(services, parent, wanted)
+    run_id = await starting.start(services, parent, grant.holder, wanted)
     return with_run(request, await find_run(services, parent, run_id))
 
 

@@ -30,6 +30,7 @@ from worker.egress.registries import registry_rules
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
 PRICES = SCENARIOS.parent / "prices.yaml"
+SMALL = {"cpus": 2, "memory": "1G", "disk": "6G"}
 CANARY = "canary-7c1f0e9a2b"
 GITHUB_TOKEN = "token-5b1e77c04d"
 _DEBIANS = "/etc/ssl/certs/ca-certificates.crt"
@@ -63,7 +64,7 @@ class Site:
             "metadata": {"name": scenario},
             "repository": {"url": self.repository, "branch": "main"},
             "claude": {"prompt": f"Scenario: {scenario}"},
-            "vm": {"cpus": 2, "memory": "1G", "disk": "6G"},
+            "vm": SMALL,
             "lifecycle": {"timeout": "10m"},
         }
         for part, fields in parts.items():
@@ -179,6 +180,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         cpu_overcommit=8,
         scenario=SCENARIOS,
         price_table=PRICES,
+        default_vm=SMALL,
         anthropic_api_key=None,
         sandbox_domain="sandbox.localhost",
         # For servers of other homes; those of this one need no address.

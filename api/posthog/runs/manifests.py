@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from api.environments.core import applied
 from api.posthog.forms import Form, Uuid
 from api.runs.acceptance import accept
 from foundation.documents import Document
 from foundation.errors import InvalidBody, InvalidManifest
 from foundation.faults import Fault
 from foundation.settings import Settings
+from storage.environments.store import Environment
 from workflows.parents.messages import ParentStatus
 from workflows.specs.manifest import Manifest
 from workflows.specs.wire import DEFAULT_BRANCH
 
 Mode = Literal["interactive", "background"]
 
+_GIT_SECRET = "GIT_HOST_TOKEN"  # noqa: S105 -- the name of a secret
+_SHORT = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _BYPASS = "bypassPermissions"
 _MOST_NAME = 200
 # Fields of the manifest, as clients of this dialect know them.
@@ -84,8 +89,9 @@ def manifest_of(
     *,
     prompt: str | None = None,
     resumed: str | None = None,
+    environment: Environment | None = None,
 ) -> Manifest:
-    """The manifest of a run of the task, which goes on from the run ``resumed``, if from one.
+    """The manifest of a run of the task in a sandbox environment, which goes on from the run ``resumed``, if from one.
 
     Raises InvalidBody, by the fields of this dialect, for what cannot be run.
     """
@@ -101,14 +107,17 @@ def manifest_of(
     permissions = options.initial_permission_mode
     if permissions is not None:
         claude |= {"permission_mode": permissions, "skip_permissions": permissions == _BYPASS}
-    data = {
+    data: dict[str, Any] = {
         "version": "1",
         "kind": "Task",
         "metadata": {"id": run_id, "name": (parent.title or f"Task {parent.number}")[:_MOST_NAME]},
-        "repository": {"url": parent.repository, "branch": options.branch or DEFAULT_BRANCH},
+        "repository": {"url": _url(settings, parent.repository), "branch": options.branch or DEFAULT_BRANCH},
         "claude": {name: value for name, value in claude.items() if value is not None},
         "vm": dict(settings.default_vm),
     }
+    _open_git_host(settings, parent.repository, data)
+    if environment is not None:
+        data = applied(environment, data)
     if resumed is not None:
         data["resume"] = {"run": resumed}
     try:
@@ -119,3 +128,20 @@ def manifest_of(
             for each in error.details["errors"]
         ]
         raise InvalidBody.of(faults) from None
+
+
+def _url(settings: Settings, repository: str) -> str:
+    """The URL of a repository, which may be named as ``org/repo`` at the first configured git host."""
+    if _SHORT.fullmatch(repository) is None or not settings.git_hosts:
+        return repository
+    return settings.git_hosts[0].repository_url(repository)
+
+
+def _open_git_host(settings: Settings, repository: str, data: dict[str, Any]) -> None:
+    """Have a run whose repository was named in short use its host's credentials, and push its work there."""
+    host = settings.git_hosts[0] if settings.git_hosts and _SHORT.fullmatch(repository) else None
+    if host is None or host.credentials is None:
+        return
+    data["secrets"] = [{"name": _GIT_SECRET, **host.credentials.model_dump()}]
+    data["repository"]["credentials"] = _GIT_SECRET
+    data["repository"]["push"] = {"pull_request": {}}

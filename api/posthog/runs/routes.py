@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from api.deps import ServicesOf
 from api.posthog.errors import told_as_view
 from api.posthog.forms import Form, read_form
-from api.posthog.lookup import FoundRun, ParentOf, RunOf, find_run, find_runs, runs_of
+from api.posthog.lookup import FoundRun, GrantOf, ParentOf, RunOf, find_run, find_runs, runs_of
 from api.posthog.models import STATES, run_object
 from api.posthog.paging import PagingOf
 from api.posthog.paths import RUN, RUNS
@@ -96,11 +96,11 @@ async def list_runs(parent: ParentOf, request: Request, services: ServicesOf, pa
 
 
 @router.post(RUNS, status_code=201, summary="Create a run")
-async def create_run(parent: ParentOf, request: Request, services: ServicesOf) -> dict[str, Any]:
+async def create_run(parent: ParentOf, grant: GrantOf, request: Request, services: ServicesOf) -> dict[str, Any]:
     """A run that is not started: a local one, whose agent works elsewhere, or one in the cloud, for ``start``."""
     wanted = await read_form(request, _Creation)
     if wanted.environment == "cloud":
-        run_id = await starting.hold(services, parent, wanted)
+        run_id = await starting.hold(services, parent, grant.holder, wanted)
         return run_object(request, await find_run(services, parent, run_id))
     run_id = str(uuid4())
     state = wanted.told()
@@ -160,12 +160,12 @@ async def cancel_run(run: RunOf, request: Request, response: Response, services:
     summary="Go on with a run in the cloud",
     dependencies=[Depends(told_as_view(InvalidParameter))],
 )
-async def resume_in_cloud(run: RunOf, request: Request, services: ServicesOf) -> dict[str, Any]:
+async def resume_in_cloud(run: RunOf, grant: GrantOf, request: Request, services: ServicesOf) -> dict[str, Any]:
     """A new run in the cloud that goes on where this one ended; a local one that is not over yet is ended by that."""
     if run.cloud is not None and not run.run.ended:
         raise InvalidParameter("The run is active in the cloud already.")
     wanted = starting.RunRequest(mode="interactive", resume_from_run_id=run.id)
-    run_id = await starting.start(services, run.parent, wanted, handoff_resumed=True)
+    run_id = await starting.start(services, run.parent, grant.holder, wanted, handoff_resumed=True)
     if not run.run.ended:
         await services.told.tell(run.id, Change(enter=LocalState.CANCELLED, error_message=_HANDED_OVER))
     return run_object(request, await find_run(services, run.parent, run_id))

@@ -13,9 +13,10 @@ from api.deps import Services
 from api.posthog.forms import Form, Uuid
 from api.posthog.lookup import FoundRun, find_run
 from api.posthog.runs.manifests import RunOptions, manifest_of
-from foundation.errors import InvalidBody, InvalidParameter, TaskNotFound
+from foundation.errors import InvalidBody, InvalidParameter, NotFound, TaskNotFound
 from foundation.faults import Fault
 from foundation.units import format_size
+from storage.environments.store import Environment
 from storage.uploads.manifest import UploadedArtifact
 from workflows.parents.messages import ParentStatus
 from workflows.told.record import Told
@@ -47,8 +48,10 @@ class RunRequest(RunOptions, FirstMessage):
     resume_from_run_id: Uuid | None = None
 
 
-async def start(services: Services, parent: ParentStatus, wanted: RunRequest, **state: Any) -> str:
-    """Create a run of the task in the cloud and start it; its id. ``state`` is told of it beside the options.
+async def start(services: Services, parent: ParentStatus, viewer: str, wanted: RunRequest, **state: Any) -> str:
+    """Create a run of the task in the cloud for a ``viewer`` and start it; its id.
+
+    ``state`` is told of it beside the options.
 
     Raises InvalidBody, InvalidParameter for an earlier run or artifacts that are not there, and what submitting raises.
     """
@@ -71,10 +74,11 @@ async def start(services: Services, parent: ParentStatus, wanted: RunRequest, **
     return run_id
 
 
-async def hold(services: Services, parent: ParentStatus, options: RunOptions) -> str:
+async def hold(services: Services, parent: ParentStatus, viewer: str, options: RunOptions) -> str:
     """Create a run of the task in the cloud that waits to be started; its id. Raises as ``start`` does."""
     run_id = str(uuid4())
-    manifest = manifest_of(services.settings, parent, options, run_id)
+    environment = await _environment(services, parent, viewer, options)
+    manifest = manifest_of(services.settings, parent, options, run_id, environment=environment)
     await services.core.submit(manifest, parent=parent.id, told=told_of(options, options.told()), held=True)
     services.metrics.submitted.inc()
     return run_id
@@ -119,6 +123,17 @@ async def with_files(services: Services, text: str, files: Sequence[UploadedArti
             fault = Fault("artifact_ids", f"'{file.name}' is no text, which alone an agent is given here", "invalid")
             raise InvalidBody.of([fault]) from None
     return "\n\n".join(parts)
+
+
+async def _environment(
+    services: Services, parent: ParentStatus, viewer: str, options: RunOptions
+) -> Environment | None:
+    if options.sandbox_environment_id is None:
+        return None
+    try:
+        return await services.environments.get(parent.project, viewer, options.sandbox_environment_id)
+    except NotFound:
+        raise InvalidParameter("Invalid sandbox_environment_id", field="sandbox_environment_id") from None
 
 
 async def _earlier(services: Services, parent: ParentStatus, run_id: str | None) -> FoundRun | None:

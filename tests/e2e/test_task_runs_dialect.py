@@ -1,0 +1,92 @@
+"""A run in a real machine through the endpoints of the task-runs dialect alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.dialects.posthog.watcher import Watcher
+from tests.e2e.conftest import Site
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+async def client(site: Site) -> AsyncIterator[httpx.AsyncClient]:
+    key = site.settings.client_keys()[0].decode()
+    url = f"http://127.0.0.1:{site.settings.api_port}/api/projects/1"
+    async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as http:
+        yield http
+
+
+async def seen(watcher: Watcher, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The first event shown that fits."""
+    async with asyncio.timeout(300):
+        while True:
+            if found := next((event for event in watcher.shown if fits(event)), None):
+                return dict(found)
+            await asyncio.sleep(0.2)
+
+
+def is_a(method: str, update: str = "") -> Callable[[dict[str, Any]], bool]:
+    def fits(event: dict[str, Any]) -> bool:
+        said = event["notification"]
+        return said["method"] == method and (not update or said["params"]["update"]["sessionUpdate"] == update)
+
+    return fits
+
+
+async def test_a_run_is_streamed_steered_and_read_back_through_these_endpoints_alone(
+    site: Site, client: httpx.AsyncClient
+) -> None:
+    task = (await client.post("/tasks/", json={"description": "Scenario: told", "repository": site.repository})).json()
+    options = {
+        "mode": "interactive",
+        "branch": "main",
+        "runtime_adapter": "claude",
+        "model": "claude-sonnet-4-5",
+        "initial_permission_mode": "default",
+    }
+    run = (await client.post(f"/tasks/{task['id']}/run/", json=options)).raise_for_status().json()["latest_run"]
+    path = f"/tasks/{task['id']}/runs/{run['id']}"
+
+    async def say(method: str, **params: Any) -> dict[str, Any]:
+        body = {"jsonrpc": "2.0", "id": f"{method}-1", "method": method, "params": params}
+        reply = await client.post(f"{path}/command/", json=body)
+        assert reply.status_code == 200, reply.text
+        answer: dict[str, Any] = reply.json()
+        assert answer["id"] == body["id"]
+        return dict(answer["result"])
+
+    # The stream breaks twice, and goes on behind the event that came last.
+    watcher = Watcher(client, path, cuts=[3, 4])
+    watching = asyncio.create_task(watcher.watch())
+    asked = (await seen(watcher, is_a("_posthog/permission_request")))["notification"]["params"]
+    granted = {"requestId": asked["requestId"], "optionId": "allow"}
+    assert await say("permission_response", **granted) == {"resolved": True}
+    await seen(watcher, lambda event: "granted.txt" in str(event) and "tool_call_update" in str(event))
+    await asyncio.sleep(2)
+    assert await say("cancel") == {"cancelled": True}
+    assert await say("user_message", content="Please finish now") == {"queued": True}
+    await seen(watcher, lambda event: "Finished as the message asked." in str(event))
+    assert await say("close") == {"closed": True}
+    async with asyncio.timeout(300):
+        await watching
+
+    whole = (await client.get(f"{path}/session_logs/", params={"limit": 5000})).json()
+    assert watcher.shown == whole
+    assert len({entry["event_id"] for entry in whole}) == len(whole)
+    assert watcher.connections >= 3
+    ended = (await client.get(f"{path}/")).json()
+    assert (ended["status"], ended["error_message"]) == ("completed", None)
+    assert "Finished" in ended["output"]["final_message"]
+    patch = next(artifact for artifact in ended["artifacts"] if artifact["name"] == f"{run['id']}.patch")
+    where = (await client.post(f"{path}/artifacts/presign/", json={"storage_path": patch["storage_path"]})).json()
+    async with httpx.AsyncClient() as anybody:
+        content = (await anybody.get(where["url"])).raise_for_status().text
+    assert "+granted" in content
+    assert len(content.encode()) == patch["size"]
