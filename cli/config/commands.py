@@ -43,6 +43,17 @@ def config(ctx: typer.Context) -> None:
         _show_settings(format_of(ctx, OutputFormat.TEXT))
 
 
+@app.command("key")
+def key() -> None:
+    """Print the key that clients of the task-runs API show: the first one set, or the one made at first start.
+
+    Example: sandbox config key
+    """
+    from foundation.settings import Settings
+
+    typer.echo(Settings().client_keys()[0].decode())
+
+
 @app.command("set-context")
 def set_context(
     name: ContextArgument,

@@ -60,8 +60,10 @@ async def start(services: Services, parent: ParentStatus, viewer: str, wanted: R
     run_id = str(uuid4())
     staged = chosen(await services.uploads.staged(parent.id), wanted.pending_user_artifact_ids)
     prompt = await first_prompt(services, parent, wanted.pending_user_message, staged)
+    environment = await _environment(services, parent, viewer, options)
+    resumed = earlier.id if earlier else None
     manifest = manifest_of(
-        services.settings, parent, options, run_id, prompt=prompt, resumed=earlier.id if earlier else None
+        services.settings, parent, options, run_id, prompt=prompt, resumed=resumed, environment=environment
     )
     if staged:
         await services.uploads.adopt(parent.id, run_id, [artifact.id for artifact in staged])
