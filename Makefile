@@ -8,7 +8,7 @@ MACHINELESS := tests/unit tests/integration tests/dialects
 CHECKED := $(PACKAGES) tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check up image bench docs clean requirements
+.PHONY: help setup demo test check up client image bench docs clean requirements
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -19,7 +19,7 @@ setup: ## Install what is missing: OS packages and the virtual environment
 demo: setup ## Watch one task run from submission to artifacts, in a real virtual machine
 	@$(BIN)/sandbox demo
 
-test: check image ## The whole suite: checks, then unit, integration and end-to-end tests
+test: check image client ## The whole suite: checks, then unit, integration and end-to-end tests
 	@failed=0; $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope $(MACHINELESS) || failed=1; \
 		$(BIN)/python -m pytest tests/e2e || failed=1; exit $$failed
 
@@ -31,6 +31,9 @@ check: setup ## Lint, format, types and the direction of imports; no tests
 
 up: setup ## The whole stack in the foreground until Ctrl-C
 	@exec $(BIN)/sandbox up
+
+client: setup ## Fetch the published client of the task-runs API that tests run, if it is not there
+	@setup/fetch-test-client >/dev/null
 
 image: setup ## Build the guest image if it is not there
 	@$(BIN)/sandbox image build
