@@ -70,6 +70,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         _services,
         _ports,
         _host_service,
+        _token_keys,
         _model,
         _prices,
         _vault,
@@ -119,6 +120,20 @@ def _host_service(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding("host service", "ok", f"listens on {settings.host_listen} for API servers")
+
+
+def _token_keys(settings: Settings) -> Iterator[Finding]:
+    from api.http.tokens import TokenKeys
+    from foundation.errors import HostNotReady
+
+    if not settings.token_keys:
+        return
+    try:
+        keys = TokenKeys(settings).public_keys()
+    except HostNotReady as error:
+        yield Finding("token keys", "fail", error.message)
+    else:
+        yield Finding("token keys", "ok", f"{keys[0]['kid']} signs, {len(keys)} accepted")
 
 
 def _acceleration(settings: Settings) -> Iterator[Finding]:

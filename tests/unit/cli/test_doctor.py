@@ -36,9 +36,11 @@ def test_doctor_names_every_fault_and_its_remedy(settings: Settings, monkeypatch
         settings.egress_denied_hosts = ["https://a.example.org"]
         settings.price_table = settings.home / "missing.yaml"
         settings.host_listen = "127.0.0.1:1"
+        settings.token_keys = [settings.home / "missing.pem"]
         settings.host_certificate = settings.home / "missing.crt"
         settings.host_certificate_key = settings.home / "missing.key"
         findings = {finding.name: finding for finding in examine(settings)}
+    assert findings["token keys"].grade == "fail"
     assert findings["certificates"].grade == "fail"
     assert "missing.pem" in findings["certificates"].text
     assert findings["network"].grade == "fail"
