@@ -16,7 +16,7 @@ from pydantic import Field
 from api.deps import ServicesOf
 from api.http.downloads import ArtifactResponse
 from api.posthog.forms import MOST_BYTES, Form, read_form
-from api.posthog.lookup import ParentOf, RunOf
+from api.posthog.lookup import ParentOf, RunOf, ancestors
 from api.posthog.models import artifact_entries
 from api.posthog.paths import RUN, TASK
 from api.runs.uploads import NAME_CHARS, SOURCE_CHARS, UPLOAD_BYTES, UPLOADS_MOST, Description, Finished, Upload
@@ -130,7 +130,10 @@ async def presign(run: RunOf, request: Request, services: ServicesOf) -> dict[st
 async def download(run: RunOf, request: Request, services: ServicesOf) -> Response:
     """The bytes of one artifact of the run, or of an earlier one that it goes on from."""
     form = await read_form(request, _Path)
-    found = await services.uploads.find([run.id], form.storage_path)
+    found = next((each for each in run.artifacts if each.key == form.storage_path), None)
+    if found is None:
+        earlier = await ancestors(services, run)
+        found = await services.uploads.find([each.id for each in reversed(earlier)], form.storage_path)
     headers = {
         "Content-Length": str(found.size_bytes),
         "ETag": f'"{found.sha256}"',

@@ -26,6 +26,7 @@ _CURRENT = "@current"
 _CURRENT_PROJECT = "1"
 # Runs of one request that are asked for at once.
 _AT_ONCE = 16
+_ANCESTORS_MOST = 10
 _PROJECT = re.compile(r"(?:0|[1-9][0-9]{0,17})\Z")
 
 
@@ -90,6 +91,12 @@ class FoundRun:
         """The status of a run whose agent works elsewhere."""
         return self.run.local
 
+    @property
+    def resumed_from(self) -> str | None:
+        """The id of the run that this one continues."""
+        before = self.run.told.state.get("resume_from_run_id")
+        return before if isinstance(before, str) else None
+
 
 async def find_run(services: Services, parent: ParentStatus, run_id: str) -> FoundRun:
     """A run of the parent task by its id. Raises TaskNotFound."""
@@ -122,6 +129,22 @@ async def find_runs(services: Services, wanted: Sequence[tuple[ParentStatus, str
 
     found = await asyncio.gather(*(find(parent, run_id) for parent, run_id in wanted))
     return [run for run in found if run is not None]
+
+
+async def ancestors(services: Services, run: FoundRun) -> list[FoundRun]:
+    """The runs that a run continues, the first of them first; the chain ends with one that is gone."""
+    chain: list[FoundRun] = []
+    known = {run.id}
+    before = run.resumed_from
+    while before is not None and before not in known and len(chain) < _ANCESTORS_MOST:
+        try:
+            found = await find_run(services, run.parent, before)
+        except TaskNotFound:
+            break
+        known.add(found.id)
+        chain.insert(0, found)
+        before = found.resumed_from
+    return chain
 
 
 async def _run(parent: ParentOf, run_id: str, services: ServicesOf) -> FoundRun:

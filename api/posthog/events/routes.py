@@ -22,19 +22,18 @@ from api.http.streams import LogResponse
 from api.posthog.events.notifications import BEGINNING, Position, RunName, notifications, parse_event_id
 from api.posthog.events.stream import MEDIA_TYPE, Standing, Streamed, frames
 from api.posthog.events.table import LogQuery, LogTables
-from api.posthog.lookup import FoundRun, RunOf, find_run, opened_by_token
+from api.posthog.lookup import FoundRun, RunOf, ancestors, opened_by_token
 from api.posthog.models import run_object
 from api.posthog.paths import RUN
 from api.posthog.tokens import STREAM
 from api.told.core import ToldRun
-from foundation.errors import InvalidParameter, TaskNotFound
+from foundation.errors import InvalidParameter
 from storage.layout import TASKS
 from storage.reader import read_entries, tail
 from storage.segments import LogEntry
 
 router = APIRouter(prefix=RUN, tags=["runs"])
 
-_ANCESTORS_MOST = 10
 _BATCH = 500
 # What a followed run is said to be; the rest of a run is asked for.
 _STANDING = ("status", "stage", "output", "branch", "error_message", "updated_at", "completed_at")
@@ -111,10 +110,10 @@ async def session_logs(
     response_class=StreamingResponse,
     responses={200: {"description": "One entry a line", "content": {"application/jsonl": {"example": "{}\n"}}}},
 )
-async def logs(run: RunOf, request: Request, services: ServicesOf) -> LogResponse:
+async def logs(run: RunOf, services: ServicesOf) -> LogResponse:
     """The log of this run behind those of the runs that it continues, the oldest first."""
     began = time.monotonic()
-    chain = [*await _ancestors(request, services, run), run]
+    chain = [*await ancestors(services, run), run]
     lines = _lines(services, chain)
     # What cannot be read at all is told before the answer has begun.
     first = await anext(lines, b"")
@@ -142,27 +141,6 @@ async def _counted(request: Request, services: Services, content: AsyncGenerator
                     yield piece
         finally:
             streams.dec()
-
-
-async def _ancestors(request: Request, services: Services, run: FoundRun) -> list[FoundRun]:
-    """The runs that a run continues, the first of them first; the chain ends with one that is gone."""
-    chain: list[FoundRun] = []
-    known = {run.id}
-    before = _resumed_from(request, run)
-    while before is not None and before not in known and len(chain) < _ANCESTORS_MOST:
-        try:
-            found = await find_run(services, run.parent, before)
-        except TaskNotFound:
-            break
-        known.add(found.id)
-        chain.insert(0, found)
-        before = _resumed_from(request, found)
-    return chain
-
-
-def _resumed_from(request: Request, run: FoundRun) -> str | None:
-    before = run_object(request, run)["state"].get("resume_from_run_id")
-    return before if isinstance(before, str) else None
 
 
 async def _lines(services: Services, chain: list[FoundRun]) -> AsyncGenerator[bytes]:

@@ -15,6 +15,7 @@ from tests.api_site import ApiSite, manifest
 from tests.dialects.posthog.conftest import PROJECT
 from workflows.parents.messages import ParentFields
 from workflows.specs.wire import Manifest
+from workflows.told.record import Told
 
 PLAN = {"name": "plan.md", "type": "plan", "source": "agent_output", "content_type": "text/markdown"}
 
@@ -153,6 +154,20 @@ async def test_what_is_wrong_is_told_by_its_field(client: httpx.AsyncClient, run
     assert (await client.get(run.path)).json()["artifacts"] == []
 
 
+async def test_what_an_earlier_run_left_is_downloaded_through_the_one_that_continues_it(
+    client: httpx.AsyncClient, run: Run, site: ApiSite
+):
+    (artifact,) = await upload(client, run, {**PLAN, "content": "earlier"})
+    wanted = Manifest.model_validate(manifest(metadata={"id": str(uuid4())}))
+    told = Told(state={"resume_from_run_id": run.id})
+    later = Run(run.task, (await site.app.services.core.submit(wanted, parent=run.task, told=told)).id)
+    path = {"storage_path": artifact["storage_path"]}
+    assert (await client.post(f"{later.path}/artifacts/download/", json=path)).text == "earlier"
+    # URLs are signed for what is the run's own.
+    assert (await client.post(f"{later.path}/artifacts/presign/", json=path)).status_code == 404
+    assert (await client.get(later.path)).json()["artifacts"] == []
+
+
 async def test_a_path_outside_of_the_manifest_is_never_signed(client: httpx.AsyncClient, run: Run):
     (artifact,) = await upload(client, run, {**PLAN, "content": "x"})
     for path in (f"tasks/{run.id}/record.json", artifact["storage_path"] + "x", "/", "hosts/x.json"):
@@ -178,9 +193,16 @@ async def test_a_connection_token_opens_what_it_is_for_and_nothing_else(
     }.items()  # fmt: skip
     bearer = {"Authorization": f"Bearer {token}"}
     for method, path in (
-        ("GET", ""), ("GET", "/connection_token/"), ("POST", "/artifacts/"), ("POST", "/artifacts/presign/"),
+        ("GET", ""), ("PATCH", ""), ("GET", "/logs"), ("GET", "/connection_token/"), ("POST", "/artifacts/"),
+        ("POST", "/artifacts/presign/"), ("POST", "/start"), ("POST", "/cancel"), ("GET", "/session_logs"),
     ):  # fmt: skip
         assert (await client.request(method, run.path + path, headers=bearer)).status_code == 403
+    # The agent of this run does not run yet.
+    call = {"jsonrpc": "2.0", "id": 1, "method": "cancel"}
+    opened = await client.post(f"{run.path}/command/", json=call, headers=bearer)
+    assert (opened.status_code, opened.json()["error"][:17]) == (400, "No active sandbox")
+    async with client.stream("GET", f"{run.path}/stream/", headers=bearer) as stream:
+        assert stream.status_code == 200
     another = run.path.replace(run.id, str(uuid4()))
     for path in (f"{another}/stream/", f"{another}/command/", "/tasks/", "../users/@me/"):
         method = "POST" if "command" in path else "GET"
