@@ -37,7 +37,7 @@ from workflows.runs.messages import (
     TurnEnded,
     UserMessage,
 )
-from workflows.runs.requests import AgentResult, CollectResult, ReserveRequest
+from workflows.runs.requests import AgentResult, CollectResult, ReserveRequest, StageResult
 from workflows.runs.states import Cause
 from workflows.runs.steering.messages import (
     AgentSaid,
@@ -211,12 +211,27 @@ async def told_to_fail(fake: FakeSteps, run: Run) -> None:
     await run.execute_update(names.TELL, change, result_type=Standing)
 
 
+async def resumed(fake: FakeSteps, run: Run) -> None:
+    """A run that continues another one, and ends with an output."""
+    fake.agent_result = AgentResult(exit_code=0, result="done", output={"answer": 42})
+    await closed(fake, run)
+
+
 async def by_itself(_fake: FakeSteps, _run: Run) -> None:
     """Nothing comes from outside."""
 
 
 def refused(_request: Any) -> None:
     raise ApplicationError("There is no branch 'mian'.", type="ref_not_found", non_retryable=True)
+
+
+def staged_on_another(_request: Any) -> StageResult:
+    return StageResult(
+        base_commit="c0ffee00" * 5,
+        workspace_image="/images/workspace.raw",
+        conversation="5f0c6d0e-7f0b-4b55-9f0e-0d6f3a2c8e11",
+        notes=["Of run first, 1 files were not collected, or not whole, and are missing or as in the base: big.bin."],
+    )
 
 
 def full_at_first(_request: Any) -> None:
@@ -248,6 +263,7 @@ class Course:
     waits: tuple[str, ...] = ()
     claude: Mapping[str, Any] = field(default_factory=dict)
     lifecycle: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 PAUSES = {"budget_action": "pause", "decision_timeout": "1m"}
@@ -260,6 +276,12 @@ COURSES = {
     "told": Course(told),
     "told_to_fail": Course(told_to_fail),
     "cancelled": Course(cancelled),
+    "resumed": Course(
+        resumed,
+        instead={"stage": staged_on_another},
+        claude={"output_schema": {"type": "object"}, "effort": "low"},
+        more={"resume": {"run": "first"}},
+    ),
     "failed_preserved": Course(preserved),
     "not_staged": Course(by_itself, instead={"stage": refused}),
     "reserved_at_once": Course(closed, secrets=False),
@@ -294,6 +316,7 @@ async def record(client: Client, name: str, course: Course) -> None:
             "claude": {"prompt": "do it", **course.claude},
             "secrets": [{"name": "TOKEN", "source": "env", "key": "TOKEN"}] if course.secrets else [],
             "lifecycle": {"failure_action": "preserve", "timeout": "10m", **course.lifecycle},
+            **course.more,
         }
     )
     async with AsyncExitStack() as workers:
