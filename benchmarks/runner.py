@@ -25,7 +25,7 @@ from benchmarks.cases import (
     workspace_disk,
 )
 from benchmarks.cases.logs import append
-from benchmarks.cases.streams import host_streams
+from benchmarks.cases.streams import followers, host_streams
 from benchmarks.lab import Lab
 from benchmarks.measurements import CaseResult, make_result, now
 from foundation.errors import InvalidParameter
@@ -44,6 +44,7 @@ CASES: tuple[Case, ...] = (
     workspace_disk.ARTIFACTS,
     task_run.CASE,
     log_latency.CASE,
+    followers.CASE,
     egress.CASE,
     status.CASE,
     list_runs.CASE,

@@ -49,16 +49,25 @@ LINES = 250
 _PAUSE_SECONDS = 0.1
 _LOOKS = 20
 _UNCERTAIN_MOST = 0.02
-# Nothing but bash itself: in an emulated guest, a child process for each line would be most of what it does.
-_PROGRAM = (
-    f"exec 3<> <(:); for ((line = 0; line < {LINES}; line++)); do "
-    f'printf \'{{"at": "%s"}}\\n\' "$EPOCHREALTIME"; read -rt {_PAUSE_SECONDS} -u 3; done'
-)
-_AGENT = f"""#!/bin/bash
-{_PROGRAM}
+_LINE = '{"at": "%s"}'
+
+
+def _program(line: str) -> str:
+    """Writes lines with their times."""
+    # Nothing but bash itself: in an emulated guest, a child process for each line would be most of what it does.
+    return (
+        f"exec 3<> <(:); for ((line = 0; line < {LINES}; line++)); do "
+        f"printf '{line}\\n' \"$EPOCHREALTIME\"; read -rt {_PAUSE_SECONDS} -u 3; done"
+    )
+
+
+def _agent(line: str) -> bytes:
+    return f"""#!/bin/bash
+{_program(line)}
 echo '{{"type": "result", "subtype": "success", "is_error": false}}'
 cat >/dev/null
-"""
+""".encode()
+
 
 # Unix times: of the host before, of the guest, of the host after.
 Look = tuple[float, float, float]
@@ -69,11 +78,29 @@ Arrival = tuple[float, float]
 @contextmanager
 def _open(lab: Lab) -> Iterator[Sides]:
     with restoring(lab, USUAL) as stand, Stack(lab.settings, parts=("temporal", "bucket", "server")):
-        yield Sides(lambda: event_loop.run(_ours(stand)), lambda: _by_hand(stand))
+        yield Sides(lambda: event_loop.run(_ours(stand)), lambda: tail_by_hand(stand))
 
 
 async def _ours(stand: Stand) -> Run:
-    """A run with real steps, except that its repository is none and its agent is the program."""
+    async with written(stand) as (machine, http):
+        reply = await http.post("/tasks", json=manifest() | {"vm": asdict(stand.size)})
+        task_id = reply.raise_for_status().json()["task_id"]
+        arrivals: list[Arrival] = []
+        accept = {"Accept": "text/event-stream"}
+        async with http.stream("GET", f"/tasks/{task_id}/logs?follow=true&stream=stdout", headers=accept) as events:
+            async for line in events.aiter_lines():
+                now = time.time()
+                if line.startswith('data: {"at"'):
+                    arrivals.append((now, float(json.loads(line.removeprefix("data: "))["at"])))
+    return latencies(arrivals, machine.looks)
+
+
+@asynccontextmanager
+async def written(stand: Stand, line: str = _LINE) -> AsyncIterator[tuple[MachineSteps, httpx.AsyncClient]]:
+    """Real steps for one run, except that its repository is none and its agent is the program; and a client.
+
+    ``line`` is what the program writes each time, with ``%s`` where its time is to stand.
+    """
     settings = stand.lab.settings
     client = await connect_engine(settings)
     bucket = Bucket(settings)
@@ -81,7 +108,7 @@ async def _ours(stand: Stand) -> Run:
         settings, stand.host, bucket, _NoModel(), MachineNetworks(_NoNetwork()), client, asyncio.get_running_loop()
     )
     leases = Leases(settings, stand.host, bucket)
-    machine = _MachineSteps(stand)
+    machine = MachineSteps(stand, line)
     instead: dict[str, Activity] = {
         steps.RESERVE.name: leases.reserve_host,
         steps.PROVISION.name: machine.provision,
@@ -98,16 +125,7 @@ async def _ours(stand: Stand) -> Run:
         polling(client, agent_queue(settings), 1, [agent.run_agent]),
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.api_port}/api/v1", timeout=120) as http,
     ):
-        reply = await http.post("/tasks", json=manifest() | {"vm": asdict(stand.size)})
-        task_id = reply.raise_for_status().json()["task_id"]
-        arrivals: list[Arrival] = []
-        accept = {"Accept": "text/event-stream"}
-        async with http.stream("GET", f"/tasks/{task_id}/logs?follow=true&stream=stdout", headers=accept) as events:
-            async for line in events.aiter_lines():
-                now = time.time()
-                if line.startswith('data: {"at"'):
-                    arrivals.append((now, float(json.loads(line.removeprefix("data: "))["at"])))
-    return latencies(arrivals, machine.looks)
+        yield machine, http
 
 
 @asynccontextmanager
@@ -123,13 +141,14 @@ async def _told(settings: Settings, host: MachineHost, bucket: Bucket) -> AsyncI
             await service.stop()
 
 
-def _by_hand(stand: Stand) -> Run:
+def tail_by_hand(stand: Stand) -> Run:
+    """The same by `tail -f` over ssh."""
     lines, clock = (stand.lab.directory / name for name in ("lines-read", "clock"))
     try:
         stand.by_hand(
             "tail.sh",
             GUEST_USER="agent",
-            PROGRAM=_PROGRAM,
+            PROGRAM=_program(_LINE),
             COUNT=str(LINES),
             LINES_READ=str(lines),
             CLOCK=str(clock),
@@ -168,11 +187,12 @@ class _NoNetwork:
         return []
 
 
-class _MachineSteps:
+class MachineSteps:
     """Steps of a run without a workspace, in whose machine the program stands in Claude Code's place."""
 
-    def __init__(self, stand: Stand) -> None:
+    def __init__(self, stand: Stand, line: str) -> None:
         self._stand = stand
+        self._line = line
         self.looks: list[Look] = []
 
     @activity.defn(name=steps.PROVISION.name)
@@ -182,7 +202,7 @@ class _MachineSteps:
         record = host.ensure_running(request.machine_id, image, self._stand.lab.report)
         shell = host.connect(request.machine_id)
         shell.run(f"mkdir -p {WORKSPACE} && chown {AGENT_USER}: {WORKSPACE}")
-        shell.write("/usr/local/bin/claude", _AGENT.encode(), 0o755)
+        shell.write("/usr/local/bin/claude", _agent(self._line), 0o755)
         self.looks += _look_at_clock(shell)
         return ProvisionResult(
             vm_name=request.machine_id,
@@ -218,10 +238,10 @@ def _look(before: str, there: str, after: str) -> Look:
     return float(before), float(there), float(after)
 
 
-def latencies(arrivals: Sequence[Arrival], looks: Sequence[Look]) -> Run:
+def latencies(arrivals: Sequence[Arrival], looks: Sequence[Look], followers: int = 1) -> Run:
     """Milliseconds from write to arrival. Raises TaskyardError for a clock that is not known well enough."""
-    if len(arrivals) != LINES:
-        raise TaskyardError(f"Of {LINES} lines that were written, {len(arrivals)} came.")
+    if len(arrivals) != LINES * followers:
+        raise TaskyardError(f"Of {LINES * followers} lines that were written, {len(arrivals)} came.")
     # Of several looks, the quickest says most exactly what the guest's clock is ahead by.
     first, last = (min(part, key=lambda look: look[2] - look[0]) for part in (looks[:_LOOKS], looks[_LOOKS:]))
     uncertain = max(after - before for before, _, after in (first, last)) / 2

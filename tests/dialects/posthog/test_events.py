@@ -20,6 +20,8 @@ from tests.api_site import ApiSite, manifest, until
 from tests.dialects.posthog.watcher import SentEvent, Watcher, sent_events
 from tests.stand_ins.fake_steps import FakeSteps
 from workflows.parents.messages import ParentFields
+from workflows.told.record import Change
+from workflows.told.states import LocalState
 
 RECORDED = (Path(__file__).parent / "recorded/conversation.jsonl").read_text().splitlines()
 SSE = {"Accept": "text/event-stream"}
@@ -229,3 +231,54 @@ async def test_a_hundred_followers_of_a_run_have_one_reader(site: ApiSite, clien
     assert len(first) > len(RECORDED)
     assert all([sent.id for sent in notified(events)] == first for events in streams)
     assert not counted.followed
+
+
+async def test_a_local_run_is_followed_like_any_other_and_its_log_is_what_its_client_told(
+    site: ApiSite, client: httpx.AsyncClient
+) -> None:
+    services = site.app.services
+    parent = await services.parents.create("7", ParentFields(title="Notes"), "somebody")
+    run_id = str(uuid4())
+    await services.told.create(run_id, parent=parent.id, state=LocalState.QUEUED)
+    path = f"/tasks/{parent.id}/runs/{run_id}"
+    entries = [
+        {"type": "notification", "timestamp": f"2026-01-01T00:00:0{number}Z", "notification": {"method": "_own/note"}}
+        for number in range(5)
+    ]
+    async with site.worker():
+        watcher = Watcher(client, path, cuts=[1])
+        watching = asyncio.create_task(watcher.watch())
+        await services.told.tell(run_id, Change(enter=LocalState.RUNNING, stage="build"))
+        for entry in entries:
+            await services.told.append(run_id, [entry])
+        await until(lambda: asyncio.sleep(0, len(watcher.shown) == 5 and watcher.connections > 1), "every entry")
+        await services.told.tell(run_id, Change(stage="test"))
+        await until(lambda: asyncio.sleep(0, watcher.standings[-1]["stage"] == "test"), "the stage")
+        await services.told.tell(run_id, Change(enter=LocalState.COMPLETED, output={"pr_url": "https://git.invalid/1"}))
+        await watching
+        await site.temporal.get_workflow_handle(f"local-{run_id}").result()
+    told = [{name: value for name, value in entry.items() if name != "event_id"} for entry in watcher.shown]
+    assert told == entries
+    assert watcher.ends == [COMPLETE]
+    last = watcher.standings[-1]
+    assert (last["status"], last["output"]) == ("completed", {"pr_url": "https://git.invalid/1"})
+    whole = (await client.get(f"{path}/session_logs")).json()
+    assert whole == watcher.shown
+    late = (await client.get(f"{path}/session_logs", params={"after": "2026-01-01T00:00:02Z"})).json()
+    assert late == whole[3:]
+    assert [sent.data for sent in notified(await streamed(client, path))] == whole
+
+
+async def test_what_a_client_tells_of_a_run_in_the_cloud_shows_in_its_stream(
+    site: ApiSite, client: httpx.AsyncClient
+) -> None:
+    async with live_run(site) as (path, _, _):
+        watcher = Watcher(client, path)
+        watching = asyncio.create_task(watcher.watch())
+        await until(lambda: asyncio.sleep(0, watcher.connections == 1), "the stream")
+        for stage in ("plan", "build"):
+            assert (await client.patch(f"{path}/", json={"stage": stage})).status_code == 200
+            await until(lambda wanted=stage: asyncio.sleep(0, watcher.standings[-1]["stage"] == wanted), stage)  # type: ignore[misc]
+    await watching
+    assert watcher.standings[-1]["status"] == "completed"
+    assert watcher.standings[-1]["stage"] == "build"
