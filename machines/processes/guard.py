@@ -216,7 +216,8 @@ class _Spare(threading.Thread):
     @property
     def channel(self) -> paramiko.Channel | None:
         """Its channel, which it may be about to get; None when it did not, or has lost it."""
-        self.join()
+        # On a connection that dies in just this moment, opening it may wait for ever.
+        self.join(_START_SECONDS)
         return None if self._channel is None or self._channel.closed or self._channel.eof_received else self._channel
 
 
