@@ -36,7 +36,7 @@ _RANK: dict[TaskState, int] = {state: rank for rank, state in enumerate(TaskStat
 _SHOWN = frozenset(
     {
         *("id", "name", "labels", "state", "state_message", "created_at", "started_at", "state_changed_at"),
-        *("vm_name", "vm_ip", "exit_code", "cause", "error", "progress", "parent"),
+        *("vm_name", "vm_ip", "exit_code", "cause", "error", "progress"),
     }
 )
 
