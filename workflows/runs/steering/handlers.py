@@ -58,6 +58,11 @@ class Steered:
         self._interruption.mind_history()
         return await self._steering.answer(given)
 
+    @answer_request.validator
+    def check_answer(self, given: PermissionAnswer) -> None:
+        """What is refused at once costs no history."""
+        self._steering.check_answer(given)
+
     @workflow.signal(name=names.CONFIGURE, description="Change the agent's model or permission mode")
     async def configure(self, wanted: Configuration) -> None:
         """Public API. What is refused is noted in the status."""

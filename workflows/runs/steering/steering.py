@@ -175,6 +175,13 @@ class Steering:
             raise refusal(error) from None
         return Configured(model=wanted.model, permission_mode=wanted.permission_mode)
 
+    def check_answer(self, given: PermissionAnswer) -> None:
+        """Raise ApplicationError for an answer that would be refused now."""
+        try:
+            self._wanted(given)
+        except TaskyardError as error:
+            raise refusal(error) from None
+
     async def answer(self, given: PermissionAnswer) -> PermissionAnswered:
         """Answer a request, once. The same answer again is a repetition; another is refused."""
         try:
@@ -234,19 +241,10 @@ class Steering:
                 question.request.expires_at = workflow.now() + question.left
 
     async def _answer(self, given: PermissionAnswer) -> PermissionAnswered:
-        question = self._questions.get(given.request_id)
-        if question is None or (question.gone and question.decision is None):
-            raise Conflict(
-                "The agent does not wait for an answer to this request: it was never asked, was taken back, or its "
-                "turn is over. The run's status names the requests that are open."
-            )
+        question = self._wanted(given)
         if question.decision is None:
-            self._check()
-            _check_answers(question.request, given)
             self._taken += 1
             self._decide(question, given, f"Answered: {given.decision}.")
-        elif question.decision is not given.decision:
-            raise Conflict(f"This request was answered before: {question.decision}.")
         sent = question.control
         await workflow.wait_condition(
             lambda: sent is None or sent.delivered is not None or self._agent.asleep or self._agent.over
@@ -257,6 +255,21 @@ class Steering:
         if not delivered and self._agent.over:
             raise SessionClosed("The agent has ended before it got the answer.")
         return PermissionAnswered(request_id=given.request_id, decision=given.decision, delivered=delivered)
+
+    def _wanted(self, given: PermissionAnswer) -> _Question:
+        """The request that is answered. Raises what the answer is refused with."""
+        question = self._questions.get(given.request_id)
+        if question is None or (question.gone and question.decision is None):
+            raise Conflict(
+                "The agent does not wait for an answer to this request: it was never asked, was taken back, or its "
+                "turn is over. The run's status names the requests that are open."
+            )
+        if question.decision is None:
+            self._check()
+            _check_answers(question.request, given)
+        elif question.decision is not given.decision:
+            raise Conflict(f"This request was answered before: {question.decision}.")
+        return question
 
     def _decide(self, question: _Question, given: PermissionAnswer, sentence: str) -> None:
         request = question.request
