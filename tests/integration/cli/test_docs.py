@@ -16,6 +16,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ from tests.integration.cli.test_task import say
 from tests.seed_pages.replay import NODE
 from worker.metrics import WorkerMetrics
 from worker.scripted_model.scenario import read_scenario
+from workflows import names
 from workflows.runs.messages import TokenUsage
-from workflows.runs.requests import AgentRequest, AgentResult, CollectRequest, StopAgentRequest
+from workflows.runs.requests import AgentRequest, AgentResult, CollectRequest, SteerRequest, StopAgentRequest
 from workflows.runs.states import Cause
+from workflows.runs.steering.messages import AgentSaid, ControlAnswer, PermissionRequest
 
 # What is not run here, and why. Each of these stands in some page.
 NOT_RUN = {
@@ -52,7 +55,10 @@ NOT_RUN = {
 }
 
 # Commands that need a run that is under way.
-_STEERS = re.compile(r"task (cancel|message|close|network)|DELETE|PATCH|/messages|/close|workflow signal")
+_STEERS = re.compile(
+    r"task (cancel|message|close|network|interrupt|approve)|DELETE|PATCH|/messages|/close|/interrupt|/permissions/|"
+    r"workflow signal"
+)
 # And one that has used up its budget.
 _CONTINUES = re.compile(r"task continue|/continue|--name continue")
 _PATIENCE = 60.0
@@ -132,7 +138,19 @@ class Yard:
             claude["max_budget_usd"] = 1
         await self.site.submit(metadata={"id": task_id}, claude=claude, lifecycle={"budget_action": "pause"})
         await self.site.until_state(task_id, state)
+        if state == "running":
+            asked = PermissionRequest(request_id="REQUEST", tool="Bash", asked_at=datetime.now(UTC))
+            await self._says(task_id, AgentSaid(asked=[asked]))
         return task_id
+
+    async def steer(self, request: SteerRequest) -> None:
+        """Confirm what is asked of the agent."""
+        if request.line["type"] == "control_request":
+            await self._says(request.task_id, AgentSaid(answered=[ControlAnswer(id=request.control_id)]))
+
+    async def _says(self, task_id: str, said: AgentSaid) -> None:
+        run = self.site.temporal.get_workflow_handle(names.RUNS.workflow_id(task_id))
+        await run.signal(names.AGENT_SAID, said)
 
     async def agent(self, request: AgentRequest) -> AgentResult:
         """An agent that says something and is done, or waits to be stopped."""
@@ -171,7 +189,7 @@ async def yard(site: ApiSite, tmp_path: Path) -> AsyncIterator[Yard]:
     @asynccontextmanager
     async def working() -> AsyncIterator[None]:
         async with site.worker() as steps:
-            steps.instead |= {"run_agent": made.agent, "collect": made.collect}
+            steps.instead |= {"run_agent": made.agent, "collect": made.collect, "steer": made.steer}
             steps.instead |= {"stop": made.stop, "stop_force": made.stop}
             settings = site.settings
             with WorkerMetrics().serving(settings.worker_metrics_port, MachineHost(settings)):
