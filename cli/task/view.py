@@ -119,6 +119,7 @@ def print_task(task: Task) -> None:
             ("Decide", _decision(task)),
             *(("Asks", _asks(task, request)) for request in task.permission_requests),
             ("Network", network_line(task.network_policy, task.network)),
+            ("Pushed", _pushed(task)),
             *(("Note", note) for note in task.notes),
             *(("Undelivered", message) for message in task.undelivered_messages),
             ("Kept until", _until(task.preserved_until)),
@@ -127,6 +128,15 @@ def print_task(task: Task) -> None:
     )
     if not task.live:
         talk().print("No worker answers: this is the last recorded state.", style="yellow")
+
+
+def _pushed(task: Task) -> str | None:
+    """Where the work is, and what was not done of a push."""
+    pushed = task.pushed
+    if pushed is None:
+        return None
+    place = f"{pushed.branch} at {(pushed.commit or '')[:12]}" if pushed.branch else None
+    return "; ".join(part for part in (place, pushed.pull_request_url, pushed.note, pushed.error) if part)
 
 
 def print_network(network: RunNetwork, written: OutputFormat) -> None:

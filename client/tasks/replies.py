@@ -175,6 +175,18 @@ class Cleared(_Reply):
     delivering: str | None = None
 
 
+class Pushed(_Reply):
+    """What became of a run's push; ``error`` says why a part of it was not done."""
+
+    branch: str | None = None
+    commit: str | None = None
+    base: str | None = None
+    pull_request_url: str | None = None
+    pull_request_number: int | None = None
+    error: str | None = None
+    note: str | None = None
+
+
 class Task(_Reply):
     """A run. Lists leave what follows ``progress`` empty."""
 
@@ -204,6 +216,7 @@ class Task(_Reply):
     usage: Usage | None = None
     network_policy: NetworkPolicy | None = None
     network: NetworkUse | None = None
+    pushed: Pushed | None = None
     transitions: list[Transition] = []
     undelivered_messages: list[str] = []
     permission_requests: list[PermissionRequest] = []

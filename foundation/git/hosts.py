@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 AUTHOR = r"[^<>\x00-\x20\x7f][^<>\x00-\x1f\x7f]{0,100} ?<[^<>\x00-\x20\x7f]{1,200}>"
 
 _SCP = re.compile(r"[A-Za-z0-9._-]+@([A-Za-z0-9.-]+):(?!//)(.+)")
-_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
+_NAME = r"[A-Za-z0-9_.][A-Za-z0-9._-]{0,99}"
 _SHORT = re.compile(rf"{_NAME}(?:/{_NAME}){{1,8}}")
 _LOOPBACK = re.compile(r"localhost|127(?:\.\d{1,3}){3}|::1")
 _APIS = {"github": "/api/v3", "gitlab": "/api/v4", "gitea": "/api/v1"}
