@@ -116,7 +116,8 @@ class _Api:
             for row in answer.body:
                 if isinstance(row, Mapping) and self._branches(row) == (wanted.head, wanted.base):
                     return self.read(row)
-            if len(answer.body) < _PAGE:
+            # A server may give fewer on a page than it was asked for.
+            if not answer.body:
                 break
         return None
 
@@ -211,8 +212,8 @@ class _Api:
                     "per_page": str(_PAGE),
                 }
             case "gitea":
-                # It knows no filter by branch: the newest come first.
-                return {"state": "open", "sort": "newest", "limit": str(_PAGE)}
+                # It knows no filter by branch; the newest come first.
+                return {"state": "open", "limit": str(_PAGE)}
 
     def _wanted(self, wanted: Wanted) -> dict[str, Any]:
         match self.host.kind:

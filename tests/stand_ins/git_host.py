@@ -90,7 +90,7 @@ class GitHostStandIn:
         return self._json(502, {"message": "the answer was lost"})
 
     def _listed(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
-        opened = [each for each in self.pulls if each["state"] in {"open", "opened"}]
+        opened = [each for each in self.pulls if each["state"] in {"open", "opened"}] if query["page"] == ["1"] else []
         if self.kind == "github" and "head" in query:
             return [each for each in opened if query["head"] == [f"org:{each['head']['ref']}"]]
         if self.kind == "gitlab" and "source_branch" in query:
