@@ -14,6 +14,7 @@ from api.runs.acceptance import accept
 from foundation.documents import Document
 from foundation.errors import InvalidBody, InvalidManifest
 from foundation.faults import Fault
+from foundation.git.hosts import CredentialReference, repository_of
 from foundation.settings import Settings
 from storage.environments.store import Environment
 from workflows.parents.messages import ParentStatus
@@ -107,15 +108,19 @@ def manifest_of(
     permissions = options.initial_permission_mode
     if permissions is not None:
         claude |= {"permission_mode": permissions, "skip_permissions": permissions == _BYPASS}
+    url, opens = _named_in_short(settings, parent.repository)
     data: dict[str, Any] = {
         "version": "1",
         "kind": "Task",
         "metadata": {"id": run_id, "name": (parent.title or f"Task {parent.number}")[:_MOST_NAME]},
-        "repository": {"url": _url(settings, parent.repository), "branch": options.branch or DEFAULT_BRANCH},
+        "repository": {"url": url, "branch": options.branch or DEFAULT_BRANCH},
         "claude": {name: value for name, value in claude.items() if value is not None},
         "vm": dict(settings.default_vm),
     }
-    _open_git_host(settings, parent.repository, data)
+    if opens is not None:
+        # The work goes where it came from.
+        data["secrets"] = [{"name": _GIT_SECRET, **opens.model_dump()}]
+        data["repository"] |= {"credentials": _GIT_SECRET, "push": {"pull_request": {}}}
     if environment is not None:
         data = applied(environment, data)
     if resumed is not None:
@@ -130,18 +135,14 @@ def manifest_of(
         raise InvalidBody.of(faults) from None
 
 
-def _url(settings: Settings, repository: str) -> str:
-    """The URL of a repository, which may be named as ``org/repo`` at the first configured git host."""
-    if _SHORT.fullmatch(repository) is None or not settings.git_hosts:
-        return repository
-    return settings.git_hosts[0].repository_url(repository)
+def _named_in_short(settings: Settings, repository: str) -> tuple[str, CredentialReference | None]:
+    """The URL of a repository, which may be named as ``org/repo`` on the first git host, and what opens that host.
 
-
-def _open_git_host(settings: Settings, repository: str, data: dict[str, Any]) -> None:
-    """Have a run whose repository was named in short use its host's credentials, and push its work there."""
-    host = settings.git_hosts[0] if settings.git_hosts and _SHORT.fullmatch(repository) else None
-    if host is None or host.credentials is None:
-        return
-    data["secrets"] = [{"name": _GIT_SECRET, **host.credentials.model_dump()}]
-    data["repository"]["credentials"] = _GIT_SECRET
-    data["repository"]["push"] = {"pull_request": {}}
+    Raises InvalidBody.
+    """
+    if _SHORT.fullmatch(repository) is None:
+        return repository, None
+    try:
+        return repository_of(settings.git_hosts, repository)
+    except ValueError as error:
+        raise InvalidBody.of([Fault("repository", str(error), "invalid")]) from None
