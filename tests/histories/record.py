@@ -33,6 +33,8 @@ from workflows.runs.messages import (
     CancelRequest,
     ContinueRequest,
     NetworkChange,
+    StartHeld,
+    TaskStatus,
     TokenUsage,
     TurnEnded,
     UserMessage,
@@ -68,6 +70,12 @@ async def closed(fake: FakeSteps, run: Run) -> None:
     await fake.agent_running.wait()
     await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=1))
     fake.agent_over.set()
+
+
+async def held(fake: FakeSteps, run: Run) -> None:
+    """Created, and started later with another prompt."""
+    assert await run.execute_update(names.START_HELD, StartHeld(prompt="do that"), result_type=TaskStatus)
+    await closed(fake, run)
 
 
 async def cancelled(fake: FakeSteps, run: Run) -> None:
@@ -260,6 +268,7 @@ class Course:
     instead: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     secrets: bool = True
     push: bool = False
+    held: bool = False
     waits: tuple[str, ...] = ()
     claude: Mapping[str, Any] = field(default_factory=dict)
     lifecycle: Mapping[str, Any] = field(default_factory=dict)
@@ -275,6 +284,7 @@ COURSES = {
     "steered": Course(steered, claude={"skip_permissions": False, "permission_timeout": "3s"}),
     "told": Course(told),
     "told_to_fail": Course(told_to_fail),
+    "held": Course(held, held=True),
     "cancelled": Course(cancelled),
     "resumed": Course(
         resumed,
@@ -321,7 +331,7 @@ async def record(client: Client, name: str, course: Course) -> None:
     )
     async with AsyncExitStack() as workers:
         await workers.enter_async_context(_worker(client, fake))
-        run = await fake.start(client, manifest, name)
+        run = await fake.start(client, manifest, name, held=course.held)
         await course.follow(fake, run)
         if course.away:
             await workers.aclose()

@@ -72,11 +72,11 @@ class FakeSteps:
         """A worker of the real workflow with these steps, not started yet; ``settings`` are the SDK's."""
         return Worker(client, task_queue=self.queue, workflows=WORKFLOWS, activities=self._all(), **settings)
 
-    async def start(self, client: Client, manifest: Manifest, task_id: str) -> Run:
+    async def start(self, client: Client, manifest: Manifest, task_id: str, *, held: bool = False) -> Run:
         """A run that this worker is to take."""
         return await client.start_workflow(
             TaskWorkflow.run,
-            TaskSubmission(task_id=task_id, manifest=manifest),
+            TaskSubmission(task_id=task_id, manifest=manifest, held=held),
             id=names.RUNS.workflow_id(task_id),
             task_queue=self.queue,
         )
