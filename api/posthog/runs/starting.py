@@ -61,7 +61,8 @@ async def start(services: Services, parent: ParentStatus, viewer: str, wanted: R
     staged = chosen(await services.uploads.staged(parent.id), wanted.pending_user_artifact_ids)
     prompt = await first_prompt(services, parent, wanted.pending_user_message, staged)
     environment = await _environment(services, parent, viewer, options)
-    resumed = earlier.id if earlier else None
+    # Of a run whose agent worked elsewhere there is neither a conversation nor a tree to go on with.
+    resumed = earlier.id if earlier and earlier.cloud else None
     manifest = manifest_of(
         services.settings, parent, options, run_id, prompt=prompt, resumed=resumed, environment=environment
     )

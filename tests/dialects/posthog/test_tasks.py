@@ -231,3 +231,23 @@ async def test_artifacts_that_were_never_staged_are_named(client: httpx.AsyncCli
     task = await made_task(client)
     reply = await client.post(f"/tasks/{task['id']}/run/", json={"pending_user_artifact_ids": ["a", "b"]})
     assert (reply.status_code, reply.json()["missing_artifact_ids"]) == (400, ["a", "b"])
+
+
+async def test_a_local_run_is_handed_over_to_the_cloud(site: ApiSite, client: httpx.AsyncClient):
+    task = await made_task(client)
+    runs = f"/tasks/{task['id']}/runs"
+    local = (await client.post(f"{runs}/", json={})).json()
+    async with site.worker():
+        reply = await client.post(f"{runs}/{local['id']}/resume_in_cloud/")
+        assert reply.status_code == 200, reply.text
+        run = reply.json()
+        assert (run["environment"], run["state"]["mode"]) == ("cloud", "interactive")
+        assert run["state"]["resume_from_run_id"] == local["id"]
+        before = (await client.get(f"{runs}/{local['id']}/")).json()
+        assert (before["status"], before["error_message"]) == ("cancelled", "handoff")
+        active = await client.post(f"{runs}/{run['id']}/resume_in_cloud/")
+        assert (active.status_code, active.json()["error"]) == (400, "The run is active in the cloud already.")
+        # Back to a desktop: the run in the cloud is ended by that.
+        back = (await client.patch(f"{runs}/{run['id']}/", json={"environment": "local"})).json()
+        assert back["id"] == run["id"]
+        await site.until_state(run["id"], "cancelled")

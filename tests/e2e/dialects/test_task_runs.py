@@ -68,7 +68,8 @@ async def test_a_run_is_streamed_steered_and_read_back_through_these_endpoints_a
     asked = (await seen(watcher, is_a("_posthog/permission_request")))["notification"]["params"]
     granted = {"requestId": asked["requestId"], "optionId": "allow"}
     assert await say("permission_response", **granted) == {"resolved": True}
-    await seen(watcher, lambda event: "granted.txt" in str(event) and "tool_call_update" in str(event))
+    await seen(watcher, is_a("session/update", "tool_call_update"))
+    # The agent asks its model for what comes next, which thinks for long.
     await asyncio.sleep(2)
     assert await say("cancel") == {"cancelled": True}
     assert await say("user_message", content="Please finish now") == {"queued": True}
