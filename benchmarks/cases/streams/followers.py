@@ -66,11 +66,11 @@ async def _follow(port: int, path: str, key: str) -> list[Arrival]:
     try:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {key}\r\n\r\n".encode())
         arrivals: list[Arrival] = []
-        while len(arrivals) < LINES:
-            line = await reader.readline()
+        # To the run's end, after which the guest's clock was looked at again.
+        while not (line := await reader.readline()).startswith(b"event: stream-end"):
             now = time.time()
             if not line:
-                raise TaskyardError(f"A stream ended after {len(arrivals)} lines.")
+                raise TaskyardError(f"A stream broke off after {len(arrivals)} lines.")
             if b'"agent_message"' in line:
                 update = json.loads(line.removeprefix(b"data: "))["notification"]["params"]["update"]
                 arrivals.append((now, float(update["content"]["text"])))

@@ -72,7 +72,7 @@ async def test_a_desktop_client_sees_every_event_once_however_often_its_stream_b
         await site.write_log(run_id, *RECORDED[:5])
         watcher = Watcher(client, path, cuts=[1, 3, 2, 7])
         watching = asyncio.create_task(watcher.watch())
-        await until(lambda: asyncio.sleep(0, len(watcher.shown) > 3), "the history to be shown")
+        await until(lambda: asyncio.sleep(0, watcher.follows and len(watcher.shown) > 3), "the history to be shown")
         for begin in range(5, len(RECORDED), 5):
             await site.write_log(run_id, *RECORDED[begin : begin + 5])
         # A client whose stream breaks when the run has ended takes its word for it, and does not come back.
@@ -249,6 +249,7 @@ async def test_a_local_run_is_followed_like_any_other_and_its_log_is_what_its_cl
         watcher = Watcher(client, path, cuts=[1])
         watching = asyncio.create_task(watcher.watch())
         await services.told.tell(run_id, Change(enter=LocalState.RUNNING, stage="build"))
+        await until(lambda: asyncio.sleep(0, watcher.follows), "the stream")
         for entry in entries:
             await services.told.append(run_id, [entry])
         await until(lambda: asyncio.sleep(0, len(watcher.shown) == 5 and watcher.connections > 1), "every entry")
@@ -275,7 +276,7 @@ async def test_what_a_client_tells_of_a_run_in_the_cloud_shows_in_its_stream(
     async with live_run(site) as (path, _, _):
         watcher = Watcher(client, path)
         watching = asyncio.create_task(watcher.watch())
-        await until(lambda: asyncio.sleep(0, watcher.connections == 1), "the stream")
+        await until(lambda: asyncio.sleep(0, watcher.follows), "the stream")
         for stage in ("plan", "build"):
             assert (await client.patch(f"{path}/", json={"stage": stage})).status_code == 200
             await until(lambda wanted=stage: asyncio.sleep(0, watcher.standings[-1]["stage"] == wanted), stage)  # type: ignore[misc]

@@ -67,6 +67,11 @@ class Watcher:
     _bootstrapping: bool = True
     _attempts: int = 0
 
+    @property
+    def follows(self) -> bool:
+        """Whether its stream has begun, so that it misses nothing from now on."""
+        return bool(self._last_id)
+
     async def watch(self) -> None:
         """Watch the run to its end. Raises StreamRefused, and TimeoutError when it has to come back too often."""
         await self._look()
