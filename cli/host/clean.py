@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Everything that Taskyard itself puts into its home. Other files there, such as secrets/, are the user's.
 _OWN = (
     "images", "snapshots", "machines", "mirrors", "staging", "gateway", "logs", "temporal", "bucket", "run",
-    "credentials.json", "access.key", "acceleration.json", "stack.lock",
+    "credentials.json", "access.key", "tokens.pem", "acceleration.json", "stack.lock",
 )  # fmt: skip
 
 
