@@ -34,6 +34,7 @@ def test_an_agent_is_permitted_denied_answered_interrupted_and_told_to_go_on(sit
     worker = site.stack.pids()["worker"]
     os.kill(worker, signal.SIGKILL)
     until(lambda: site.stack.pids().get("worker") not in {None, worker})
+    assert asked() == first
     assert site.client.answer(task_id, first.request_id).delivered
     assert site.client.answer(task_id, first.request_id).delivered
     with pytest.raises(Conflict):
