@@ -110,13 +110,17 @@ class Service(Starlette):
         )
         self.router.default = self.dialects
 
+    def prepare(self) -> None:
+        """Put the dialects' routes together, which the framework does when they are first needed: a long moment."""
+        for dialect in self.dialects.all():
+            dialect.openapi()
+
 
 @asynccontextmanager
 async def _lifespan(service: Service) -> AsyncIterator[None]:
     filling = asyncio.create_task(_fill(service.services.index))
-    # The framework puts a dialect's routes together when they are first needed; that is no work for the event loop.
-    for dialect in service.dialects.all():
-        await asyncio.to_thread(dialect.openapi)
+    # That is no work for the event loop.
+    await asyncio.to_thread(service.prepare)
     with suppress(HostNotReady):
         # Made or read before somebody waits for it; who needs one hears what is wrong.
         await asyncio.to_thread(service.services.tokens.public_keys)

@@ -54,7 +54,10 @@ def make_other(services: Services) -> Dialect:
 
 @pytest.fixture
 def service() -> Service:
-    return create_app(Settings(), ((("/other", "/its/second"), make_other), *DIALECTS))
+    made = create_app(Settings(), ((("/other", "/its/second"), make_other), *DIALECTS))
+    # As a server does before its first request.
+    made.prepare()
+    return made
 
 
 @pytest.fixture
