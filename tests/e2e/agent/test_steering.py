@@ -46,7 +46,8 @@ def test_an_agent_is_permitted_denied_answered_interrupted_and_told_to_go_on(sit
     question = asked()
     assert question.questions() == ["Which colour?"]
     site.client.answer(task_id, question.request_id, answers={"Which colour?": "Blue"})
-    until(lambda: logged("Now I think"), 300)
+    # What comes then is told once it has been said whole: until then, the answer is the last thing in the log.
+    until(lambda: logged('\\"Which colour?\\"=\\"Blue\\"'), 300)
     assert site.client.interrupt(task_id)
     assert not site.client.interrupt(task_id)
 
