@@ -29,6 +29,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Of what is made in the temporary directory, the sockets of homes with long paths too, nothing stays."""
+    # That one stays where it is: people look into it after a failure.
+    tmp_path_factory.getbasetemp()
+    directory = tempfile.mkdtemp(prefix="ty-")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TMPDIR", directory)
+        patched.setattr(tempfile, "tempdir", directory)
+        yield
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def loop_guard() -> Iterator[LoopGuard]:
     """The one guard of this process's event loops."""
