@@ -12,7 +12,7 @@ time is divided by how much slower than at its best the machine is at that momen
 from __future__ import annotations
 
 import asyncio
-import faulthandler
+import ctypes
 import gc
 import inspect
 import re
@@ -38,6 +38,13 @@ _TESTS = str(Path(__file__).parent)
 _COROUTINES = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)
 _PACE_TURNS = 20_000
+
+# What faulthandler has for all threads of the process at once. Of one that some library is just making, as Temporal's
+# does beside the interpreter, it would find half, and end the process; so it is asked for one thread that is known.
+_state_of_this_thread = ctypes.pythonapi.PyThreadState_Get
+_state_of_this_thread.restype = ctypes.c_void_p
+_write_stack = ctypes.pythonapi._Py_DumpTraceback
+_write_stack.argtypes, _write_stack.restype = (ctypes.c_int, ctypes.c_void_p), None
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,11 @@ class _Frame(NamedTuple):
 class _Turn:
     """A callback that a loop runs now. Most are over before anybody looks at them, so making one costs little."""
 
-    __slots__ = ("begun", "collected", "looks", "native_id", "sleep", "slept", "thread")
+    __slots__ = ("begun", "collected", "looks", "native_id", "sleep", "slept", "state", "thread")
 
     def __init__(self, thread: int) -> None:
         self.thread = thread
+        self.state = _state_of_this_thread()
         self.native_id = threading.get_native_id()
         self.begun = time.monotonic()
         self.collected = self.slept = 0.0
@@ -84,6 +92,8 @@ class LoopGuard:
     def __init__(self, limit: float = LIMIT_SECONDS) -> None:
         self._limit = limit
         self._turns: dict[int, _Turn] = {}
+        # Held while a turn is looked at, so that its thread is there meanwhile.
+        self._looking = threading.Lock()
         self._stalls: list[Stall] = []
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="loop-guard", daemon=True)
@@ -129,10 +139,11 @@ class LoopGuard:
             run(handle)
         finally:
             computed = time.thread_time() - begun - turn.collected
-            if before is None:
-                del self._turns[thread]
-            else:
-                self._turns[thread] = before
+            with self._looking:
+                if before is None:
+                    del self._turns[thread]
+                else:
+                    self._turns[thread] = before
             if computed + turn.slept > self._limit:
                 self._judge(turn, computed)
 
@@ -161,8 +172,9 @@ class LoopGuard:
 
     def _look_at(self, turn: _Turn) -> None:
         sleep = _sleep_of(turn.native_id)
-        stack = self._stack_of(turn.thread)
-        if not stack or self._turns.get(turn.thread) is not turn:
+        with self._looking:
+            stack = self._stack_of(turn) if self._turns.get(turn.thread) is turn else ()
+        if not stack:
             return
         if sleep and (not sleep.startswith(_FUTEX) or sleep == turn.sleep):
             # Who waits for the interpreter wakes every few milliseconds: only a sleep that goes on is one.
@@ -171,18 +183,18 @@ class LoopGuard:
         turn.looks = turn.looks or Counter()
         turn.looks[stack] += 1
 
-    def _stack_of(self, thread: int) -> tuple[_Frame, ...]:
-        """The frames of a thread, from the innermost to the callback of the loop.
+    def _stack_of(self, turn: _Turn) -> tuple[_Frame, ...]:
+        """The frames of a turn's thread, from the innermost to the callback of the loop.
 
         The interpreter writes them in one go. Frames that are walked from here end meanwhile, since their thread goes
         on between two steps of the walk, and that can end the whole process.
         """
         self._stacks.seek(0)
         self._stacks.truncate()
-        faulthandler.dump_traceback(self._stacks)
+        _write_stack(self._stacks.fileno(), turn.state)
         self._stacks.seek(0)
-        _, _, rest = self._stacks.read().decode(errors="replace").partition(f"hread 0x{thread:016x} ")
-        found = [_Frame(file, int(line), name) for file, line, name in _FRAME.findall(rest.partition("\n\n")[0])]
+        written = self._stacks.read().decode(errors="replace")
+        found = [_Frame(file, int(line), name) for file, line, name in _FRAME.findall(written)]
         last = next((place for place, frame in enumerate(found) if frame.function == "_measure"), len(found))
         return tuple(found[:last])
 
