@@ -146,10 +146,9 @@ def _make_services(settings: Settings) -> Services:
     index = RunIndex(TemporalVisibility(engine, TASK_RUNS), TASK_RUNS, metrics.take_change)
     core = Core(engine, bucket, index)
     parents = Parents(engine, bucket, RunIndex(TemporalVisibility(engine, PARENT_TASKS), PARENT_TASKS))
-    told = ToldRuns(
-        engine, bucket, core, RunIndex(TemporalVisibility(engine, TOLD_RUNS), TOLD_RUNS), ClientLogs(bucket)
-    )
     machines, hosts = RunMachines(core), Hosts(settings, bucket)
+    told_index = RunIndex(TemporalVisibility(engine, TOLD_RUNS), TOLD_RUNS)
+    told = ToldRuns(engine, bucket, core, told_index, ClientLogs(bucket), hosts)
     tokens = TokenKeys(settings)
     followers = RunLogFollowers(bucket, HostedLogs(machines, hosts))
     watches = RunWatches(core)

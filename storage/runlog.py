@@ -183,12 +183,12 @@ class RunLogWriter:
             self._add([event_draft(self._redactor.redact_json(payload))])
             self._store_if_due()
 
-    def append(self, draft: Draft) -> None:
-        """Store an event that was made elsewhere, unless it is held already or was told by the writer before."""
+    def append(self, *drafts: Draft) -> None:
+        """Store what was made elsewhere; of it, no event that is held already or was told by the writer before."""
         with self._lock:
             self._ready()
-            if not any(_same_event(draft, known) for known in (*self._recovered, *self._pending)):
-                self._add([draft])
+            known = {each.data for each in (*self._recovered, *self._pending) if each.stream == "event"}
+            self._add([draft for draft in drafts if draft.stream != "event" or draft.data not in known])
             self._store()
 
     def flush(self, *, force: bool = False) -> None:
@@ -377,10 +377,6 @@ class RunLogWriter:
             key = self._place.merged_key(self._unmerged_first, self._end.last)
             self._bucket.put(key, b"".join(self._unmerged), content_type=NDJSON)
             self._start_merge()
-
-
-def _same_event(one: Draft, other: Draft) -> bool:
-    return one.stream == other.stream == "event" and one.data == other.data
 
 
 __all__ = ["LogEntry", "RunLogWriter", "append_event", "entries_since", "read_entries", "seal", "tail"]

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from anyio import CapacityLimiter, to_thread
 from temporalio.client import WorkflowExecutionStatus
 
+from api.machines.hosts import Hosts
 from api.runs.core import Core
 from api.temporal.client import Engine
 from api.temporal.executions import Executions
@@ -23,11 +24,14 @@ from api.told.ingest import Ingested, Numbered, ingest
 from foundation.errors import (
     Conflict,
     DuplicateTaskId,
+    HostUnreachable,
     InvalidParameter,
+    NotFound,
     ServiceUnavailable,
     TaskNotFound,
 )
 from foundation.schemas.json_schema import misfit
+from foundation.service.paths import log_path
 from storage import records
 from storage.bucket import Bucket
 from storage.layout import TASKS, Place
@@ -72,13 +76,20 @@ class ToldRuns:
     """What can be done with what clients tell. Every method raises errors of the one tree."""
 
     def __init__(
-        self, engine: Engine, bucket: Bucket, runs: Core, index: RunIndex[LocalStatus], logs: ClientLogs
+        self,
+        engine: Engine,
+        bucket: Bucket,
+        runs: Core,
+        index: RunIndex[LocalStatus],
+        logs: ClientLogs,
+        hosts: Hosts,
     ) -> None:
         self._local = Executions(engine, names.LOCAL_RUNS)
         self._hosted = Executions(engine, names.RUNS)
         self._bucket = bucket
         self._runs = runs
         self._logs = logs
+        self._hosts = hosts
         self.index = index
         # Each is a process of its own.
         self._comparisons = CapacityLimiter(_COMPARISONS)
@@ -183,11 +194,13 @@ class ToldRuns:
         PayloadTooLarge, RateLimitExceeded, BucketUnavailable.
         """
         lines = await asyncio.to_thread(entries.lines, told)
-        if (run or await self.look(run_id)).ended:
+        run = run or await self.look(run_id)
+        if run.ended:
             return False
         drafts = [told_draft(line) for line in lines]
         try:
-            await self._logs.append(TASKS.place(run_id), lambda _: drafts, sum(map(len, lines)))
+            if not await self._append_at_host(run, lines):
+                await self._logs.append(TASKS.place(run_id), lambda _: drafts, sum(map(len, lines)))
         except Conflict as error:
             if error.details.get("reason") != "closed":
                 raise
@@ -230,6 +243,23 @@ class ToldRuns:
         return await self.tell(run_id, change if schema is None else change.model_copy(update={"enter": _COMPLETED}))
 
     # --- how
+
+    async def _append_at_host(self, run: ToldRun, lines: Sequence[str]) -> bool:
+        """Append through the host that follows the run now, which tells its log before it is stored; false without one.
+
+        What went past it would take ids that it has told to followers.
+        """
+        host = run.status.host if isinstance(run.status, TaskStatus) else None
+        if host is None:
+            return False
+        subject = TASKS.place(run.status.id).prefix.rstrip("/")
+        content = "".join(lines).encode()
+        try:
+            async with self._hosts.request(host, subject, "log", "POST", log_path(subject), content=content):
+                return True
+        except (HostUnreachable, NotFound):
+            # It is away, and tells nobody; or it is of a version that takes nothing.
+            return False
 
     async def _misfit(self, schema: dict[str, Any], output: Any) -> str | None:
         output = await asyncio.to_thread(entries.checked, output, "output", OUTPUT_BYTES)

@@ -12,6 +12,9 @@ EPOCH = "Taskyard-Epoch"
 #: Answers without a token and without looking at anything: whoever gets an answer knows that the service is there.
 ALIVE = f"{BASE}/alive"
 
+#: What clients tell of a run, in one request to its host.
+TOLD_BYTES_MOST = 32 * 2**20
+
 
 def machine_path(machine_id: str, *parts: str) -> str:
     """The path of a machine, or of something of it: the parts are put behind it, each quoted as one segment."""

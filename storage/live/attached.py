@@ -17,8 +17,8 @@ from storage.segments import Draft
 class Logs(Protocol):
     """The logs that this process writes."""
 
-    def append(self, place: Place, draft: Draft) -> None:
-        """Store one event, behind all that this host has told. Raises Conflict when closed, BucketUnavailable."""
+    def append(self, place: Place, *drafts: Draft) -> None:
+        """Store what was made elsewhere, behind all that was told. Raises Conflict when closed, BucketUnavailable."""
 
 
 _attached: dict[ObjectStore, Logs] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -18,7 +18,7 @@ from storage.live.journal import Journal, Superseded
 from storage.live.told import Told
 from storage.redaction import Redactor
 from storage.runlog import RunLogWriter
-from storage.sealing import append_draft
+from storage.sealing import append_behind
 from storage.segments import Draft
 
 # An old worker that is stopping lets go of its followers within seconds.
@@ -81,19 +81,19 @@ class HostLogs:
                 writer.settle()
                 log.end(writer)
 
-    def append(self, place: Place, draft: Draft) -> None:
-        """Store one event, behind all that this host has told. Raises Conflict when closed, BucketUnavailable."""
+    def append(self, place: Place, *drafts: Draft) -> None:
+        """Store what was made elsewhere, behind all that was told. Raises Conflict when closed, BucketUnavailable."""
         with self._using(place) as log:
             for _ in range(_TRIES):
                 writer = log.writer
                 if writer is not None:
                     with suppress(Superseded):
-                        writer.append(draft)
+                        writer.append(*drafts)
                         return
                     continue
                 with log.lock:
                     if log.writer is None:
-                        self._append_beside(log, place, draft)
+                        self._append_beside(log, place, drafts)
                         return
             raise Superseded(f"The log of {place} changes hands again and again; try again.")
 
@@ -111,15 +111,15 @@ class HostLogs:
                 if path.stat().st_mtime < oldest and (journal := Journal.open(path, 0)):
                     journal.close(remove=True)
 
-    def _append_beside(self, log: _Log, place: Place, draft: Draft) -> None:
+    def _append_beside(self, log: _Log, place: Place, drafts: Sequence[Draft]) -> None:
         """Where no writer is open: one that was may have told what is not stored yet."""
         if not log.path.exists():
-            append_draft(self._store, place, draft)
+            append_behind(self._store, place, None, lambda _: drafts)
             return
         journal = Journal.open(log.path, self._patience)
         stored = False
         try:
-            RunLogWriter(self._store, place, Redactor({}), journal=journal, tell=log.told.take).append(draft)
+            RunLogWriter(self._store, place, Redactor({}), journal=journal, tell=log.told.take).append(*drafts)
             stored = True
         finally:
             if journal is not None:

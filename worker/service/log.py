@@ -1,22 +1,23 @@
-"""The logs of this host's runs as they are written, for the servers that have followers of them."""
+"""The logs of this host's runs: told to servers as they are written, and written to by clients through servers."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import Send
 
-from foundation.errors import InvalidParameter, NotFound
-from foundation.service.paths import BASE
-from storage.layout import TASKS
+from foundation.errors import InvalidParameter, NotFound, PayloadTooLarge
+from foundation.service.paths import BASE, TOLD_BYTES_MOST
+from storage.layout import TASKS, Place
 from storage.live.attached import attached
 from storage.live.host import HostLogs
 from storage.live.wire import told
-from storage.segments import NDJSON
+from storage.segments import NDJSON, told_draft
 from worker.service.machine import admission_of
 
 _ID_DIGITS = 16
@@ -36,16 +37,39 @@ class _Stream(StreamingResponse):
 
 async def _tell(request: Request) -> Response:
     """The entries behind ``after`` as ``storage.live.wire`` writes them, for as long as the client reads."""
-    admission = admission_of(request)
-    place = TASKS.place(str(request.path_params["resource_id"]))
-    admission.check_token(request, place.prefix.rstrip("/"), "log")
+    place, logs = _place_and_logs(request)
     after = request.query_params.get("after", "0")
     if not (after.isascii() and after.isdecimal() and len(after) <= _ID_DIGITS):
         raise InvalidParameter("after is the id of an entry")
-    logs = attached(admission.bucket)
-    if not isinstance(logs, HostLogs):
-        raise NotFound("This host tells of no logs")
     return _Stream(told(logs, place, int(after)))
 
 
-ROUTES: Sequence[BaseRoute] = (Route(f"{BASE}/logs/{TASKS.directory}/{{resource_id}}", _tell),)
+async def _take(request: Request) -> Response:
+    """Append what clients tell, a line of JSON for each entry, through the writer of this host: all of it, or none."""
+    place, logs = _place_and_logs(request)
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > TOLD_BYTES_MOST:
+            raise PayloadTooLarge(f"At most {TOLD_BYTES_MOST} bytes are appended at once")
+    await to_thread.run_sync(_append, logs, place, bytes(body))
+    return Response(status_code=204)
+
+
+def _append(logs: HostLogs, place: Place, body: bytes) -> None:
+    # At this newline alone: JSON may hold others.
+    logs.append(place, *(told_draft(f"{line}\n") for line in body.decode().split("\n")[:-1]))
+
+
+_LOG = f"{BASE}/logs/{TASKS.directory}/{{resource_id}}"
+ROUTES: Sequence[BaseRoute] = (Route(_LOG, _tell, methods=["GET"]), Route(_LOG, _take, methods=["POST"]))
+
+
+def _place_and_logs(request: Request) -> tuple[Place, HostLogs]:
+    admission = admission_of(request)
+    place = TASKS.place(str(request.path_params["resource_id"]))
+    admission.check_token(request, place.prefix.rstrip("/"), "log")
+    logs = attached(admission.bucket)
+    if not isinstance(logs, HostLogs):
+        raise NotFound("This host tells of no logs")
+    return place, logs

@@ -180,7 +180,9 @@ async def test_two_clients_append_two_thousand_entries_each_at_once(site: ApiSit
 
 async def test_numbered_entries_are_stored_once_whoever_sends_them_again(site: ApiSite) -> None:
     core = told_of(site)
-    other = ToldRuns(Engine(site.settings), site.bucket, site.app.services.core, core.index, ClientLogs(site.bucket))
+    services = site.app.services
+    logs = ClientLogs(site.bucket)
+    other = ToldRuns(Engine(site.settings), site.bucket, services.core, core.index, logs, services.hosts)
 
     def numbered(*numbers: int) -> list[Numbered]:
         return [Numbered(number, f'{{"n":{number}}}\n') for number in numbers]

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from datetime import UTC, datetime
+from http import HTTPStatus
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +19,15 @@ import pytest
 
 from api.machines.hosts import Hosts, MachineReference
 from api.runs.live_log import HostedLogs
-from foundation.errors import BucketUnavailable, InvalidParameter, NotFound, Unauthorized
-from foundation.service.paths import log_path
+from foundation.errors import (
+    BucketUnavailable,
+    Conflict,
+    InvalidParameter,
+    NotFound,
+    PayloadTooLarge,
+    Unauthorized,
+)
+from foundation.service.paths import TOLD_BYTES_MOST, log_path
 from foundation.service.tokens import Purpose
 from foundation.settings import Settings
 from storage.bucket import Bucket
@@ -210,3 +218,35 @@ async def test_a_host_tells_its_logs_to_servers_alone_and_of_what_it_has(tmp_pat
             assert state == b'{"live": true}'
             assert [LogEntry.model_validate_json(line).id for line in lines] == [2, 3]
             assert SECRETS["TOKEN"].encode() not in b"".join(lines)
+
+
+async def test_what_clients_tell_comes_behind_what_the_host_has_told(tmp_path: Path):
+    told = ['{"n":1,"text":"a\u2028b"}\n', '{"n":2}\n']
+    async with host_site(isolated_settings(tmp_path)) as site:
+        name, subject = site.settings.host_name, RUN.prefix.rstrip("/")
+
+        async def tell(content: bytes) -> int:
+            request = site.hosts.request(name, subject, "log", "POST", log_path(subject), content=content)
+            async with request as response:
+                return response.status_code
+
+        with HostLogs(site.bucket, tmp_path / "journals") as logs:
+            with logs.open(RUN, Redactor(SECRETS)) as writer, logs.listening(RUN) as listened:
+                writer.event({"type": "first"})
+                # Told, and not yet stored.
+                writer.feed("stdout", b"one\n", 0)
+                assert await tell("".join(told).encode()) == HTTPStatus.NO_CONTENT
+                writer.feed("stdout", b"two\n", 4)
+                writer.close()
+                heard = [LogEntry.model_validate_json(line) for line in listened.after(0, 100) or []]
+            assert await tell(told[1].encode()) == HTTPStatus.NO_CONTENT
+            with pytest.raises(PayloadTooLarge):
+                await tell(b"0" * (TOLD_BYTES_MOST + 1))
+            entries = list(read_entries(site.bucket, RUN))
+            seal(site.bucket, RUN)
+            with pytest.raises(Conflict) as refused:
+                await tell(told[1].encode())
+    assert refused.value.details["reason"] == "closed"
+    assert [entry.data for entry in entries][1:] == ["one\n", *told, "two\n", told[1]]
+    assert heard == entries[:-1]
+    assert [entry.id for entry in entries[:-1]] == [1, 2, 3, 4, 5]
