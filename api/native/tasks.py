@@ -298,7 +298,7 @@ async def read_logs(
 @router.get(
     "/{task_id}/artifacts",
     summary="List artifacts",
-    responses=errors.responses(TaskNotFound)
+    responses=errors.responses(TaskNotFound, InvalidParameter)
     | examples.answer(examples.ARTIFACTS, description="What the run has left so far"),
 )
 async def list_artifacts(

@@ -148,10 +148,10 @@ class Answered(_Reply):
 
 
 class Configured(_Reply):
-    """What the agent has confirmed."""
+    """What the agent has confirmed; an answer that does not say is none."""
 
-    model: str | None = None
-    permission_mode: str | None = None
+    model: str | None
+    permission_mode: str | None
 
 
 class WaitingMessage(_Reply):

@@ -54,7 +54,7 @@ READING = {"task list", "task submit", "task logs", "health watchdog"}
 MANIFEST = "version: '1'\nkind: Task\n"
 _BAD_WORDS = ("Traceback", "did not expect")
 # Commands of which one of several options is required.
-_ONE_OF = {"task continue": ["--tokens", "1"]}
+_ONE_OF = {"task continue": ["--tokens", "1"], "task configure": ["--model", "sonnet"]}
 
 
 def arguments(name: str, manifest: str, *options: str) -> list[str]:

@@ -64,7 +64,7 @@ def work(settings: Settings) -> None:
 
 async def _work(settings: Settings) -> None:
     bucket = Bucket(settings)
-    nobody: Any = SimpleNamespace()
+    nobody: Any = SimpleNamespace(records=list)
     with HostLogs(bucket, settings.home / "live-logs"):
         service = HostService(settings, nobody, bucket)
         await service.start()

@@ -41,7 +41,9 @@ class Site:
             id=MACHINE, owner_workflow="x", owner_run="y", cpus=1, memory_bytes=1, disk_bytes=1, state="running",
             created_at=datetime.now(UTC), deadline=datetime.now(UTC),
         )  # fmt: skip
-        host: Any = SimpleNamespace(record=lambda _: record, is_alive=lambda _: True, connect=lambda _: guest.shell)
+        host: Any = SimpleNamespace(
+            records=list, record=lambda _: record, is_alive=lambda _: True, connect=lambda _: guest.shell
+        )
         bucket: Any = MemoryBucket()
         self.service = HostService(settings, host, bucket, ports.ROUTES)
 

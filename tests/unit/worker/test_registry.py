@@ -39,7 +39,7 @@ async def test_each_step_has_one_implementation_that_takes_and_gives_what_the_ta
 async def test_a_step_runs_on_the_queue_of_its_row(tmp_path: Path) -> None:
     work = placed(await carried_out(tmp_path))
     shared, host, agents = ({name_of(each) for each in queue} for queue in (work.shared, work.host, work.agents))
-    assert shared == {"reserve_host", "finish_run"}
+    assert shared == {"reserve_host", "finish_run", "finish_local_run"}
     assert agents == {"run_agent"}
     assert host == steps.BY_NAME.keys() - shared
 
