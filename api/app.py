@@ -56,6 +56,12 @@ Table = Sequence[tuple[Sequence[str], Callable[[Services], Dialect]]]
 # The dialects, and the paths below which each of them answers. The first that fits counts; the last one has the rest.
 DIALECTS: Table = ((POSTHOG_BASES, make_posthog), (("/",), make_native))
 
+# What pages of allowed origins may read of answers beside their bodies.
+_EXPOSED = (
+    *("X-Total-Count", "X-Filtered-Count", "X-Matching-Count", "X-Has-More", "Server-Timing", "Retry-After"),
+    "X-Checksum-SHA256",
+)
+
 
 def create_app(settings: Settings, table: Table = DIALECTS) -> Service:
     """The application. It starts whether or not Temporal and the bucket are there, and says 503 while they are not."""
@@ -101,7 +107,11 @@ class Service(Starlette):
             middleware=[
                 Middleware(NamedPorts, settings=settings, hosts=services.hosts, finder=services.machines.finder),
                 Middleware(
-                    CORSMiddleware, allow_origins=settings.allowed_origins, allow_methods=["*"], allow_headers=["*"]
+                    CORSMiddleware,
+                    allow_origins=settings.allowed_origins,
+                    allow_methods=["*"],
+                    allow_headers=["*"],
+                    expose_headers=_EXPOSED,
                 ),
                 Middleware(RequestTimes, metrics=services.metrics),
                 Middleware(OwnOrigins, settings=settings, answer=self.dialects.answer),

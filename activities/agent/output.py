@@ -149,8 +149,9 @@ class AgentOutput:
         cause: Cause | None = None
         error: str | None = None
         interrupted = result is not None and result.interrupted
-        if interrupted and exit_code in {0, _EXIT_OF_INTERRUPTED}:
-            # It did what it was told: nothing.
+        unasked = usage is not None and usage.requests == 0
+        if interrupted and exit_code in {0, _EXIT_OF_INTERRUPTED} and not unasked:
+            # It did what it was told: nothing. That the model was asked is what the host itself has counted.
             pass
         elif result is not None and result.failed and not interrupted:
             cause = Cause.OUTPUT_INVALID if result.subtype == GAVE_UP else Cause.AGENT_ERROR
@@ -166,7 +167,7 @@ class AgentOutput:
         elif result is None:
             cause = Cause.AGENT_NO_RESULT
             error = "Claude Code exited with code 0, but reported no result; its log shows how far it came."
-        elif usage is not None and usage.requests == 0:
+        elif unasked:
             cause = Cause.MODEL_NOT_ASKED
             error = "Claude Code ended without one answer of the model; the run's log shows what it did instead."
         return AgentResult(

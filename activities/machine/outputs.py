@@ -60,8 +60,13 @@ class KeptOutputs:
                 pieces = following.read()
                 for piece in pieces:
                     if isinstance(piece, Ended):
-                        writer.flush(last=True)
-                        write_record(self._bucket, place, process.record())
+                        record = process.record()
+                        if record.state == "running":
+                            # It was not followed to its end, and whoever does so goes on here.
+                            writer.pause()
+                        else:
+                            writer.flush(last=True)
+                            write_record(self._bucket, place, record)
                         return True
                     writer.feed(piece.stream, piece.offset, piece.data)
                 writer.flush()

@@ -118,6 +118,8 @@ def check_commits(git: ConfinedGit, base: str, tip: str, redactor: Redactor, *, 
     if not ci_files:
         options = ("-r", "-c", "--root", "--no-commit-id", "--name-only", "-z", "--no-renames")
         changed = null_separated(git.run("diff-tree", "--stdin", *options, input=commits))
+        # A merge may bring a file as another of its parents has it, which none of the commits changes.
+        changed += null_separated(git.run("diff-tree", "-r", "--name-only", "-z", "--no-renames", base, tip))
         if found := sorted({name for name in changed if _CI_FILES.fullmatch(name)}):
             raise PushRefused(
                 f"Nothing was pushed: the work changes {_named(found, redactor)}, on which git hosts act by "

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from weakref import WeakValueDictionary
 
+import httpx
 from anyio import CapacityLimiter, to_thread
 from temporalio.client import WorkflowExecutionStatus
 
@@ -45,6 +46,7 @@ from workflows.told.states import LocalState
 _COMPARISONS = 4
 _COMPLETED = LocalState.COMPLETED
 _TRIES = 5
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _PAUSE_SECONDS = 0.2
 _UNTEXT = re.compile("[\ud800-\udfff]")
 _TEXTS = ("stage", "branch", "error_message", "environment", "mode")
@@ -257,8 +259,15 @@ class ToldRuns:
         try:
             async with self._hosts.request(host, subject, "log", "POST", log_path(subject), content=content):
                 return True
-        except (HostUnreachable, NotFound):
-            # It is away, and tells nobody; or it is of a version that takes nothing.
+        except NotFound:
+            # It is of a version that takes nothing.
+            return False
+        except HostUnreachable as error:
+            cause = error.__cause__
+            if isinstance(cause, httpx.TransportError) and not isinstance(cause, _NOT_SENT):
+                # It may have taken them.
+                raise
+            # It is away, and tells nobody.
             return False
 
     async def _misfit(self, schema: dict[str, Any], output: Any) -> str | None:

@@ -7,6 +7,7 @@ many asterisks. Two writers that believe in the same end meet at one key, which 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from pydantic import ValidationError
@@ -15,7 +16,7 @@ from foundation.errors import Conflict
 from foundation.service.processes import ProcessRecord
 from storage.bucket import ObjectStore
 from storage.layout import OutputStream, Place, piece_offset
-from storage.redaction import Redactor
+from storage.redaction import Piece, Redactor
 
 STREAMS: tuple[OutputStream, ...] = ("stdout", "stderr")
 
@@ -58,9 +59,17 @@ class OutputWriter:
         for stream in self._streams.values():
             stream.flush(last=last)
 
+    def pause(self) -> None:
+        """Store what is held now, but for an end that may be the beginning of a secret value: more may follow."""
+        for stream in self._streams.values():
+            stream.flush(last=False, now=True)
+
 
 class _Stream:
-    """One stream of a process: stored up to ``_stored``, fed up to the end of ``_raw``, masked as far as decided."""
+    """One stream of a process: stored up to ``_stored``, fed up to the end of ``_raw``, masked as far as decided.
+
+    A piece ends where the redaction can begin anew: never within a value, whose rest alone nobody would know.
+    """
 
     def __init__(
         self,
@@ -80,6 +89,8 @@ class _Stream:
         self._stored = self._pieces = 0
         self._raw = bytearray()
         self._masked = bytearray()
+        # Where in ``_masked`` a value begins and ends.
+        self._values: deque[tuple[int, int]] = deque()
         self._redaction = redactor.stream()
         self._flushed_at = clock()
 
@@ -100,28 +111,40 @@ class _Stream:
         while len(self._masked) >= PIECE_BYTES:
             self._put()
 
-    def flush(self, *, last: bool) -> None:
+    def flush(self, *, last: bool, now: bool = False) -> None:
         if last:
-            for piece in self._redaction.finish():
-                self._masked += piece.data
+            self._take(self._redaction.finish())
         patience = min(_FLUSH_SECONDS_MOST, _FLUSH_SECONDS + self._pieces / _PIECES_FOR_A_SECOND)
-        if last or self._clock() - self._flushed_at >= patience:
+        if last or now or self._clock() - self._flushed_at >= patience:
             while self._masked:
                 self._put()
             self._flushed_at = self._clock()
 
     def _mask(self, data: bytes) -> None:
-        for piece in self._redaction.feed(data):
+        self._take(self._redaction.feed(data))
+
+    def _take(self, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            if piece.replaced:
+                self._values.append((len(self._masked), len(self._masked) + len(piece.data)))
             self._masked += piece.data
 
+    def _cut(self) -> int:
+        """Where the next piece ends: within no value, and so far on that it is not empty."""
+        for begin, end in self._values:
+            if begin < PIECE_BYTES < end:
+                return end
+        return min(PIECE_BYTES, len(self._masked))
+
     def _put(self) -> None:
-        piece = bytes(self._masked[:PIECE_BYTES])
+        piece = bytes(self._masked[: self._cut()])
         key = self._place.process_piece_key(self._key, self._name, self._stored)
         if self._store.put(key, piece, if_absent=True):
             self._stored += len(piece)
             self._pieces += 1
             del self._masked[: len(piece)]
             del self._raw[: len(piece)]
+            self._values = deque((b - len(piece), e - len(piece)) for b, e in self._values if e > len(piece))
         else:
             # Another writer was here, or this one with an answer that was lost: what it stored counts.
             self._begin_behind_stored()
@@ -133,6 +156,7 @@ class _Stream:
         self._stored = piece_offset(pieces[-1].key) + pieces[-1].size if pieces else 0
         del self._raw[: self._stored - before]
         self._masked.clear()
+        self._values.clear()
         self._redaction = self._redactor.stream()
         self._mask(bytes(self._raw))
 

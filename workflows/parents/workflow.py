@@ -8,6 +8,8 @@ with workflow.unsafe.imports_passed_through():
     from workflows import names
     from workflows.parents.messages import CHANGES_MOST, Deletion, ParentChange, ParentFields, ParentStatus
 
+_HISTORY_BYTES_MOST = 10 * 2**20
+
 
 @workflow.defn(name=names.PARENTS.type)
 class ParentWorkflow:
@@ -40,11 +42,24 @@ class ParentWorkflow:
     @workflow.run
     async def run(self, status: ParentStatus) -> ParentStatus:  # noqa: ARG002 -- taken in __init__
         """Wait for changes, until the parent task is deleted."""
-        await workflow.wait_condition(lambda: self._status.deleted or self._changes >= CHANGES_MOST)
+        await workflow.wait_condition(lambda: self._status.deleted or self._is_full())
         await workflow.wait_condition(workflow.all_handlers_finished)
         if not self._status.deleted:
-            workflow.continue_as_new(self._status)
+            workflow.continue_as_new(
+                self._status,
+                memo={names.STATUS_MEMO: self._status.model_dump(mode="json")},
+                search_attributes=workflow.info().typed_search_attributes,
+            )
         return self._status
+
+    def _is_full(self) -> bool:
+        """Whether history is near what Temporal takes, which would end the parent task."""
+        info = workflow.info()
+        return (
+            self._changes >= CHANGES_MOST
+            or info.is_continue_as_new_suggested()
+            or info.get_current_history_size() > _HISTORY_BYTES_MOST
+        )
 
     def _show(self, status: ParentStatus) -> None:
         self._changes += 1

@@ -43,8 +43,9 @@ class Telling:
         except TaskyardError as error:
             # What came between the check and this has left no room.
             raise refusal(error) from None
+        # What changes nothing stands in history too.
+        self.taken += 1
         if told == self.told:
             return False
-        self.taken += 1
         self.told = told.model_copy(update={"changed_at": at})
         return True

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import Field, StrictInt, StrictStr, ValidationError, field_validator
+from pydantic import Field, StrictFloat, StrictInt, StrictStr, ValidationError, field_validator
 
 from api.deps import Services, ServicesOf
 from api.posthog.errors import told_as_view
@@ -51,7 +51,7 @@ class _Command(Form):
     jsonrpc: Literal["2.0"]
     method: Annotated[str, Field(max_length=64)]
     params: dict[str, Any] = {}
-    id: StrictStr | StrictInt | float | None = None
+    id: StrictStr | StrictInt | StrictFloat | None = None
 
     @field_validator("method")
     @classmethod

@@ -74,6 +74,7 @@ class _Patch(Form):
 
 class _Cancellation(Form):
     reason: Annotated[str, Field(max_length=SENTENCE_CHARS)] | None = None
+    only_if_awaiting_first_message: bool = False
 
 
 class _Relay(Form):
@@ -146,11 +147,12 @@ async def start_run(run: RunOf, request: Request, services: ServicesOf) -> dict[
     f"{RUN}/cancel", status_code=202, summary="Cancel a run", dependencies=[Depends(told_as_view(InvalidParameter))]
 )
 async def cancel_run(run: RunOf, request: Request, response: Response, services: ServicesOf) -> dict[str, Any]:
-    """Ask a run in the cloud to end; 200 when it has ended already."""
+    """Ask a run in the cloud to end; 200 when it has ended already, or is to end only if it has no message yet."""
     wanted = await read_form(request, _Cancellation)
     if run.cloud is None:
         raise InvalidParameter("Only a run in the cloud can be cancelled; tell the status of a local one.")
-    if run.run.ended or not await _cancel(run, services, wanted.reason):
+    at_work = wanted.only_if_awaiting_first_message and not run.cloud.held
+    if run.run.ended or at_work or not await _cancel(run, services, wanted.reason):
         response.status_code = 200
     return run_object(request, await find_run(services, run.parent, run.id))
 

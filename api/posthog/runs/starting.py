@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 from uuid import uuid4
 
 from anyio import to_thread
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from api.deps import Services
 from api.posthog.forms import Form, Uuid
@@ -162,4 +163,8 @@ def _inheriting(wanted: RunRequest, earlier: FoundRun | None) -> RunOptions:
         for name in _INHERITED
         if before.get(name) is not None and getattr(options, name) is None and not (own_model and name in of_model)
     }
-    return RunOptions.model_validate(options.model_dump() | inherited)
+    # The state of a run is its client's own, and may say what no run can have.
+    for group in (inherited, {name: value for name, value in inherited.items() if name not in of_model}):
+        with suppress(ValidationError):
+            return RunOptions.model_validate(options.model_dump() | group)
+    return options

@@ -113,3 +113,22 @@ def test_what_the_bucket_says_of_processes_is_what_was_said_last() -> None:
         ("build", "exited"),
         ("other.process", "running"),
     ]
+
+
+def test_no_value_is_cut_in_two_where_another_writer_may_begin() -> None:
+    bucket = MemoryBucket()
+    data = b"x" * (PIECE_BYTES - 4) + SECRET.encode() + b"y" * (2 * PIECE_BYTES + 7)
+    one, other = writer(bucket), writer(bucket)
+    one.resume()
+    one.feed("stdout", 0, data)
+    begun = other.resume()["stdout"]
+    assert 0 < begun < len(data)
+    other.feed("stdout", begun, data[begun:] + SECRET.encode()[:3])
+    other.pause()
+    other.resume()
+    last = writer(bucket)
+    begun = last.resume()["stdout"]
+    assert begun == len(data)
+    last.feed("stdout", begun, SECRET.encode())
+    last.flush(last=True)
+    assert kept(bucket) == (data + SECRET.encode()).replace(SECRET.encode(), b"*" * len(SECRET))
