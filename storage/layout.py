@@ -29,16 +29,13 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from foundation.errors import InvalidParameter
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ID_DIGITS = 16
-
-#: The streams of a process.
-OutputStream = Literal["stdout", "stderr"]
 
 
 class Span(NamedTuple):
@@ -160,11 +157,11 @@ class Place:
         """Key of what is known of one of them."""
         return f"{self.process_records_prefix}{quote(key, safe='')}.json"
 
-    def process_pieces_prefix(self, key: str, stream: OutputStream) -> str:
+    def process_pieces_prefix(self, key: str, stream: str) -> str:
         """Prefix of the pieces of one stream of a process."""
         return f"{self.prefix}processes/output/{quote(key, safe='')}/{stream}/"
 
-    def process_piece_key(self, key: str, stream: OutputStream, offset: int) -> str:
+    def process_piece_key(self, key: str, stream: str, offset: int) -> str:
         """Key of the piece that begins at byte ``offset``; two writers of one byte meet at one key."""
         return f"{self.process_pieces_prefix(key, stream)}{offset:0{_ID_DIGITS}d}"
 

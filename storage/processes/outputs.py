@@ -15,10 +15,9 @@ from pydantic import ValidationError
 from foundation.errors import Conflict
 from foundation.service.processes import ProcessRecord
 from storage.bucket import ObjectStore
-from storage.layout import OutputStream, Place, piece_offset
+from storage.layout import Place, piece_offset
 from storage.redaction import Piece, Redactor
-
-STREAMS: tuple[OutputStream, ...] = ("stdout", "stderr")
+from storage.segments import GUEST_STREAMS, GuestStream
 
 PIECE_BYTES = 2**20
 # A process that says a word a second for a month is to leave thousands of pieces, not millions.
@@ -44,13 +43,13 @@ class OutputWriter:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         masking = redactor.masking()
-        self._streams = {stream: _Stream(store, place, key, stream, masking, most, clock) for stream in STREAMS}
+        self._streams = {stream: _Stream(store, place, key, stream, masking, most, clock) for stream in GUEST_STREAMS}
 
-    def resume(self) -> dict[OutputStream, int]:
+    def resume(self) -> dict[GuestStream, int]:
         """The byte offsets from which to feed, as the bucket has them. Forgets what was not stored."""
         return {name: stream.resume() for name, stream in self._streams.items()}
 
-    def feed(self, stream: OutputStream, offset: int, data: bytes) -> None:
+    def feed(self, stream: GuestStream, offset: int, data: bytes) -> None:
         """Take bytes that stand at ``offset``. Bytes fed before are dropped; a gap raises Conflict."""
         self._streams[stream].feed(offset, data)
 
@@ -76,7 +75,7 @@ class _Stream:
         store: ObjectStore,
         place: Place,
         key: str,
-        name: OutputStream,
+        name: GuestStream,
         redactor: Redactor,
         most: int,
         clock: Callable[[], float],
@@ -177,7 +176,7 @@ def kept_records(store: ObjectStore, place: Place) -> list[ProcessRecord]:
     return [record for record in found if record is not None]
 
 
-def kept_output(store: ObjectStore, place: Place, key: str, stream: OutputStream, offset: int = 0) -> Iterator[bytes]:
+def kept_output(store: ObjectStore, place: Place, key: str, stream: GuestStream, offset: int = 0) -> Iterator[bytes]:
     """What is kept of a stream, from a byte on."""
     for piece in list(store.list(place.process_pieces_prefix(key, stream))):
         begin = piece_offset(piece.key)

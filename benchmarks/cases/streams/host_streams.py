@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import psutil
 from starlette.routing import WebSocketRoute
@@ -184,24 +184,21 @@ async def _by_hand(lab: Lab) -> Run:
             server.close()
 
 
-class _Stream:
+class _Stream(Protocol):
     """One client's end."""
 
     async def say(self) -> None:
         """Send a message."""
-        raise NotImplementedError
 
     async def hear(self) -> None:
         """Take one message."""
-        raise NotImplementedError
 
     def leave(self) -> None:
         """Be gone."""
-        raise NotImplementedError
 
 
 @dataclass
-class _WebSocketStream(_Stream):
+class _WebSocketStream:
     connection: ClientConnection
 
     async def say(self) -> None:
@@ -215,7 +212,7 @@ class _WebSocketStream(_Stream):
 
 
 @dataclass
-class _PlainStream(_Stream):
+class _PlainStream:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
