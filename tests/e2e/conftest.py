@@ -32,6 +32,8 @@ SCENARIOS = Path(__file__).parent.parent / "scenarios"
 PRICES = SCENARIOS.parent / "prices.yaml"
 SMALL = {"cpus": 2, "memory": "1G", "disk": "6G"}
 CANARY = "canary-7c1f0e9a2b"
+# How long the longest run that is begun ahead may take.
+BEGUN_SECONDS_MOST = 1200
 GITHUB_TOKEN = "token-5b1e77c04d"
 _DEBIANS = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -78,11 +80,6 @@ class Site:
     def submit(self, scenario: str, **parts: dict[str, Any]) -> str:
         """Submit; gives the task id."""
         return self.client.submit(self.manifest(scenario, **parts))
-
-    def see_begun_end(self) -> None:
-        """Wait for the ends of what was begun ahead, before something is done to the stack that is not meant for it."""
-        for task_id in self.begun.values():
-            self.client.wait(task_id)
 
     def artifact(self, task_id: str, name: str, into: Path) -> Path:
         target = into / name.replace("/", "_")
@@ -226,18 +223,30 @@ def _ahead(items: Sequence[pytest.Item]) -> list[pytest.Mark]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What was begun ahead is looked at when all else is done. Before come those who may end parts of the stack."""
+    """What was begun ahead is looked at when all else is done. Before come those who end parts of the stack."""
 
     def place(item: pytest.Item) -> int:
-        return 2 if _ahead([item]) else "entered" in getattr(item, "fixturenames", ())
+        return 2 if _ahead([item]) else "begun_ended" in getattr(item, "fixturenames", ())
 
     items.sort(key=place)
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        if place(item) == 1 and mark is not None:
+            # What it waits for before has a limit of its own.
+            item.add_marker(pytest.mark.timeout(*mark.args, func_only=True), append=False)
 
 
 @pytest.fixture(scope="session")
-def entered(site: Site) -> Iterator[Entered]:
+def begun_ended(site: Site) -> Site:
+    """The stack once what was begun ahead has ended: for tests that do something to it which is not meant for that."""
+    until(lambda: all(site.client.get(task_id).terminal for task_id in site.begun.values()), BEGUN_SECONDS_MOST)
+    return site
+
+
+@pytest.fixture(scope="session")
+def entered(begun_ended: Site) -> Iterator[Entered]:
     """One run and its machine for all tests of the way into a machine. They leave it as they have found it."""
-    site.see_begun_end()
+    site = begun_ended
     lasting = {"timeout": "2h", "hang_timeout": "2h"}
     task_id = site.submit("open session", claude={"headless": False}, lifecycle=lasting)
     until(lambda: any("Answer 1." in (line.data or "") for line in site.client.logs(task_id)), 300)

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.conftest import Site
+from tests.e2e.conftest import BEGUN_SECONDS_MOST, Site
 
 pytestmark = pytest.mark.timeout(1500)
 
-# What the agent does, and the causes with which its run may end. Each is to end within this time, of which most is what
-# an emulated machine takes for its part of the work.
+# What the agent does, and the causes with which its run may end.
 ROWS = {
-    "hostile disks": {"agent_exit", "agent_no_result", "agent_error", "no_output_timeout", None},
+    "hostile disks": {"agent_exit", "agent_no_result", "agent_error", "no_output_timeout", "run_timeout", None},
     "hostile unit": {"agent_exit"},
     "hostile frozen": {"no_output_timeout"},
     "hostile network": {"no_output_timeout", "machine_lost"},
 }
-SECONDS_MOST = 1200
 
 
 def begin(site: Site) -> dict[str, str]:
@@ -27,8 +25,8 @@ def begin(site: Site) -> dict[str, str]:
     runs = {}
     for row, causes in ROWS.items():
         # Who ends by silence alone waits no longer than it must; an agent at work on a busy host is silent for long.
-        hang = "10m" if "agent_exit" in causes else "4m"
-        lifecycle = {"hang_timeout": hang, "timeout": "14m", "artifact_patterns": ["result.txt"]}
+        hang = "8m" if "agent_exit" in causes else "4m"
+        lifecycle = {"hang_timeout": hang, "timeout": "16m", "artifact_patterns": ["result.txt"]}
         runs[row] = site.submit(row, lifecycle=lifecycle, vm=vm)
     return runs
 
@@ -39,7 +37,7 @@ def test_no_guest_keeps_its_run_from_ending(site: Site) -> None:
     ended = {row: site.client.wait(task_id, poll_seconds=1) for row, task_id in runs.items()}
     assert {row: (task.cause, task.error) for row, task in ended.items() if task.cause not in ROWS[row]} == {}
     took = {row: (task.state_changed_at - task.created_at).total_seconds() for row, task in ended.items()}
-    assert {row: seconds for row, seconds in took.items() if seconds > SECONDS_MOST} == {}
+    assert {row: seconds for row, seconds in took.items() if seconds > BEGUN_SECONDS_MOST} == {}
     for row, task_id in runs.items():
         assert "metadata.json" in {artifact.name for artifact in site.client.artifacts(task_id)}, row
     names = {artifact.name for artifact in site.client.artifacts(runs["hostile disks"])}

@@ -112,6 +112,7 @@ def test_runs_over_budget_stop_within_one_request_and_lose_nothing(site: Site, t
     assert "The budget of this run is used up" in events_of(site, stopped)[-1]["result"]
 
 
+@pytest.mark.usefixtures("begun_ended")
 def test_a_run_is_continued_in_the_same_session_after_everything_was_restarted(site: Site, tmp_path: Path) -> None:
     patterns = {"artifact_patterns": ["sessions.txt"]}
     task_id = site.submit(
@@ -131,7 +132,6 @@ def test_a_run_is_continued_in_the_same_session_after_everything_was_restarted(s
     assert json.loads(records.read_text())["holds_room"] is False
     beside.see_pause()
 
-    site.see_begun_end()
     before = {part: site.stack.pids()[part] for part in ("worker", "server", "temporal")}
     for pid in before.values():
         os.kill(pid, signal.SIGKILL)

@@ -128,6 +128,7 @@ def test_an_error_result_fails_the_run(site: Site) -> None:
     assert {artifact.name for artifact in site.client.artifacts(task.id)} >= {f"{task.id}.patch", "metadata.json"}
 
 
+@pytest.mark.usefixtures("begun_ended")
 def test_a_killed_worker_loses_nothing_and_starts_nothing_twice(site: Site, tmp_path: Path) -> None:
     """Kill -9 of the worker while Claude Code runs; with a secret in the run, which nothing may hold afterwards."""
     secrets = [{"name": "CANARY", "source": "env", "key": "CANARY"}]
@@ -138,7 +139,6 @@ def test_a_killed_worker_loses_nothing_and_starts_nothing_twice(site: Site, tmp_
 
     until(lambda: site.client.get(task_id).state == "running", 300)
     until(lambda: steps_logged() >= 3, 300)
-    site.see_begun_end()
     worker = site.stack.pids()["worker"]
     os.kill(worker, signal.SIGKILL)
     until(lambda: site.stack.pids().get("worker") not in {None, worker})

@@ -15,6 +15,7 @@ from tests.e2e.conftest import Site, until
 pytestmark = pytest.mark.timeout(600)
 
 
+@pytest.mark.usefixtures("begun_ended")
 def test_an_agent_is_permitted_denied_answered_interrupted_and_told_to_go_on(site: Site, tmp_path: Path) -> None:
     asking = {"skip_permissions": False, "permission_timeout": "5m"}
     task_id = site.submit("steered", claude=asking)
@@ -30,7 +31,6 @@ def test_an_agent_is_permitted_denied_answered_interrupted_and_told_to_go_on(sit
     assert (first.tool, first.input["command"]) == ("Bash", "echo granted > granted.txt")
     assert [option.id for option in first.options] == ["allow", "allow_always", "deny"]
     # Whoever kills the worker between question and answer has the question stand again.
-    site.see_begun_end()
     worker = site.stack.pids()["worker"]
     os.kill(worker, signal.SIGKILL)
     until(lambda: site.stack.pids().get("worker") not in {None, worker})
