@@ -79,6 +79,8 @@ BOUNDED = "bounded"  # waits for nothing without a bound when it ends
 REFUSES = "refuses-messages"  # takes no message that it cannot deliver
 REDELIVERS = "redelivers"  # goes on with the conversation when a delivery has failed
 EGRESS = "egress"  # has a network policy, which can be changed
+KEEPS_ANSWERS = "keeps-answers"  # repeats an answer that its agent may not have got, and takes no other
+OWN_INTERRUPTS = "own-interrupts"  # believes that a turn was interrupted only when it has asked for that itself
 
 # --- what a workflow shows without being asked
 

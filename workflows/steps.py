@@ -29,6 +29,8 @@ A local run has one step, FINISH_LOCAL, which is bounded as FINISH is.
 Between PAUSE and RESUME, a run waits for a decision for lifecycle.decision_timeout, and its agent's own time stands
 still.
 
+What STEER could not answer is tried again after a minute, and hourly at last, while the agent waits for it.
+
 A cancelled run waits for its host for ABSENCE only. Nothing more is asked of a host that stayed away; its sweeper finds
 the machine. A step that is called off has SETTLE to report that it has stopped, and is awaited no longer than that.
 

@@ -21,7 +21,7 @@ from activities.agent.session import AgentSession, Launch
 from activities.agent.structured_output import judge
 from activities.machine.network import MachineNetworks, WatchedNetwork
 from activities.machine.secrets import RunSecrets
-from activities.step.announcements import USER_MESSAGE, announce, announce_event
+from activities.step.announcements import USER_MESSAGE, announce, announce_event, done_already
 from activities.step.boundary import boundary, bounded_retries
 from activities.step.heartbeat import beating
 from foundation.errors import AgentNotStopped, GuestUnreachable, MachineLost
@@ -196,14 +196,15 @@ class Agent:
         """Hand a message to the agent, once for each id."""
         with beating():
             AgentSession(self._host.connect(request.machine_id)).deliver(request.message_id, request.text)
-            announce(
-                self._bucket,
-                request.task_id,
-                USER_MESSAGE,
-                request.text,
-                redactor=self._secrets.redactor(request.machine_id),
-                message_id=request.message_id,
-            )
+            with done_already():
+                announce(
+                    self._bucket,
+                    request.task_id,
+                    USER_MESSAGE,
+                    request.text,
+                    redactor=self._secrets.redactor(request.machine_id),
+                    message_id=request.message_id,
+                )
 
     @activity.defn(name=steps.STEER.name)
     @boundary
@@ -212,7 +213,9 @@ class Agent:
         with beating():
             AgentSession(self._host.connect(request.machine_id)).steer(request.control_id, [request.line])
             if request.event is not None:
-                announce_event(self._bucket, request.task_id, request.event, self._secrets.redactor(request.machine_id))
+                redactor = self._secrets.redactor(request.machine_id)
+                with done_already():
+                    announce_event(self._bucket, request.task_id, request.event, redactor, request.since)
 
     @activity.defn(name=steps.CLOSE.name)
     @boundary

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from datetime import timedelta
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import Any
 
+import structlog
 from temporalio import activity
 
+from foundation.errors import TaskyardError
 from foundation.urls import without_credentials
 from storage.bucket import Bucket
 from storage.layout import TASKS, Place
@@ -21,6 +24,24 @@ USER_MESSAGE = "user_message"
 
 # By how much the clocks of a host and of Temporal may differ.
 _CLOCKS_APART = timedelta(minutes=5)
+# Attempts of a step that has done its work and only cannot log it: a quarter of a minute.
+_LOGGING_ATTEMPTS = 5
+
+_log = structlog.get_logger("step")
+
+
+@contextmanager
+def done_already() -> Iterator[None]:
+    """What is announced within is done, and stays so: no step fails because the log does not take it.
+
+    It is tried again for a quarter of a minute, by further attempts of the step; then the log goes without it.
+    """
+    try:
+        yield
+    except TaskyardError as error:
+        if error.retryable and activity.info().attempt < _LOGGING_ATTEMPTS:
+            raise
+        _log.warning("not logged", step=activity.info().activity_type, code=error.code, error=error.message)
 
 
 def announce(
@@ -32,24 +53,30 @@ def announce(
     announce_event(bucket, task_id, {"type": kind, "message": said, **facts}, redactor)
 
 
-def announce_event(bucket: Bucket, task_id: str, event: dict[str, Any], redactor: Redactor | None = None) -> None:
-    """Log an event as it stands, unless an earlier attempt of the step has logged the same."""
+def announce_event(
+    bucket: Bucket,
+    task_id: str,
+    event: dict[str, Any],
+    redactor: Redactor | None = None,
+    since: datetime | None = None,
+) -> None:
+    """Log an event as it stands, unless an earlier attempt has logged the same: of this step, or ``since`` then."""
     if redactor is not None:
         event = redactor.redact_json(event)
     place = TASKS.place(task_id)
-    if not _is_logged(bucket, place, event):
+    if not _is_logged(bucket, place, event, since):
         append_event(bucket, place, event)
 
 
-def _is_logged(bucket: Bucket, place: Place, event: dict[str, Any]) -> bool:
-    """Whether an earlier attempt of this step, if there was one, has logged the event."""
+def _is_logged(bucket: Bucket, place: Place, event: dict[str, Any], since: datetime | None) -> bool:
+    """Whether an earlier attempt, if there was one, has logged the event."""
     info = activity.info()
     entries: Iterable[LogEntry]
     if info.activity_type == steps.RESERVE.name:
         # Its attempts within the workflow's own task do not count; but it comes first, when the log is short.
         entries = read_entries(bucket, place)
-    elif info.attempt > 1:
-        entries = entries_since(bucket, place, info.scheduled_time - _CLOCKS_APART)
+    elif since is not None or info.attempt > 1:
+        entries = entries_since(bucket, place, (since or info.scheduled_time) - _CLOCKS_APART)
     else:
         return False
     return any(entry.stream == "event" and json.loads(entry.data) == event for entry in entries)

@@ -47,6 +47,7 @@ from workflows.runs.steering.messages import (
     Configuration,
     ControlAnswer,
     PermissionAnswer,
+    PermissionDecision,
     PermissionRequest,
 )
 from workflows.runs.workflow import TaskWorkflow
@@ -202,6 +203,23 @@ async def steered(fake: FakeSteps, run: Run) -> None:
     fake.agent_over.set()
 
 
+async def answer_kept(fake: FakeSteps, run: Run) -> None:
+    """An answer of which nobody knows whether it came, another one, and a turn that nobody has interrupted."""
+    await fake.agent_running.wait()
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    await run.signal(
+        TaskWorkflow.agent_said, AgentSaid(asked=[PermissionRequest(request_id="a", tool="Bash", asked_at=at)])
+    )
+    fake.instead["steer"] = not_heard
+    await run.signal(TaskWorkflow.answer, PermissionAnswer(request_id="a"))
+    await until(lambda: has_event(run, EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED), "the failed step")
+    fake.instead.pop("steer")
+    await run.signal(TaskWorkflow.answer, PermissionAnswer(request_id="a", decision=PermissionDecision.DENY))
+    await run.execute_update(TaskWorkflow.answer_request, PermissionAnswer(request_id="a"))
+    await run.execute_update(TaskWorkflow.end_turn, TurnEnded(results=1, interrupted=True))
+    fake.agent_over.set()
+
+
 async def told(fake: FakeSteps, run: Run) -> None:
     """A record that clients change while the agent runs, until one of them says that the run is completed."""
     await fake.agent_running.wait()
@@ -231,6 +249,10 @@ async def by_itself(_fake: FakeSteps, _run: Run) -> None:
 
 def refused(_request: Any) -> None:
     raise ApplicationError("There is no branch 'mian'.", type="ref_not_found", non_retryable=True)
+
+
+def not_heard(_request: Any) -> None:
+    raise ApplicationError("The guest does not answer.", type="guest_unreachable", non_retryable=True)
 
 
 def staged_on_another(_request: Any) -> StageResult:
@@ -282,6 +304,7 @@ COURSES = {
     "completed": Course(completed),
     "closed": Course(closed),
     "steered": Course(steered, claude={"skip_permissions": False, "permission_timeout": "3s"}),
+    "answer_kept": Course(answer_kept, claude={"skip_permissions": False}),
     "told": Course(told),
     "told_to_fail": Course(told_to_fail),
     "held": Course(held, held=True),

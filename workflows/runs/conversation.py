@@ -68,7 +68,13 @@ class Conversation:
         self._close_wanted = True
 
     def turn_ended(self, *, interrupted: bool = False) -> None:
-        """The agent waits for input; after an interrupt, its run waits for the next message too."""
+        """The agent waits for input; after an interrupt, its run waits for the next message too.
+
+        That it was ``interrupted`` is the guest's word, and taken only of a turn that this run has interrupted.
+        """
+        asked = self._steering.end_turn()
+        if interrupted and not asked and workflow.patched(names.OWN_INTERRUPTS):
+            interrupted = False
         self._idle, self._interrupted = True, interrupted
 
     def close_if_idle(self) -> bool:
@@ -138,6 +144,7 @@ class Conversation:
             control_id=sent.id,
             line=sent.line,
             event=sent.event,
+            since=sent.since if sent.repeated else None,
         )
         delivered = await self._calls.attempt(steps.STEER, request, sent.summary)
         if self._over:

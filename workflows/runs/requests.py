@@ -215,7 +215,7 @@ class DeliverRequest(Message):
 class SteerRequest(Message):
     """Write one line of Claude Code's control protocol to the agent's stdin, once for each ``control_id``.
 
-    ``event`` goes into the run's log then.
+    ``event`` goes into the run's log then. ``since``: an earlier step, begun then, may have done all of it.
     """
 
     task_id: str
@@ -223,6 +223,7 @@ class SteerRequest(Message):
     control_id: str
     line: dict[str, Any]
     event: dict[str, Any] | None = None
+    since: datetime | None = None
 
 
 class CollectRequest(Message):

@@ -10,7 +10,8 @@ from typing import cast
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.step.announcements import announce
+from activities.step.announcements import announce, announce_event, done_already
+from foundation.errors import BucketUnavailable, NotFound, TaskyardError
 from storage.bucket import Bucket
 from storage.runlog import entries_since, read_entries
 from tests.stand_ins.memory_bucket import REDACTOR, TASK, Clock, MemoryBucket, fill, writer_of
@@ -73,3 +74,41 @@ def test_the_entries_since_a_time(count: int) -> None:
         later.flush(force=True)
     assert [entry.id for entry in entries_since(bucket, TASK, moment)] == list(range(401 - count, 401))
     assert len(entries_since(bucket, TASK, datetime.min.replace(tzinfo=UTC))) == 400
+
+
+@pytest.mark.parametrize(
+    ("error", "attempt", "fails"),
+    [
+        (BucketUnavailable("away"), 1, True),
+        (BucketUnavailable("away"), 4, True),
+        (BucketUnavailable("away"), 5, False),
+        (NotFound("no such bucket"), 1, False),
+    ],
+)
+def test_a_step_that_has_done_its_work_does_not_fail_for_its_log(
+    error: TaskyardError, attempt: int, fails: bool
+) -> None:
+    def done() -> str:
+        with done_already():
+            raise error
+        return "done"
+
+    environment = ActivityEnvironment()
+    environment.info = replace(environment.info, attempt=attempt)
+    if fails:
+        with pytest.raises(type(error)):
+            environment.run(done)
+    else:
+        assert environment.run(done) == "done"
+
+
+def test_a_step_that_does_again_what_an_earlier_one_may_have_done_logs_it_once() -> None:
+    bucket = MemoryBucket()
+    now = datetime.now(UTC)
+    for since in (None, now, now):
+        environment = ActivityEnvironment()
+        event = {"type": "permission_resolved", "message": "Answered: allow."}
+        environment.run(
+            lambda event=event, since=since: announce_event(cast("Bucket", bucket), TASK.id, event, REDACTOR, since)
+        )
+    assert messages(bucket) == ["Answered: allow."]

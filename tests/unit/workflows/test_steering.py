@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,6 +30,7 @@ from workflows.runs.steering.steering import STEERINGS_MOST
 
 ALLOW, ALWAYS, DENY = PermissionDecision.ALLOW, PermissionDecision.ALLOW_ALWAYS, PermissionDecision.DENY
 SOON = always(Act(takes=1.0))
+QUESTIONS = {"questions": [{"question": "Which colour?"}, {"question": "Which size?"}]}
 
 
 def a_steered_run(steer: Behaviour = SOON, **more: Any) -> SkippingClock:
@@ -115,6 +117,8 @@ def test_a_guest_that_takes_nothing_makes_no_one_wait_for_ever() -> None:
 def test_after_an_interrupt_a_headless_run_waits_for_what_comes_next() -> None:
     clock = a_steered_run(DELIVER=SOON)
     closes: list[bool] = []
+    clock.at(90.0, lambda: clock.signal(names.INTERRUPT))
+    confirms(clock, 99.0, ControlAnswer(id="interrupt-1", in_turn=True))
     clock.at(100.0, lambda: clock.update(names.END_TURN, TurnEnded(results=1, interrupted=True), closes.append))
     clock.at(200.0, lambda: clock.signal(names.USER_MESSAGE, UserMessage(text="rather this", id="1")))
     clock.at(300.0, lambda: clock.update(names.END_TURN, TurnEnded(results=2), closes.append))
@@ -163,19 +167,98 @@ def test_an_answer_to_a_request_that_is_gone_is_refused(gone: str) -> None:
     assert responses(clock) == []
 
 
-def test_a_request_whose_answer_was_not_taken_stands_again() -> None:
-    attempts = iter(range(100))
-    clock = a_steered_run(
-        lambda _r, _n: Act(takes=1.0) if next(attempts) else Act(fails="guest_unreachable", final=True)
-    )
-    asks(clock, 100.0, "a")
-    answered(clock, 110.0, "a", ALLOW)
-    standing = seen(clock, 150.0)
-    again = answered(clock, 160.0, "a", DENY)
+def failing(times: int) -> Behaviour:
+    """A guest of which so many attempts do not hear whether it took a line."""
+    attempts = iter(range(10**6))
+    return lambda _r, _n: Act(takes=1.0, fails="guest_unreachable", final=True) if next(attempts) < times else Act()
+
+
+@pytest.mark.parametrize(
+    ("again", "refusal"),
+    [
+        ({}, None),
+        ({"decision": DENY}, "conflict"),
+        ({"decision": ALWAYS}, "conflict"),
+        ({"message": "another"}, "conflict"),
+        ({"answers": {"Which colour?": "blue", "Which size?": "L"}}, "conflict"),
+    ],
+)
+@pytest.mark.parametrize("failures", [0, 1])
+def test_an_answer_stands_whether_or_not_it_is_known_to_have_arrived_and_only_it_is_repeated(
+    failures: int, again: dict[str, Any], refusal: str | None
+) -> None:
+    clock = a_steered_run(failing(failures))
+    asks(clock, 100.0, "a", tool="AskUserQuestion", input=QUESTIONS)
+    given: dict[str, Any] = {"decision": ALLOW, "answers": {"Which colour?": "red", "Which size?": "L"}}
+    first = answered(clock, 110.0, "a", **given)
+    second = answered(clock, 120.0, "a", **given | again)
+    standing = seen(clock, 130.0)
     clock.run()
-    assert clock.refusals == ["service_unavailable"]
-    assert [each.request_id for each in standing[0].permission_requests] == ["a"]
-    assert again[0][1]["decision"] == "deny"
+    answer = {"request_id": "a", "decision": "allow", "delivered": True}
+    assert [each for _, each in first] == ([] if failures else [answer])
+    assert [each for _, each in second] == ([] if refusal else [answer])
+    assert clock.refusals == ["service_unavailable"] * failures + ([refusal] if refusal else [])
+    assert standing[0].permission_requests == []
+    lines = [request.line for request in called(clock, steps.STEER)]
+    assert lines == [lines[0]] * (1 + failures)
+    # What the log has of an earlier step is not logged again.
+    assert [request.since is not None for request in called(clock, steps.STEER)] == [False] + [True] * failures
+
+
+@pytest.mark.parametrize("answer", [ALLOW, None], ids=["answered", "left to its time"])
+def test_an_answer_that_the_machine_does_not_take_is_tried_again_while_the_agent_waits(
+    answer: PermissionDecision | None,
+) -> None:
+    clock = a_steered_run(failing(3))
+    asks(clock, 100.0, "a")
+    if answer is not None:
+        answered(clock, 110.0, "a", answer)
+    status = clock.run()
+    assert responses(clock) == [("a", "allow" if answer else "deny")] * 4
+    assert any("could not be delivered" in note for note in status.notes)
+    began = [at for at, name, _ in clock.calls if name == steps.STEER.name]
+    assert [round(later - earlier) for earlier, later in itertools.pairwise(began)] == [61, 121, 241]
+
+
+@pytest.mark.parametrize("end", ["withdrawn", "limit", "agent"])
+def test_an_answer_that_no_one_takes_is_tried_no_longer_than_the_agent_waits(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steering, "STEERINGS_MOST", 2 if end == "limit" else 500)
+    clock = a_steered_run(failing(10**6))
+    asks(clock, 100.0, "a")
+    answered(clock, 110.0, "a", DENY)
+    if end == "withdrawn":
+        clock.at(200.0, lambda: clock.signal(names.AGENT_SAID, AgentSaid(withdrawn=["a"])))
+        answered(clock, 210.0, "a", DENY)
+    status = clock.run()
+    assert status.state is TaskState.COMPLETED
+    assert len(responses(clock)) == {"withdrawn": 2, "limit": 2, "agent": 5}[end]
+    assert clock.refusals == ["service_unavailable", *(["conflict"] if end == "withdrawn" else [])]
+
+
+@pytest.mark.parametrize(
+    ("confirmed", "closes"),
+    [
+        ([ControlAnswer(id="interrupt-1", in_turn=True)], [False, True]),
+        ([ControlAnswer(id="interrupt-1", in_turn=False)], [True]),
+        ([ControlAnswer(id="interrupt-1", in_turn=True, error="not now")], [True]),
+        ([ControlAnswer(id="interrupt-2", in_turn=True)], [True]),  # which nobody has sent
+        ([ControlAnswer(id="set-model-1", in_turn=True)], [True]),
+        ([], [True]),
+    ],
+)
+def test_a_turn_is_taken_as_interrupted_once_for_each_interrupt_that_the_run_has_sent(confirmed, closes) -> None:
+    clock = a_steered_run()
+    clock.at(90.0, lambda: clock.signal(names.INTERRUPT))
+    confirms(clock, 100.0, *confirmed)
+    said: list[bool] = []
+    for turn in (1, 2):
+        ended = TurnEnded(results=turn, interrupted=True)
+        clock.at(100.0 + turn, lambda ended=ended: clock.update(names.END_TURN, ended, said.append))  # type: ignore[misc]
+        confirms(clock, 100.5 + turn, *confirmed)
+    clock.run()
+    assert said[: len(closes)] == closes
 
 
 def test_requests_do_not_grow_older_while_the_machine_sleeps() -> None:
@@ -223,9 +306,6 @@ def test_a_configuration_is_told_as_the_agent_confirms_it(wanted, asking, refusa
     clock.run()
     assert clock.refusals == ([refusal] if refusal else [])
     assert done == ([] if refusal else [(110.0, wanted.model_dump())])
-
-
-QUESTIONS = {"questions": [{"question": "Which colour?"}, {"question": "Which size?"}]}
 
 
 @pytest.mark.parametrize(

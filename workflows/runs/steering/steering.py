@@ -21,11 +21,11 @@ from foundation.errors import (
     TaskyardError,
     TimedOut,
 )
+from workflows import names
 from workflows.refusals import refusal
 from workflows.runs.report import RunReport
 from workflows.runs.steering import control
 from workflows.runs.steering.messages import (
-    QUESTION_TOOL,
     AgentSaid,
     Configuration,
     Configured,
@@ -37,6 +37,7 @@ from workflows.runs.steering.messages import (
     PermissionMode,
     PermissionRequest,
 )
+from workflows.runs.steering.questions import Control, Question, check_answers
 from workflows.specs.wire import Claude
 
 # What one run takes in all, and at once: each costs its history some fifteen events.
@@ -46,33 +47,11 @@ WAITING_MOST = 50
 SHOWN_MOST = 20
 
 _CONFIRMATION = timedelta(minutes=5)
+# Between two attempts at an answer that may not have reached the agent: the first pause doubles up to the longest.
+_FIRST_PAUSE, _LONGEST_PAUSE = timedelta(minutes=1), timedelta(hours=1)
 _MODEL_CHARS = 200
 # Refusals of signals of which the status tells each.
 _NOTED_MOST = 10
-
-
-@dataclass
-class Control:
-    """One line for the agent's stdin, once by its id; ``event`` goes into the run's log when it is there."""
-
-    id: str
-    line: dict[str, Any]
-    summary: str
-    event: dict[str, Any] | None = None
-    #: Whether it was handed over, once that is known.
-    delivered: bool | None = None
-    answer: ControlAnswer | None = None
-
-
-@dataclass
-class _Question:
-    """A request of the agent's. ``left``: how long it may still go unanswered."""
-
-    request: PermissionRequest
-    left: timedelta
-    decision: PermissionDecision | None = None
-    control: Control | None = None
-    gone: bool = False
 
 
 @dataclass
@@ -93,9 +72,11 @@ class Steering:
     outbox: deque[Control] = field(default_factory=deque)
     _agent: _Agent = field(default_factory=_Agent)
     _controls: dict[str, Control] = field(default_factory=dict)
-    _questions: dict[str, _Question] = field(default_factory=dict)
+    _questions: dict[str, Question] = field(default_factory=dict)
     _taken: int = 0
     _noted: int = 0
+    # Whether the agent has confirmed an interrupt of ours in the turn that is under way.
+    _interrupted: bool = False
 
     # --- the agent
 
@@ -123,11 +104,18 @@ class Steering:
         for request in said.asked:
             self._ask(request)
         for request_id in said.withdrawn:
-            if (question := self._questions.get(request_id)) is not None and question.decision is None:
-                question.gone = True
+            if (question := self._questions.get(request_id)) is not None:
+                question.gone = question.gone or question.given is None or workflow.patched(names.KEEPS_ANSWERS)
         for answer in said.answered:
-            if (sent := self._controls.get(answer.id)) is not None:
-                sent.answer = sent.answer or answer
+            if (sent := self._controls.get(answer.id)) is not None and sent.answer is None:
+                sent.answer = answer
+                interrupt = sent.id.startswith(control.INTERRUPT) and answer.in_turn and answer.error is None
+                self._interrupted = self._interrupted or interrupt
+
+    def end_turn(self) -> bool:
+        """The agent's turn is over. Whether it has confirmed in it an interrupt that this run has asked of it."""
+        interrupted, self._interrupted = self._interrupted, False
+        return interrupted
 
     def handed_over(self, sent: Control, *, delivered: bool) -> None:
         """The first one of the outbox has reached the agent, or never will."""
@@ -183,7 +171,10 @@ class Steering:
             raise refusal(error) from None
 
     async def answer(self, given: PermissionAnswer) -> PermissionAnswered:
-        """Answer a request, once. The same answer again is a repetition; another is refused."""
+        """Answer a request, once. The same answer again is a repetition, and is sent again if it did not arrive.
+
+        Another one is refused: the agent may have the first.
+        """
         try:
             return await self._answer(given)
         except TaskyardError as error:
@@ -205,22 +196,22 @@ class Steering:
     @property
     def requests(self) -> list[PermissionRequest]:
         """The requests that wait for an answer, oldest first, as many as are shown."""
-        waiting = [each.request for each in self._questions.values() if each.decision is None and not each.gone]
+        waiting = [each.request for each in self._questions.values() if each.given is None and not each.gone]
         return waiting[:SHOWN_MOST]
 
     def _ask(self, request: PermissionRequest) -> None:
         if self._agent.over or request.request_id in self._questions:
             return
         left = self.claude.permission_wait()
-        question = _Question(request.model_copy(update={"expires_at": workflow.now() + left}), left)
+        question = Question(request.model_copy(update={"expires_at": workflow.now() + left}), left)
         self._questions[request.request_id] = question
         asyncio.create_task(self._expire(question))  # noqa: RUF006 -- the workflow's own loop holds its tasks
 
-    async def _expire(self, question: _Question) -> None:
+    async def _expire(self, question: Question) -> None:
         """Deny what nobody answers in time. No time passes while the agent sleeps, or while an answer is on its way."""
 
         def stands() -> bool:
-            return not question.gone and not self._agent.asleep and question.decision is None
+            return not question.gone and not self._agent.asleep and question.given is None
 
         while not question.gone:
             began = workflow.now()
@@ -234,46 +225,53 @@ class Steering:
                 )
                 self._decide(question, denied, "Nobody has answered in time: denied.")
             question.left = max(question.left - (workflow.now() - began), timedelta())
-            await workflow.wait_condition(lambda: stands() or question.gone or _is_over(question))
-            if _is_over(question):
+            await workflow.wait_condition(lambda: stands() or question.gone or question.answered)
+            if question.answered:
                 return
             if not question.gone:
                 question.request.expires_at = workflow.now() + question.left
 
     async def _answer(self, given: PermissionAnswer) -> PermissionAnswered:
         question = self._wanted(given)
-        if question.decision is None:
+        if question.control is None:
             self._taken += 1
             self._decide(question, given, f"Answered: {given.decision}.")
+        else:
+            self._repeat(question.control)
         sent = question.control
         await workflow.wait_condition(
             lambda: sent is None or sent.delivered is not None or self._agent.asleep or self._agent.over
         )
-        if sent is not None and sent.delivered is False:
-            raise ServiceUnavailable("The agent's machine did not take the answer; the request stands again.")
-        delivered = bool(sent and sent.delivered)
+        delivered = sent is not None and bool(sent.delivered)
         if not delivered and self._agent.over:
             raise SessionClosed("The agent has ended before it got the answer.")
+        if sent is not None and sent.delivered is False:
+            raise ServiceUnavailable(
+                "The agent's machine has not confirmed that it took the answer, and may have it all the same. It is "
+                "sent again, and no other is taken; give the same one once more to learn whether it has arrived."
+            )
         return PermissionAnswered(request_id=given.request_id, decision=given.decision, delivered=delivered)
 
-    def _wanted(self, given: PermissionAnswer) -> _Question:
+    def _wanted(self, given: PermissionAnswer) -> Question:
         """The request that is answered. Raises what the answer is refused with."""
         question = self._questions.get(given.request_id)
-        if question is None or (question.gone and question.decision is None):
+        if question is None or (question.gone and not question.answered):
             raise Conflict(
                 "The agent does not wait for an answer to this request: it was never asked, was taken back, or its "
                 "turn is over. The run's status names the requests that are open."
             )
-        if question.decision is None:
+        if question.given is None:
             self._check()
-            _check_answers(question.request, given)
-        elif question.decision is not given.decision:
-            raise Conflict(f"This request was answered before: {question.decision}.")
+            check_answers(question.request, given)
+        elif question.given != given:
+            raise Conflict(f"This request has its answer already ({question.given.decision}), and takes no other.")
+        elif question.control is not None and question.control.delivered is False:
+            self._check()
         return question
 
-    def _decide(self, question: _Question, given: PermissionAnswer, sentence: str) -> None:
+    def _decide(self, question: Question, given: PermissionAnswer, sentence: str) -> None:
         request = question.request
-        question.decision = given.decision
+        question.given = given
         question.control = self._put(
             f"answer-{request.request_id}",
             control.answer(request, given),
@@ -288,13 +286,35 @@ class Steering:
         )
         asyncio.create_task(self._settle(question, question.control))  # noqa: RUF006 -- as above
 
-    async def _settle(self, question: _Question, sent: Control) -> None:
-        """A request whose answer never reached the agent stands again."""
-        await workflow.wait_condition(lambda: sent.delivered is not None or self._agent.over)
-        if sent.delivered is False and not self._agent.over:
-            question.decision = question.control = None
-            if not question.left:
-                question.gone = True
+    async def _settle(self, question: Question, sent: Control) -> None:
+        """Send an answer until it is known to have arrived, for as long as the agent waits for it.
+
+        The guest takes one line for each id: what it did not confirm it may have, and another answer it would not take.
+        """
+        pause = _FIRST_PAUSE
+        while True:
+            await workflow.wait_condition(lambda: sent.delivered is not None or self._agent.over)
+            if sent.delivered is not False or question.gone:
+                return
+            if not workflow.patched(names.KEEPS_ANSWERS):
+                question.given = question.control = None
+                question.gone = not question.left
+                return
+            self.report.note("An answer to the agent could not be delivered; it is tried again while the agent waits.")
+            try:
+                await workflow.wait_condition(lambda: sent.delivered is not False or question.gone, timeout=pause)
+            except TimeoutError:
+                if self._taken >= STEERINGS_MOST:
+                    return
+                self._repeat(sent)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _repeat(self, sent: Control) -> None:
+        """Hand over once more what the agent may not have got; its machine knows it by its id."""
+        if sent.delivered is False:
+            self._taken += 1
+            sent.delivered, sent.repeated = None, True
+            self.outbox.append(sent)
 
     # --- how
 
@@ -335,7 +355,7 @@ class Steering:
         return self._put(control_id, line(control_id), summary)
 
     def _put(self, control_id: str, line: dict[str, Any], summary: str, event: dict[str, Any] | None = None) -> Control:
-        sent = Control(control_id, line, summary, event)
+        sent = Control(control_id, line, summary, workflow.now(), event)
         self._controls[control_id] = sent
         self.outbox.append(sent)
         return sent
@@ -355,23 +375,3 @@ class Steering:
         if sent.answer.error is not None:
             raise Conflict(f"The agent refused this: {sent.answer.error}")
         return sent.answer
-
-
-def _is_over(question: _Question) -> bool:
-    """Whether its answer is with the agent."""
-    return question.control is not None and question.control.delivered is True
-
-
-def _check_answers(request: PermissionRequest, given: PermissionAnswer) -> None:
-    """Raise InvalidParameter for an answer that the agent would not understand."""
-    questions = request.questions()
-    if request.tool != QUESTION_TOOL and given.answers:
-        raise InvalidParameter("The agent asks for a permission here, and not for answers.", field="answers")
-    if given.decision is PermissionDecision.DENY or request.tool != QUESTION_TOOL:
-        return
-    if request.input_cut:
-        raise InvalidParameter("The agent's questions are too long to be answered; deny the request.", field="answers")
-    if missing := [each for each in questions if each not in given.answers]:
-        raise InvalidParameter(f"The agent asks for answers; there is none to: {missing[0]}", field="answers")
-    if strange := [each for each in given.answers if each not in questions]:
-        raise InvalidParameter(f"The agent has not asked: {strange[0]}", field="answers")
