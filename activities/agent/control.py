@@ -6,8 +6,11 @@ past these is denied by the follower, without history.
 
 from __future__ import annotations
 
+import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from itertools import accumulate, islice
 from typing import Any, TypeGuard
 
 from workflows.runs.steering.control import INTERRUPT, OWN_IDS
@@ -33,15 +36,20 @@ OPEN_MOST = 50
 DENIED_MOST = 2_000
 # Confirmations that are kept: more than can be asked for.
 _ANSWERS_MOST = 1_200
-# Of one signal.
+# Of each kind in one signal. A request has some 50 KB at most, and Temporal takes 2 MiB.
 _TOLD_MOST = 20
 
-# Of a tool's input that is shown: characters of each text and of all, members, and depth.
+# Of a tool's input that is shown: characters of each text, bytes of all as JSON, members, and depth.
 _TEXT_CHARS = 4_000
-_INPUT_CHARS = 12_000
+_INPUT_BYTES = 16_000
 _MEMBERS_MOST = 100
 _DEPTH_MOST = 10
+# What a value costs beside its text: quotes, brackets, a comma; and a number.
+_VALUE_BYTES, _NUMBER_BYTES = 4, 24
+# Of the rules that a request brings: how many are looked at, how many are kept, and their bytes as JSON.
+_RULES_READ = 400
 _RULES_MOST = 20
+_RULES_BYTES = 8_000
 _SENTENCE_CHARS = 500
 _NUMBER_MOST = 2**53
 _NO_MODE_OF_ITS_OWN = frozenset({QUESTION_TOOL, "ExitPlanMode"})
@@ -79,10 +87,13 @@ class AgentControl:
                 self._take_results(event)
 
     def news(self) -> AgentSaid:
-        """What was said and not told yet; of requests, those that are open. It counts as told with that."""
+        """What was said and not told yet, as much as one signal takes; of requests, those that are open.
+
+        It counts as told with that.
+        """
         asked = [each for each in self.open.values() if each.request_id not in self._told][:_TOLD_MOST]
-        answered = [each for each in self._answers.values() if each.id not in self._told]
-        withdrawn, self._withdrawn = self._withdrawn, []
+        answered = [each for each in self._answers.values() if each.id not in self._told][:_TOLD_MOST]
+        withdrawn, self._withdrawn = self._withdrawn[:_TOLD_MOST], self._withdrawn[_TOLD_MOST:]
         self._told.update(each.request_id for each in asked)
         self._told.update(each.id for each in answered)
         return AgentSaid(asked=asked, withdrawn=withdrawn, answered=answered)
@@ -144,7 +155,7 @@ class AgentControl:
         shown = _Shown(self._redact)
         given = request.get("input")
         tool_input = shown.of(given) if isinstance(given, dict) else {}
-        rules = [] if tool in _NO_MODE_OF_ITS_OWN else list(self._rules(request.get("permission_suggestions")))
+        rules, rules_cut = self._rules(None if tool in _NO_MODE_OF_ITS_OWN else request.get("permission_suggestions"))
         return PermissionRequest(
             request_id=request_id,
             tool=tool,
@@ -153,23 +164,30 @@ class AgentControl:
             description=self._sentence(request.get("description")),
             tool_use_id=_text_or_none(request.get("tool_use_id")),
             rules=rules or ([] if tool in _NO_MODE_OF_ITS_OWN else [PermissionRule(tool=tool)]),
+            rules_cut=rules_cut,
             options=list(_options(tool, rules)),
             asked_at=at,
         )
 
-    def _rules(self, suggestions: Any) -> Iterator[PermissionRule]:
-        """The rules among what Claude Code suggests to allow from now on."""
-        given = suggestions if isinstance(suggestions, list) else []
-        for each in given[:_RULES_MOST]:
-            if not isinstance(each, dict) or each.get("type") != "addRules" or each.get("behavior") != "allow":
+    def _rules(self, suggestions: Any) -> tuple[list[PermissionRule], bool]:
+        """The rules among what Claude Code suggests to allow from now on, as many as fit; and whether others did not.
+
+        A rule that was cut or redacted would allow something else, and is left out whole.
+        """
+        suggested = list(islice(_suggested(suggestions), _RULES_READ + 1))
+        kept: list[PermissionRule] = []
+        left = _RULES_BYTES
+        for rule in suggested[:_RULES_READ]:
+            tool, content = (rule.get("toolName"), rule.get("ruleContent")) if isinstance(rule, dict) else (None, None)
+            if len(kept) == _RULES_MOST or not _is_id(tool):
                 continue
-            rules = each.get("rules")
-            for rule in rules[:_RULES_MOST] if isinstance(rules, list) else []:
-                tool = rule.get("toolName") if isinstance(rule, dict) else None
-                content = rule.get("ruleContent") if isinstance(rule, dict) else None
-                # A rule that was cut or redacted would allow something else.
-                if _is_id(tool) and (content is None or (isinstance(content, str) and content == self._clean(content))):
-                    yield PermissionRule(tool=tool, content=content)
+            if content is not None and not (isinstance(content, str) and content == self._clean(content)):
+                continue
+            found = PermissionRule(tool=tool, content=content)
+            if (size := len(found.model_dump_json().encode())) <= left:
+                left -= size
+                kept.append(found)
+        return kept, len(kept) < len(suggested)
 
     def _clean(self, text: str) -> str:
         return self._redact(text).encode(errors="replace").decode()[:_SENTENCE_CHARS]
@@ -184,39 +202,61 @@ class _Shown:
     def __init__(self, redact: Callable[[str], str]) -> None:
         self.cut = False
         self._redact = redact
-        self._left = _INPUT_CHARS
+        self._left = _INPUT_BYTES
 
     def of(self, value: dict[str, Any]) -> dict[str, Any]:
         """The input so far as it fits."""
         return {self._text(key): self._value(each, 1) for key, each in self._few(list(value.items()))}
 
     def _value(self, value: Any, depth: int) -> Any:
-        if depth > _DEPTH_MOST:
+        if depth > _DEPTH_MOST or self._left <= 0:
             self.cut = True
             return "…"
         if isinstance(value, str):
             return self._text(value)
+        if isinstance(value, dict | list):
+            self._left -= _VALUE_BYTES
         if isinstance(value, dict):
             return {self._text(str(key)): self._value(each, depth + 1) for key, each in self._few(list(value.items()))}
         if isinstance(value, list):
             return [self._value(each, depth + 1) for each in self._few(value)]
-        self._left -= 8
+        self._left -= _NUMBER_BYTES
         known = isinstance(value, bool) or (isinstance(value, int | float) and abs(value) <= _NUMBER_MOST)
         return value if known else None
 
     def _few(self, members: list[Any]) -> list[Any]:
-        most = _MEMBERS_MOST if self._left > 0 else 0
-        self.cut = self.cut or len(members) > most
-        return members[:most]
+        self.cut = self.cut or len(members) > _MEMBERS_MOST
+        return members[:_MEMBERS_MOST]
 
     def _text(self, text: str) -> str:
+        if self._left <= 0:
+            self.cut = True
+            return "…"
         clean = self._redact(text).encode(errors="replace").decode()
-        kept = clean[: max(min(_TEXT_CHARS, self._left), 0)]
-        self._left -= len(kept) + 2
+        kept = _beginning(clean[:_TEXT_CHARS], self._left)
+        self._left -= _json_bytes(kept) + _VALUE_BYTES
         if len(kept) < len(clean):
             self.cut = True
             return f"{kept}…"
         return kept
+
+
+def _json_bytes(text: str) -> int:
+    """The bytes of a text within JSON, as Temporal stores it."""
+    return len(json.dumps(text, ensure_ascii=False).encode()) - len('""')
+
+
+def _beginning(text: str, most: int) -> str:
+    """As much of a text as has ``most`` bytes within JSON."""
+    return text if _json_bytes(text) <= most else text[: bisect_right(list(accumulate(map(_json_bytes, text))), most)]
+
+
+def _suggested(suggestions: Any) -> Iterator[Any]:
+    """What Claude Code suggests as rules that allow something; each may be anything."""
+    for each in suggestions if isinstance(suggestions, list) else []:
+        if isinstance(each, dict) and each.get("type") == "addRules" and each.get("behavior") == "allow":
+            rules = each.get("rules")
+            yield from rules if isinstance(rules, list) else []
 
 
 def says_nothing_of_the_turn(event: dict[str, Any]) -> bool:

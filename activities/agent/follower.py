@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from activities.agent.control import REQUEST, RESOLVED
@@ -12,6 +14,7 @@ from activities.agent.output import AgentOutput, LineSplitter
 from activities.agent.session import AgentSession, Chunk, Ended
 from activities.machine.network import DECISION
 from activities.step.announcements import USER_MESSAGE
+from foundation.errors import SessionClosed
 from foundation.units import format_seconds
 from storage.runlog import RunLogWriter
 from storage.segments import GUEST_STREAMS, GuestStream, LogEntry
@@ -164,7 +167,11 @@ class Follower:
                 self._log(RESOLVED, request_id, "Claude Code asks for this no more.", {"decision": "withdrawn"})
             self._on_control(said)
         if excess := self._output.control.excess():
-            session.steer(f"denied-{excess[0]}", [denial(request_id, _ASKS_TOO_MUCH) for request_id in excess])
+            # Whoever follows next may find the same requests together with others, which are another message then.
+            digest = hashlib.sha256("\n".join(excess).encode()).hexdigest()
+            # An agent that takes no more has nothing left to wait for.
+            with suppress(SessionClosed):
+                session.steer(f"denied-{digest}", [denial(request_id, _ASKS_TOO_MUCH) for request_id in excess])
 
     def _log(self, kind: str, request_id: str, message: str, facts: Mapping[str, object]) -> None:
         if request_id not in self._logged[kind]:

@@ -31,14 +31,17 @@ Piece = Chunk | Ended | None | float | MachineError
 class Guest:
     """A guest that does these things one after the other: writes, lets seconds pass, fails. Then it says nothing."""
 
-    def __init__(self, clock: Clock, *doings: Piece) -> None:
+    def __init__(self, clock: Clock, taken: set[str], *doings: Piece) -> None:
         self.clock = clock
+        self.taken = taken
         self.doings = doings
         self.closed = 0
         self.steered: list[Mapping[str, Any]] = []
 
-    def steer(self, _control_id: str, lines: Sequence[Mapping[str, Any]]) -> None:
-        self.steered += lines
+    def steer(self, control_id: str, lines: Sequence[Mapping[str, Any]]) -> None:
+        if control_id not in self.taken:
+            self.taken.add(control_id)
+            self.steered += lines
 
     def close(self) -> None:
         self.closed += 1
@@ -70,8 +73,11 @@ class Attempt:
         closes: bool = False,
         used_up: Callable[[], str | None] = lambda: None,
         may_sleep: bool = False,
+        taken: set[str] | None = None,
     ) -> None:
         self.clock = clock
+        #: Ids of the lines that the guest has taken: each counts once, whoever sends it.
+        self.taken: set[str] = set() if taken is None else taken
         self.turns: list[int] = []
         self.interrupted: list[bool] = []
         self.said: list[AgentSaid] = []
@@ -100,7 +106,7 @@ class Attempt:
         self.follower.read_back(read_entries(bucket, TASK))
 
     def follow(self, *doings: Piece) -> Ended | None:
-        self.guest = Guest(self.clock, *doings)
+        self.guest = Guest(self.clock, self.taken, *doings)
         return self.follower.follow(cast("AgentSession", self.guest), self.offsets)
 
 
@@ -341,6 +347,22 @@ def test_a_guest_that_asks_without_end_costs_little_and_is_denied() -> None:
     denied = {line["response"]["request_id"] for line in other.guest.steered}
     assert denied == {str(number) for number in range(50, 2050)}
     assert {line["response"]["response"]["behavior"] for line in other.guest.steered} == {"deny"}
+
+
+def test_every_attempt_denies_what_is_asked_too_often() -> None:
+    bucket, clock = MemoryBucket(), Clock()
+    first = Attempt(bucket, clock)
+    said = spoken(*[asking(str(number)) for number in range(60)])
+    with pytest.raises(GuestUnreachable):
+        first.follow(*said[:51], GuestUnreachable("killed"))
+    # Stored, and the worker is killed before it has denied them.
+    for chunk in said[51:55]:
+        first.writer.feed(chunk.stream, chunk.data, chunk.offset)
+    first.writer.flush(force=True)
+    second = Attempt(bucket, clock, taken=first.taken)
+    second.follow(*said[55:], Ended(0))
+    denied = {line["response"]["request_id"] for guest in (first.guest, second.guest) for line in guest.steered}
+    assert denied == {str(number) for number in range(50, 60)}
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ class PermissionRequest(Message):
     """What the agent asks and waits for, until ``expires_at``; then it is denied.
 
     ``input`` is what the tool would get; where ``input_cut``, long parts of it are cut, and the run's log has all of
-    it. A request of the tool ``AskUserQuestion`` is one for answers. ``rules`` are what ``allow_always`` would allow.
+    it. A request of the tool ``AskUserQuestion`` is one for answers. ``rules`` are what ``allow_always`` would allow;
+    where ``rules_cut``, Claude Code suggests others too, about which it will ask again.
     """
 
     request_id: str
@@ -80,6 +81,7 @@ class PermissionRequest(Message):
     description: Sentence | None = None
     tool_use_id: Name | None = None
     rules: list[PermissionRule] = []
+    rules_cut: bool = False
     options: list[PermissionOption] = []
     asked_at: datetime
     expires_at: datetime | None = None
