@@ -31,6 +31,7 @@ from api.posthog.paths import BASES as POSTHOG_BASES
 from api.posthog.tokens import connection_reader
 from api.posthog.told import stream_reader
 from api.runs.acceptance import Submissions
+from api.runs.admission import Admission
 from api.runs.core import Core
 from api.runs.events import RunEvents
 from api.runs.live_log import HostedLogs
@@ -154,7 +155,8 @@ def _make_services(settings: Settings) -> Services:
     engine = Engine(settings)
     metrics = Metrics(lambda: sum(followers.followed.values()))
     index = RunIndex(TemporalVisibility(engine, TASK_RUNS), TASK_RUNS, metrics.take_change)
-    core = Core(engine, bucket, index)
+    environments = Environments(settings, bucket)
+    core = Core(engine, bucket, index, Admission(bucket, environments))
     parents = Parents(engine, bucket, RunIndex(TemporalVisibility(engine, PARENT_TASKS), PARENT_TASKS))
     machines, hosts = RunMachines(core), Hosts(settings, bucket)
     told_index = RunIndex(TemporalVisibility(engine, TOLD_RUNS), TOLD_RUNS)
@@ -182,5 +184,5 @@ def _make_services(settings: Settings) -> Services:
         machines=machines,
         access=Access(settings, connection_reader(tokens), stream_reader(tokens)),
         parents=parents,
-        environments=Environments(settings, bucket),
+        environments=environments,
     )

@@ -13,11 +13,12 @@ from typing import Any, Literal, TypeVar
 from anyio import to_thread
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from foundation.errors import Conflict, InvalidBody, NotFound, RateLimitExceeded
+from foundation.errors import Conflict, InvalidBody, InvalidManifest, NotFound, RateLimitExceeded
 from foundation.faults import Fault
 from foundation.settings import Settings
 from storage.bucket import Bucket
 from storage.environments.store import MOST, Environment, EnvironmentStore
+from workflows.specs import wire
 from workflows.specs.hosts import MAX_RULES, host_rule
 from workflows.specs.manifest import SecretReference
 from workflows.specs.wire import NetworkMode
@@ -92,22 +93,39 @@ class Environments:
         """Change what the change names. Raises NotFound, InvalidBody; Conflict when others change it all the time."""
         for _ in range(_CHANGES_MOST):
             before = await self.get(project, viewer, environment_id)
-            after = await self._changed(before, change)
-            after = after.model_copy(update={"revision": before.revision + 1, "updated_at": datetime.now(UTC)})
+            after = (await self._changed(before, change)).changed(updated_at=datetime.now(UTC))
             if await self._in_thread(lambda after=after: self._store.write(after)):  # type: ignore[misc]
                 return after
         raise _busy()
 
     async def delete(self, project: str, viewer: str, environment_id: str) -> None:
-        """Delete it: runs that have not begun yet do not get its variables any more. Raises NotFound, Conflict."""
-        for _ in range(_CHANGES_MOST):
-            before = await self.get(project, viewer, environment_id)
-            gone = before.model_copy(
-                update={"revision": before.revision + 1, "deleted": True, "variables": [], "sealed": ""}
-            )
-            if await self._in_thread(lambda gone=gone: self._store.write(gone)):  # type: ignore[misc]
-                return
-        raise _busy()
+        """Delete it: runs that have not begun yet do not get its variables any more. Raises NotFound."""
+        found = await self.get(project, viewer, environment_id)
+        await self._in_thread(lambda: self._store.delete(found))
+
+    async def check(self, secrets: Sequence[wire.SecretReference], viewer: str | None) -> None:
+        """Return when all that these secrets name of environments is there for who asks; None is nobody known.
+
+        Raises InvalidManifest with every fault.
+        """
+        wrong = [
+            Fault(f"secrets[{number}].key", reason, "not_found")
+            for number, secret in enumerate(secrets)
+            if secret.source == _SOURCE and (reason := await self._unnamed(secret.key, viewer))
+        ]
+        if wrong:
+            raise InvalidManifest.of(wrong)
+
+    async def _unnamed(self, key: str, viewer: str | None) -> str:
+        environment_id, _, name = key.partition("/")
+        try:
+            found = await self._in_thread(lambda: self._store.newest(_checked(environment_id)))
+        except NotFound:
+            found = None
+        if found is None or not _is_seen(found, viewer):
+            # Whoever may not see it does not learn that it is there.
+            return "names a sandbox environment that is not there, or is private and not of the key that was sent"
+        return "" if name in found.variables else f"names a variable that '{found.name[:80]}' does not have"
 
     async def _changed(self, environment: Environment, change: Change) -> Environment:
         _check(change)
@@ -194,7 +212,7 @@ def _wrong_value(value: str) -> str:
     return f"has a value of more than {MAX_VALUE_BYTES // 1024} KiB" if size > MAX_VALUE_BYTES else ""
 
 
-def _is_seen(environment: Environment, viewer: str) -> bool:
+def _is_seen(environment: Environment, viewer: str | None) -> bool:
     return not environment.private or environment.owner == viewer
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
-from foundation.errors import Unauthorized
+from foundation.errors import HostNotReady, Unauthorized
 from foundation.settings import Settings
 
 _SCHEME = "bearer"
@@ -43,6 +43,14 @@ class Access:
         self._settings = settings
         self._readers = readers
         self._keys: list[bytes] | None = None
+
+    def holder(self, connection: HTTPConnection) -> str | None:
+        """Whose key the request shows, where none is needed; None without one that is known here."""
+        try:
+            grant = self.grant(connection)
+        except (Unauthorized, HostNotReady):
+            return None
+        return grant.holder if grant.run is None else None
 
     def grant(self, connection: HTTPConnection) -> Grant:
         """What the request's credential opens.

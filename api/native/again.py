@@ -34,9 +34,9 @@ router = APIRouter(prefix=views.BASE, tags=["tasks"], dependencies=[Depends(know
     | examples.answer(examples.SUBMITTED, 202, "The new run was accepted"),
     dependencies=[Depends(errors.refuse_with(accepted=False, task_id="")), limited("submit")],
 )
-async def retry_task(task_id: str, services: ServicesOf) -> views.SubmitReply:
+async def retry_task(task_id: str, request: Request, services: ServicesOf) -> views.SubmitReply:
     """Start a run of the same manifest under an id of its own; its label ``retry-of`` names the run it repeats."""
-    status, warnings = await retry(services.core, task_id)
+    status, warnings = await retry(services.core, task_id, services.access.holder(request))
     services.metrics.submitted.inc()
     return views.submitted(status, warnings)
 
@@ -66,6 +66,9 @@ async def resume_task(task_id: str, request: Request, services: ServicesOf) -> v
     All else is as in the manifest of that run. ``resume`` of a manifest does the same and may change the rest.
     """
     sent = await read_form(request, Continuation)
-    status, warnings = await resume(services.core, task_id, sent.prompt, new_id=sent.id, conversation=sent.conversation)
+    viewer = services.access.holder(request)
+    status, warnings = await resume(
+        services.core, task_id, viewer, sent.prompt, new_id=sent.id, conversation=sent.conversation
+    )
     services.metrics.submitted.inc()
     return views.submitted(status, warnings)

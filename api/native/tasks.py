@@ -69,11 +69,12 @@ async def submit(
     core = services.core
     content_type, body = request.headers.get("content-type", ""), await request.body()
     submission = await services.submissions.take(lambda: read_body(content_type, body))
+    viewer = services.access.holder(request)
     if dry_run:
-        await core.check(submission.manifest)
+        await core.check(submission.manifest, viewer)
         response.status_code = 200
         return views.checked(submission.warnings)
-    status = await core.submit(submission.manifest)
+    status = await core.submit(submission.manifest, viewer=viewer)
     services.metrics.submitted.inc()
     return views.submitted(status, submission.warnings)
 

@@ -1,10 +1,11 @@
-"""Whether any host could ever run a manifest, by what the live hosts say of themselves."""
+"""Whether a manifest can ever be run: on a host, by what the live ones say, and with what it names beside itself."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
+from api.environments.core import Environments
 from foundation.errors import BucketUnavailable
 from storage.bucket import Bucket
 from storage.hosts import HostRoom, live_hosts, require_host
@@ -17,19 +18,25 @@ _FIRST_LOOK_SECONDS = 0.25
 
 
 class Admission:
-    """Refuses what no live host is large enough for. What fits a host that is full now is taken, and waits."""
+    """Refuses what no live host is large enough for, and what names sandbox environments that are not there for it.
 
-    def __init__(self, bucket: Bucket) -> None:
+    What fits a host that is full now is taken, and waits.
+    """
+
+    def __init__(self, bucket: Bucket, environments: Environments) -> None:
         self._bucket = bucket
+        self._environments = environments
         self._rooms: list[HostRoom] = []
         self._known_until = 0.0
         self._first_until = time.monotonic() + FIRST_SECONDS
 
-    async def check(self, manifest: Manifest) -> None:
+    async def check(self, manifest: Manifest, viewer: str | None = None) -> None:
         """Return when a host is large enough, or when none is known: the run then waits, and its hosts decide.
 
-        Raises InsufficientResources with the requested figures and those of the largest hosts.
+        ``viewer`` is who submits it, None for nobody who is known. Raises InsufficientResources with the requested
+        figures and those of the largest hosts; InvalidManifest for an environment that is not there for the viewer.
         """
+        await self._environments.check(manifest.secrets, viewer)
         vm = manifest.vm
         require_host(await self._hosts(), cpus=vm.cpus, memory=vm.memory, disk=vm.disk)
 

@@ -75,23 +75,29 @@ class TaskView:
 class Core:
     """What can be done with task runs. Every method raises errors of the one tree, never Temporal's or S3's own."""
 
-    def __init__(self, engine: Engine, bucket: Bucket, index: RunIndex[TaskStatus]) -> None:
+    def __init__(self, engine: Engine, bucket: Bucket, index: RunIndex[TaskStatus], admission: Admission) -> None:
         self._executions = Executions(engine, names.RUNS)
         self._bucket = bucket
         self._index = index
-        self._admission = Admission(bucket)
+        self._admission = admission
         self._pollers = Pollers(engine)
 
     async def submit(
-        self, manifest: Manifest, *, parent: str | None = None, told: Told | None = None, held: bool = False
+        self,
+        manifest: Manifest,
+        *,
+        viewer: str | None = None,
+        parent: str | None = None,
+        told: Told | None = None,
+        held: bool = False,
     ) -> TaskStatus:
         """Start a run of a manifest that was accepted, as one of its ``parent``, and give its first status.
 
-        ``told`` is told of it from the beginning. One that is ``held`` does nothing until ``start_held``. Raises
-        InsufficientResources before anything starts, DuplicateTaskId when the id is taken, InvalidManifest or Conflict
-        when it cannot continue the run that it names.
+        ``viewer`` submits it, None for nobody who is known. ``told`` is told of it from the beginning. One that is
+        ``held`` does nothing until ``start_held``. Raises InsufficientResources before anything starts, DuplicateTaskId
+        when the id is taken, InvalidManifest or Conflict when it cannot have or continue what it names.
         """
-        await self._admission.check(manifest)
+        await self._admission.check(manifest, viewer)
         continues = await chain_of(manifest, self._with_manifest)
         submission = TaskSubmission(
             task_id="", manifest=manifest, parent=parent, told=told, continues=continues, held=held
@@ -111,9 +117,9 @@ class Core:
         check_text("prompt", prompt or "")
         return await self.tell(task_id, names.START_HELD, StartHeld(prompt=prompt), TaskStatus)
 
-    async def check(self, manifest: Manifest) -> None:
+    async def check(self, manifest: Manifest, viewer: str | None = None) -> None:
         """Raise what ``submit`` would raise for the manifest, and start nothing."""
-        await self._admission.check(manifest)
+        await self._admission.check(manifest, viewer)
         await chain_of(manifest, self._with_manifest)
         if manifest.metadata.id is not None and await self._executions.describe(manifest.metadata.id) is not None:
             raise await self._duplicate(manifest.metadata.id)
@@ -339,11 +345,8 @@ class Core:
             existing = (await self.status(task_id)).status
         except TaskNotFound:
             return DuplicateTaskId(f"Task '{task_id}' was already submitted.", existing_task={"id": task_id})
-        facts = {
-            "id": task_id,
-            "state": existing.state.value,
-            "created_at": existing.created_at.isoformat().replace("+00:00", "Z"),
-        }
+        created_at = existing.created_at.isoformat().replace("+00:00", "Z")
+        facts = {"id": task_id, "state": existing.state.value, "created_at": created_at}
         return DuplicateTaskId(
             f"Task '{task_id}' was already submitted and is {existing.state}; "
             "give another metadata.id, or none to have one made.",

@@ -13,8 +13,8 @@ from workflows.specs.wire import Manifest
 RETRY_LABEL = "retry-of"
 
 
-async def retry(core: Core, task_id: str) -> tuple[TaskStatus, list[dict[str, str]]]:
-    """Start a run of the same manifest; its first status, and what the manifest says in vain.
+async def retry(core: Core, task_id: str, viewer: str | None) -> tuple[TaskStatus, list[dict[str, str]]]:
+    """Start a run of the same manifest for a ``viewer``; its first status, and what the manifest says in vain.
 
     Raises TaskNotFound, Conflict when the manifest is not kept any more, and whatever submitting it today raises.
     """
@@ -22,11 +22,11 @@ async def retry(core: Core, task_id: str) -> tuple[TaskStatus, list[dict[str, st
     data = manifest.model_dump(mode="json", exclude_none=True)
     data["metadata"] |= {"id": None, "labels": manifest.metadata.labels | {RETRY_LABEL: task_id}}
     submission = accept(Document(data))
-    return await core.submit(submission.manifest), submission.warnings
+    return await core.submit(submission.manifest, viewer=viewer), submission.warnings
 
 
 async def resume(
-    core: Core, task_id: str, prompt: str, *, new_id: str | None = None, conversation: bool = True
+    core: Core, task_id: str, viewer: str | None, prompt: str, *, new_id: str | None = None, conversation: bool = True
 ) -> tuple[TaskStatus, list[dict[str, str]]]:
     """Start a run that goes on from where an ended one has stopped, with another prompt and its manifest otherwise.
 
@@ -41,7 +41,7 @@ async def resume(
     data["repository"].pop("commit", None)
     data["resume"] = {"run": task_id, "conversation": conversation}
     submission = accept(Document(data))
-    return await core.submit(submission.manifest), submission.warnings
+    return await core.submit(submission.manifest, viewer=viewer), submission.warnings
 
 
 async def _manifest(core: Core, task_id: str) -> Manifest:

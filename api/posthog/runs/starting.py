@@ -73,7 +73,7 @@ async def start(services: Services, parent: ParentStatus, viewer: str, wanted: R
     for name in ("pending_user_message", "resume_from_run_id"):
         if (value := getattr(wanted, name)) is not None:
             said[name] = value
-    await services.core.submit(manifest, parent=parent.id, told=told_of(options, said))
+    await services.core.submit(manifest, viewer=viewer, parent=parent.id, told=told_of(options, said))
     services.metrics.submitted.inc()
     return run_id
 
@@ -83,7 +83,9 @@ async def hold(services: Services, parent: ParentStatus, viewer: str, options: R
     run_id = str(uuid4())
     environment = await _environment(services, parent, viewer, options)
     manifest = manifest_of(services.settings, parent, options, run_id, environment=environment)
-    await services.core.submit(manifest, parent=parent.id, told=told_of(options, options.told()), held=True)
+    await services.core.submit(
+        manifest, viewer=viewer, parent=parent.id, told=told_of(options, options.told()), held=True
+    )
     services.metrics.submitted.inc()
     return run_id
 

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from uuid import uuid4
 
+from api.environments.core import Environments
 from api.runs.acceptance import accept
+from api.runs.admission import Admission
 from api.runs.core import Core
 from api.runs.recorded import TASK_RUNS
 from api.temporal.client import Engine
@@ -50,7 +52,9 @@ async def _ours(stand: Stand) -> Run:
         url = f"http://127.0.0.1:{settings.api_port}{_PROJECT}/tasks"
         task = (await http.post(f"{url}/", json={"description": "Write"}, headers=headers)).raise_for_status().json()
         engine = Engine(settings)
-        core = Core(engine, Bucket(settings), RunIndex(TemporalVisibility(engine, TASK_RUNS), TASK_RUNS))
+        bucket = Bucket(settings)
+        admission = Admission(bucket, Environments(settings, bucket))
+        core = Core(engine, bucket, RunIndex(TemporalVisibility(engine, TASK_RUNS), TASK_RUNS), admission)
         wanted = manifest() | {"vm": asdict(stand.size)}
         wanted["metadata"] = wanted["metadata"] | {"id": str(uuid4())}
         run = await core.submit(accept(Document(wanted)).manifest, parent=task["id"])

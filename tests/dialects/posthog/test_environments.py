@@ -13,7 +13,7 @@ from activities.machine.secrets import resolve_all
 from api.environments.core import applied
 from foundation.errors import SecretUnavailable
 from storage.environments.store import EnvironmentStore
-from tests.api_site import ApiSite
+from tests.api_site import ApiSite, manifest
 from workflows.specs.manifest import SecretReference, parse
 
 PATH = "/sandbox_environments/"
@@ -62,7 +62,7 @@ async def test_a_run_gets_the_variables_as_secrets_and_the_network(client: httpx
     )
     store = EnvironmentStore(site.bucket, site.settings.service_key)
     environment = await asyncio.to_thread(store.newest, one["id"])
-    manifest = parse(
+    wanted = parse(
         applied(
             environment,
             {
@@ -74,10 +74,10 @@ async def test_a_run_gets_the_variables_as_secrets_and_the_network(client: httpx
         )
     )
 
-    assert [(each.name, each.source) for each in manifest.secrets] == [("TOKEN", "env"), ("API_KEY", "environment")]
-    assert (manifest.vm.network_mode, manifest.vm.allowed_hosts) == ("outbound", ["example.org"])
-    assert CANARY not in manifest.model_dump_json()
-    reference = manifest.secrets[1]
+    assert [(each.name, each.source) for each in wanted.secrets] == [("TOKEN", "env"), ("API_KEY", "environment")]
+    assert (wanted.vm.network_mode, wanted.vm.allowed_hosts) == ("outbound", ["example.org"])
+    assert CANARY not in wanted.model_dump_json()
+    reference = wanted.secrets[1]
     assert await asyncio.to_thread(resolve_all, site.settings, [reference]) == {"API_KEY": CANARY}
 
     other = site.settings.model_copy(update={"host_key": SecretStr("x" * 40)})
@@ -97,6 +97,34 @@ async def test_changes_at_once_all_count_and_a_private_one_is_its_owners(client:
     after = (await client.get(f"{PATH}{one['id']}/")).json()
     assert (after["name"], after["network_access_level"], after["repositories"]) == ("A", "trusted", ["org/repo"])
     assert (await site.http.get(f"/api/projects/8{PATH}{one['id']}/", headers=client.headers)).status_code == 404
+
+
+async def test_a_manifest_names_what_whoever_submits_it_may_see(client: httpx.AsyncClient, site: ApiSite):
+    private = await made(client, environment_variables={"API_KEY": CANARY}, private=True)
+    public = await made(client, environment_variables={"API_KEY": CANARY}, private=False)
+    deleted = await made(client, environment_variables={"API_KEY": CANARY}, private=False)
+    await client.delete(f"{PATH}{deleted['id']}/")
+    own = dict(client.headers)
+
+    async def submitted(path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> httpx.Response:
+        shown = {"Authorization": headers["authorization"]} if headers else {}
+        return await site.http.post(f"/api/v1/tasks{path}", json=body, headers=shown)
+
+    def naming(environment: dict[str, Any], name: str = "API_KEY") -> dict[str, Any]:
+        secret = {"name": "API_KEY", "source": "environment", "key": f"{environment['id']}/{name}"}
+        return manifest(secrets=[secret])
+
+    assert (await submitted("", naming(public))).status_code == 202
+    for body in (naming(private), naming(public, "OTHER"), naming(deleted), naming({"id": NOBODY})):
+        for path in ("", "?dry_run=true"):
+            for headers in (None, {"authorization": "Bearer another"}):
+                reply = await submitted(path, body, headers)
+                assert (reply.status_code, reply.json()["details"]["field"]) == (400, "secrets[0].key")
+    accepted = await submitted("", naming(private), own)
+    assert accepted.status_code == 202
+    again = f"/{accepted.json()['task_id']}/retry"
+    assert (await submitted(again, {})).status_code == 400
+    assert (await submitted(again, {}, own)).status_code == 202
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

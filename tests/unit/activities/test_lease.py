@@ -14,6 +14,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.machine.lease import Leases
+from api.environments.core import Environments
 from api.runs.admission import Admission
 from foundation.errors import InsufficientResources
 from foundation.settings import Settings
@@ -50,6 +51,11 @@ def a_manifest(cpus: int) -> Any:
             "vm": {"cpus": cpus, "memory": "8G", "disk": "40G"},
         }
     )
+
+
+def admission_over(bucket: MemoryBucket) -> Admission:
+    store = cast("Bucket", bucket)
+    return Admission(store, Environments(Settings(), store))
 
 
 def a_room(host: str, cpus: int, age: timedelta = timedelta()) -> HostRoom:
@@ -122,7 +128,7 @@ async def test_what_is_submitted_before_the_first_host_has_spoken_is_held_to_wha
 ) -> None:
     monkeypatch.setattr("api.runs.admission._FIRST_LOOK_SECONDS", 0.0)
     bucket = MemoryBucket()
-    admission = Admission(cast("Bucket", bucket))
+    admission = admission_over(bucket)
     checked = asyncio.create_task(admission.check(a_manifest(64)))
     await asyncio.sleep(0)
     say_room(bucket, a_room("small", 8))
@@ -135,7 +141,7 @@ async def test_what_is_submitted_before_the_first_host_has_spoken_is_held_to_wha
 async def test_without_any_host_a_submission_is_taken_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.runs.admission.FIRST_SECONDS", 0.05)
     monkeypatch.setattr("api.runs.admission._FIRST_LOOK_SECONDS", 0.01)
-    await Admission(cast("Bucket", MemoryBucket())).check(a_manifest(64))
+    await admission_over(MemoryBucket()).check(a_manifest(64))
 
 
 def test_a_run_waits_since_it_was_submitted_and_the_first_of_a_line_ask_more_often() -> None:
