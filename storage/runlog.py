@@ -30,6 +30,7 @@ from storage.segments import (
     RESERVED_IDS,
     ChainEnd,
     Draft,
+    Drafts,
     GuestStream,
     LogEntry,
     Segment,
@@ -183,12 +184,16 @@ class RunLogWriter:
             self._add([event_draft(self._redactor.redact_json(payload))])
             self._store_if_due()
 
-    def append(self, *drafts: Draft) -> None:
-        """Store what was made elsewhere; of it, no event that is held already or was told by the writer before."""
+    def append(self, drafts: Drafts) -> None:
+        """Store what was made elsewhere, and what ``drafts`` makes for the end of the log behind all that is held.
+
+        Of it, no event that is held already or was told by the writer before. Raises what ``drafts`` raises.
+        """
         with self._lock:
             self._ready()
             known = {each.data for each in (*self._recovered, *self._pending) if each.stream == "event"}
-            self._add([draft for draft in drafts if draft.stream != "event" or draft.data not in known])
+            new = drafts(self._held_end())
+            self._add([draft for draft in new if draft.stream != "event" or draft.data not in known])
             self._store()
 
     def flush(self, *, force: bool = False) -> None:
@@ -221,6 +226,12 @@ class RunLogWriter:
     def _ready(self) -> None:
         if self._end is None:
             self.resume()
+
+    def _held_end(self) -> ChainEnd:
+        """The end of the log, with the last number of what is held."""
+        end = self._end or ChainEnd.empty()
+        numbers = [each.offset for each in self._pending if each.stream == "told" and each.offset is not None]
+        return end._replace(sequence=numbers[-1]) if numbers else end
 
     def _add(self, drafts: list[Draft]) -> None:
         self._pending += drafts
@@ -341,6 +352,7 @@ class RunLogWriter:
             if not self._pending or entry_line(number, self._pending[0]) != line:
                 break
             del self._pending[0]
+        self._pending = [each for each in self._pending if not _is_numbered_before(each, segment.sequence)]
         for stream, file in self._files.items():
             stored = segment.offsets.get(stream, 0)
             if stored > file.stored:
@@ -377,6 +389,10 @@ class RunLogWriter:
             key = self._place.merged_key(self._unmerged_first, self._end.last)
             self._bucket.put(key, b"".join(self._unmerged), content_type=NDJSON)
             self._start_merge()
+
+
+def _is_numbered_before(draft: Draft, sequence: int) -> bool:
+    return draft.stream == "told" and draft.offset is not None and draft.offset <= sequence
 
 
 __all__ = ["LogEntry", "RunLogWriter", "append_event", "entries_since", "read_entries", "seal", "tail"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
@@ -18,6 +18,7 @@ from storage.segments import (
     NDJSON,
     ChainEnd,
     Draft,
+    Drafts,
     Seal,
     SealedPart,
     Segment,
@@ -48,18 +49,13 @@ def append_event(
     draft = event_draft(redactor.redact_json(payload) if redactor else payload)
     logs = attached(bucket)
     if logs is not None:
-        logs.append(place, draft)
+        logs.append(place, lambda _: [draft])
     else:
-        append_draft(bucket, place, draft)
-
-
-def append_draft(bucket: ObjectStore, place: Place, draft: Draft) -> None:
-    """Store one event beside whoever writes this log. Raises Conflict when it is closed, BucketUnavailable."""
-    append_behind(bucket, place, None, lambda _: [draft])
+        append_behind(bucket, place, None, lambda _: [draft])
 
 
 def append_behind(
-    bucket: ObjectStore, place: Place, end: ChainEnd | None, drafts: Callable[[ChainEnd], Sequence[Draft]]
+    bucket: ObjectStore, place: Place, end: ChainEnd | None, drafts: Drafts
 ) -> tuple[ChainEnd, Sequence[Draft]]:
     """Store in one segment what ``drafts`` gives for the end of the log, whoever writes beside.
 
@@ -138,7 +134,7 @@ def _append(
     bucket: ObjectStore,
     place: Place,
     end: ChainEnd,
-    drafts: Callable[[ChainEnd], Sequence[Draft]],
+    drafts: Drafts,
     *,
     closed: bool = False,
 ) -> tuple[ChainEnd, Segment | None, Sequence[Draft]]:

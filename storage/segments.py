@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from math import inf
 from typing import Literal, NamedTuple
@@ -100,6 +100,10 @@ class Draft(NamedTuple):
     offset: int | None
 
 
+#: What is to be appended, seen from the end of the log as it is then; it may raise, and may be nothing.
+Drafts = Callable[["ChainEnd"], Sequence[Draft]]
+
+
 class ChainEnd(NamedTuple):
     """Where the log ends: its last id (0: empty), the guest offsets stored, and whether it takes no more.
 
@@ -112,6 +116,11 @@ class ChainEnd(NamedTuple):
     writer: str = ""
     reserved: int = 0
     sequence: int = 0
+
+    @classmethod
+    def empty(cls, *, closed: bool = False) -> ChainEnd:
+        """The end of a log without entries."""
+        return cls(0, dict.fromkeys(GUEST_STREAMS, 0), closed)
 
 
 def event_draft(payload: Mapping[str, object]) -> Draft:
@@ -239,7 +248,7 @@ def chain_end(store: ObjectStore, place: Place) -> ChainEnd:
     segments = keys[:-1] if sealed else keys
     body = store.get(segments[-1]) if segments else None
     if body is None:
-        return ChainEnd(0, dict.fromkeys(GUEST_STREAMS, 0), sealed)
+        return ChainEnd.empty(closed=sealed)
     end = end_behind(describe(body))
     return end._replace(closed=end.closed or sealed)
 

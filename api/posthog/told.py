@@ -23,7 +23,6 @@ from api.posthog.paths import RUN
 from api.posthog.tokens import STREAM
 from api.posthog.users import user
 from api.told.entries import BATCH_BYTES, ENTRY_BYTES, json_line
-from api.told.ingest import Numbered
 from foundation.errors import (
     Conflict,
     HostNotReady,
@@ -35,6 +34,7 @@ from foundation.errors import (
 )
 from foundation.faults import Fault
 from foundation.units import format_size
+from storage.live.numbered import Numbered
 
 #: What the second token of ``stream_token`` opens of its run; the first one opens its stream.
 INGEST = "ingest"

@@ -9,7 +9,7 @@ late needs few requests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -19,7 +19,7 @@ from foundation.errors import RateLimitExceeded, TaskyardError
 from storage.bucket import ObjectStore
 from storage.layout import Place
 from storage.sealing import append_behind, merge_segments
-from storage.segments import ChainEnd, Draft
+from storage.segments import ChainEnd, Draft, Drafts
 
 _LOGS_MOST = 1000
 _THREADS = 8
@@ -30,9 +30,6 @@ _SEGMENT_CHARACTERS = 4 * 1024 * 1024
 _MERGE_EVERY = 128
 
 log = structlog.get_logger("appending")
-
-#: What is to be appended, seen from the end of the log as it is now; it may raise, and may be nothing.
-Drafts = Callable[[ChainEnd], Sequence[Draft]]
 
 
 @dataclass

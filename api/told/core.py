@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +21,7 @@ from api.temporal.executions import Executions
 from api.temporal.index import RunIndex
 from api.told import entries, recorded
 from api.told.appending import ClientLogs
-from api.told.ingest import Ingested, Numbered, ingest
+from api.told.ingest import ingest
 from foundation.errors import (
     Conflict,
     DuplicateTaskId,
@@ -32,10 +32,11 @@ from foundation.errors import (
     TaskNotFound,
 )
 from foundation.schemas.json_schema import misfit
-from foundation.service.paths import log_path
+from foundation.service.paths import log_path, numbered_path
 from storage import records
 from storage.bucket import Bucket
 from storage.layout import TASKS, Place
+from storage.live.numbered import Ingested, Numbered, as_lines
 from storage.segments import find_seal, told_draft
 from workflows import names
 from workflows.runs.messages import TaskStatus
@@ -201,7 +202,7 @@ class ToldRuns:
             return False
         drafts = [told_draft(line) for line in lines]
         try:
-            if not await self._append_at_host(run, lines):
+            if await self._ask_host(run, log_path, "".join(lines)) is None:
                 await self._logs.append(TASKS.place(run_id), lambda _: drafts, sum(map(len, lines)))
         except Conflict as error:
             if error.details.get("reason") != "closed":
@@ -221,8 +222,12 @@ class ToldRuns:
         Conflict at a gap (``last_accepted_seq``), RateLimitExceeded, BucketUnavailable.
         """
         place = _check_form(run_id)
-        if not (run or await self.look(run_id)).ended:
+        run = run or await self.look(run_id)
+        if not run.ended:
             try:
+                answer = await self._ask_host(run, numbered_path, as_lines(numbered)) if numbered else None
+                if answer is not None:
+                    return Ingested.model_validate_json(answer)
                 return await ingest(self._logs, place, numbered)
             except Conflict as error:
                 if error.details.get("reason") != "closed":
@@ -230,7 +235,8 @@ class ToldRuns:
         # What is late changes nothing, and whoever sends it is not to send it again.
         seal = await asyncio.to_thread(find_seal, self._bucket, place)
         stored = seal.sequence if seal else 0
-        return Ingested(0, len(numbered), max((stored, *(entry.number for entry in numbered))))
+        last = max((stored, *(entry.number for entry in numbered)))
+        return Ingested(duplicate=len(numbered), last=last)
 
     async def set_output(self, run_id: str, output: Any, schema: dict[str, Any] | None = None) -> ToldRun:
         """Set the output of a run in place of the one it had. With a schema, one that fits completes the run.
@@ -246,29 +252,29 @@ class ToldRuns:
 
     # --- how
 
-    async def _append_at_host(self, run: ToldRun, lines: Sequence[str]) -> bool:
-        """Append through the host that follows the run now, which tells its log before it is stored; false without one.
+    async def _ask_host(self, run: ToldRun, path: Callable[[str], str], lines: str) -> bytes | None:
+        """Append through the host that follows the run now, which tells its log before it is stored; its answer.
 
-        What went past it would take ids that it has told to followers.
+        None without one. What went past it would take ids that it has told to followers.
         """
         host = run.status.host if isinstance(run.status, TaskStatus) else None
         if host is None:
-            return False
+            return None
         subject = TASKS.place(run.status.id).prefix.rstrip("/")
-        content = "".join(lines).encode()
+        asked = self._hosts.request(host, subject, "log", "POST", path(subject), content=lines.encode())
         try:
-            async with self._hosts.request(host, subject, "log", "POST", log_path(subject), content=content):
-                return True
+            async with asked as response:
+                return await response.aread()
         except NotFound:
-            # It is of a version that takes nothing.
-            return False
+            # It is of a version that takes none.
+            return None
         except HostUnreachable as error:
             cause = error.__cause__
             if isinstance(cause, httpx.TransportError) and not isinstance(cause, _NOT_SENT):
                 # It may have taken them.
                 raise
             # It is away, and tells nobody.
-            return False
+            return None
 
     async def _misfit(self, schema: dict[str, Any], output: Any) -> str | None:
         output = await asyncio.to_thread(entries.checked, output, "output", OUTPUT_BYTES)

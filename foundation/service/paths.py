@@ -24,3 +24,8 @@ def machine_path(machine_id: str, *parts: str) -> str:
 def log_path(place: str) -> str:
     """The path of a run's log, told as it is written; ``place`` is where the run lies in the bucket: tasks/<id>."""
     return f"{BASE}/logs/{quote(place)}"
+
+
+def numbered_path(place: str) -> str:
+    """The path for numbered entries of a run's log, as ``storage.live.numbered`` writes them."""
+    return f"{log_path(place)}/numbered"

@@ -11,13 +11,13 @@ from typing import Protocol
 
 from storage.bucket import ObjectStore
 from storage.layout import Place
-from storage.segments import Draft
+from storage.segments import Drafts
 
 
 class Logs(Protocol):
     """The logs that this process writes."""
 
-    def append(self, place: Place, *drafts: Draft) -> None:
+    def append(self, place: Place, drafts: Drafts) -> None:
         """Store what was made elsewhere, behind all that was told. Raises Conflict when closed, BucketUnavailable."""
 
 

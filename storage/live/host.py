@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -19,7 +19,7 @@ from storage.live.told import Told
 from storage.redaction import Redactor
 from storage.runlog import RunLogWriter
 from storage.sealing import append_behind
-from storage.segments import Draft
+from storage.segments import Drafts
 
 # An old worker that is stopping lets go of its followers within seconds.
 _PATIENCE_SECONDS = 10.0
@@ -81,14 +81,18 @@ class HostLogs:
                 writer.settle()
                 log.end(writer)
 
-    def append(self, place: Place, *drafts: Draft) -> None:
-        """Store what was made elsewhere, behind all that was told. Raises Conflict when closed, BucketUnavailable."""
+    def append(self, place: Place, drafts: Drafts) -> None:
+        """Store what was made elsewhere, behind all that was told.
+
+        Raises Conflict when closed, BucketUnavailable, and what ``drafts`` raises, which is asked anew when the log
+        has gone on meanwhile.
+        """
         with self._using(place) as log:
             for _ in range(_TRIES):
                 writer = log.writer
                 if writer is not None:
                     with suppress(Superseded):
-                        writer.append(*drafts)
+                        writer.append(drafts)
                         return
                     continue
                 with log.lock:
@@ -111,15 +115,15 @@ class HostLogs:
                 if path.stat().st_mtime < oldest and (journal := Journal.open(path, 0)):
                     journal.close(remove=True)
 
-    def _append_beside(self, log: _Log, place: Place, drafts: Sequence[Draft]) -> None:
+    def _append_beside(self, log: _Log, place: Place, drafts: Drafts) -> None:
         """Where no writer is open: one that was may have told what is not stored yet."""
         if not log.path.exists():
-            append_behind(self._store, place, None, lambda _: drafts)
+            append_behind(self._store, place, None, drafts)
             return
         journal = Journal.open(log.path, self._patience)
         stored = False
         try:
-            RunLogWriter(self._store, place, Redactor({}), journal=journal, tell=log.told.take).append(*drafts)
+            RunLogWriter(self._store, place, Redactor({}), journal=journal, tell=log.told.take).append(drafts)
             stored = True
         finally:
             if journal is not None:

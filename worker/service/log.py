@@ -16,6 +16,7 @@ from foundation.service.paths import BASE, TOLD_BYTES_MOST
 from storage.layout import TASKS, Place
 from storage.live.attached import attached
 from storage.live.host import HostLogs
+from storage.live.numbered import Ingested, Intake, from_lines
 from storage.live.wire import told
 from storage.segments import NDJSON, told_draft
 from worker.service.machine import admission_of
@@ -47,22 +48,44 @@ async def _tell(request: Request) -> Response:
 async def _take(request: Request) -> Response:
     """Append what clients tell, a line of JSON for each entry, through the writer of this host: all of it, or none."""
     place, logs = _place_and_logs(request)
+    await to_thread.run_sync(_append, logs, place, await _body(request))
+    return Response(status_code=204)
+
+
+async def _take_numbered(request: Request) -> Response:
+    """The same of numbered entries, as ``storage.live.numbered`` writes them: those that are new, up to a gap."""
+    place, logs = _place_and_logs(request)
+    taken = await to_thread.run_sync(_ingest, logs, place, await _body(request))
+    return Response(taken.model_dump_json(), media_type="application/json")
+
+
+async def _body(request: Request) -> bytes:
     body = bytearray()
     async for piece in request.stream():
         body += piece
         if len(body) > TOLD_BYTES_MOST:
             raise PayloadTooLarge(f"At most {TOLD_BYTES_MOST} bytes are appended at once")
-    await to_thread.run_sync(_append, logs, place, bytes(body))
-    return Response(status_code=204)
+    return bytes(body)
 
 
 def _append(logs: HostLogs, place: Place, body: bytes) -> None:
     # At this newline alone: JSON may hold others.
-    logs.append(place, *(told_draft(f"{line}\n") for line in body.decode().split("\n")[:-1]))
+    drafts = [told_draft(f"{line}\n") for line in body.decode().split("\n")[:-1]]
+    logs.append(place, lambda _: drafts)
 
 
-_LOG = f"{BASE}/logs/{TASKS.directory}/{{resource_id}}"
-ROUTES: Sequence[BaseRoute] = (Route(_LOG, _tell, methods=["GET"]), Route(_LOG, _take, methods=["POST"]))
+def _ingest(logs: HostLogs, place: Place, body: bytes) -> Ingested:
+    intake = Intake(from_lines(body.decode()))
+    logs.append(place, intake.drafts)
+    return intake.outcome()
+
+
+_PLACE = f"{TASKS.directory}/{{resource_id}}"
+ROUTES: Sequence[BaseRoute] = (
+    Route(f"{BASE}/logs/{_PLACE}", _tell, methods=["GET"]),
+    Route(f"{BASE}/logs/{_PLACE}", _take, methods=["POST"]),
+    Route(f"{BASE}/logs/{_PLACE}/numbered", _take_numbered, methods=["POST"]),
+)
 
 
 def _place_and_logs(request: Request) -> tuple[Place, HostLogs]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -12,11 +16,18 @@ import pytest
 from api.temporal.client import Engine
 from api.told.appending import ClientLogs
 from api.told.core import ToldRun, ToldRuns
-from api.told.ingest import Numbered
 from foundation.errors import Conflict, InvalidParameter, PayloadTooLarge, TaskNotFound
+from storage.bucket import Bucket
 from storage.layout import TASKS
+from storage.live.host import HostLogs
+from storage.live.numbered import Numbered
+from storage.redaction import Redactor
 from storage.runlog import read_entries
+from storage.segments import chain_end
 from tests.api_site import ApiSite, until
+from worker.service.server import HostService
+from workflows.messages import Lease
+from workflows.runs.requests import ReserveRequest
 from workflows.told.record import Change
 from workflows.told.states import LocalState
 
@@ -210,6 +221,56 @@ async def test_numbered_entries_are_stored_once_whoever_sends_them_again(site: A
         assert (await core.ingest(run_id, [])).last == 7
         late = await other.ingest(run_id, numbered(8))
         assert (late.accepted, late.duplicate) == (0, 1)
+
+
+@asynccontextmanager
+async def host_of(site: ApiSite, journals: Path) -> AsyncIterator[HostLogs]:
+    """The service of this home's host, with a bucket of its own as in another process."""
+    nobody: Any = SimpleNamespace(records=list)
+    bucket = Bucket(site.settings)
+    with HostLogs(bucket, journals) as logs:
+        service = HostService(site.settings, nobody, bucket)
+        await service.start()
+        try:
+            yield logs
+        finally:
+            await service.stop()
+
+
+async def test_what_is_told_of_a_run_comes_through_the_host_that_follows_it(site: ApiSite, tmp_path: Path) -> None:
+    core = told_of(site)
+
+    def numbered(*numbers: int) -> list[Numbered]:
+        return [Numbered(number, f'{{"n":{number}}}\n') for number in numbers]
+
+    def leased(request: ReserveRequest) -> Lease:
+        host, queue = site.settings.host_name, site.settings.task_queue
+        return Lease(machine_id=request.machine_id, host=host, task_queue=queue)
+
+    async with site.worker() as steps:
+        steps.instead["reserve"] = leased
+        run_id = await site.submit()
+        await steps.agent_running.wait()
+        place = TASKS.place(run_id)
+        async with host_of(site, tmp_path) as logs:
+            with logs.open(place, Redactor({})) as writer, logs.listening(place) as listened:
+                await asyncio.to_thread(writer.event, {"type": "first"})
+                begun = (await asyncio.to_thread(chain_end, site.bucket, place)).last
+                assert (await core.ingest(run_id, numbered(1, 2))).accepted == 2
+                assert await core.append(run_id, [{"n": "between"}])
+                again = await core.ingest(run_id, numbered(2, 3))
+                with pytest.raises(Conflict) as gap:
+                    await core.ingest(run_id, numbered(5))
+                heard = [json.loads(line) for line in listened.after(begun, 100) or []]
+        assert (again.accepted, again.duplicate, again.last) == (1, 1, 3)
+        assert gap.value.details["last_accepted_seq"] == 3
+        # It has told all of them, under the ids that they have in the bucket.
+        assert [entry["id"] for entry in heard] == list(range(begun + 1, begun + 5))
+        assert [json.loads(entry["data"])["n"] for entry in heard] == [1, 2, "between", 3]
+        # The host is away.
+        last = await core.ingest(run_id, numbered(3, 4))
+        assert (last.accepted, last.duplicate, last.last) == (1, 1, 4)
+        assert [entry["n"] for entry in await lines(site, run_id)] == [1, 2, "between", 3, 4]
 
 
 async def test_an_output_that_fits_its_schema_ends_the_run_and_another_one_does_not(site: ApiSite) -> None:

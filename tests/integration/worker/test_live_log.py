@@ -27,7 +27,7 @@ from foundation.errors import (
     PayloadTooLarge,
     Unauthorized,
 )
-from foundation.service.paths import TOLD_BYTES_MOST, log_path
+from foundation.service.paths import TOLD_BYTES_MOST, log_path, numbered_path
 from foundation.service.tokens import Purpose
 from foundation.settings import Settings
 from storage.bucket import Bucket
@@ -35,6 +35,7 @@ from storage.follower import LiveNews, RunLogFollowers
 from storage.hosts import HostRoom, say_room
 from storage.layout import TASKS, Place
 from storage.live.host import HostLogs, open_log
+from storage.live.numbered import Ingested, Numbered, as_lines
 from storage.redaction import Redactor
 from storage.runlog import append_event, read_entries, seal
 from storage.segments import LogEntry
@@ -250,3 +251,45 @@ async def test_what_clients_tell_comes_behind_what_the_host_has_told(tmp_path: P
     assert [entry.data for entry in entries][1:] == ["one\n", *told, "two\n", told[1]]
     assert heard == entries[:-1]
     assert [entry.id for entry in entries[:-1]] == [1, 2, 3, 4, 5]
+
+
+async def test_numbered_entries_come_once_behind_what_the_host_has_told(tmp_path: Path):
+    async with host_site(isolated_settings(tmp_path)) as site:
+        name, subject = site.settings.host_name, RUN.prefix.rstrip("/")
+
+        async def send(content: str) -> Ingested:
+            request = site.hosts.request(name, subject, "log", "POST", numbered_path(subject), content=content.encode())
+            async with request as response:
+                return Ingested.model_validate_json(await response.aread())
+
+        async def tell(*numbers: int) -> Ingested:
+            return await send(
+                as_lines([Numbered(number, f'{{"n":{number},"text":"a\u2028b"}}\n') for number in numbers])
+            )
+
+        with HostLogs(site.bucket, tmp_path / "journals") as logs:
+            with logs.open(RUN, Redactor(SECRETS)) as writer, logs.listening(RUN) as listened:
+                writer.event({"type": "first"})
+                writer.feed("stdout", b"one\n", 0)
+                assert await tell(1, 2) == Ingested(accepted=2, last=2)
+                writer.feed("stdout", b"two\n", 4)
+                assert await tell(2, 3) == Ingested(accepted=1, duplicate=1, last=3)
+                for gap, last in (((5,), 3), ((4, 6), 4)):
+                    with pytest.raises(Conflict) as refused:
+                        await tell(*gap)
+                    assert refused.value.details["last_accepted_seq"] == last
+                writer.close()
+                heard = [LogEntry.model_validate_json(line) for line in listened.after(0, 100) or []]
+            # Where no writer is open any more, too.
+            assert await tell(4, 5) == Ingested(accepted=1, duplicate=1, last=5)
+            for wrong in ("x {}\n", "{}\n", "-1 {}\n"):
+                with pytest.raises(InvalidParameter):
+                    await send(wrong)
+            entries = list(read_entries(site.bucket, RUN))
+            seal(site.bucket, RUN)
+            with pytest.raises(Conflict) as closed:
+                await tell(6)
+    assert closed.value.details["reason"] == "closed"
+    assert heard == entries[:-1]
+    assert [entry.id for entry in entries[:-1]] == list(range(1, 8))
+    assert [entry.offset for entry in entries if entry.stream == "told"] == [1, 2, 3, 4, 5]

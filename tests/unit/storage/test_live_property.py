@@ -19,9 +19,10 @@ from storage import runlog
 from storage.live import journal
 from storage.live.host import HostLogs
 from storage.live.journal import Superseded
+from storage.live.numbered import Intake, Numbered
 from storage.reader import LogReader
 from storage.runlog import RunLogWriter, read_entries, seal
-from storage.sealing import append_draft
+from storage.sealing import append_behind
 from storage.segments import LogEntry, event_draft
 from tests.stand_ins.memory_bucket import REDACTOR, TASK, Clock, MemoryBucket, expected
 
@@ -36,7 +37,7 @@ _steps = st.lists(
         st.tuples(st.just("feed"), st.integers(1, 30)),
         st.tuples(st.just("feed"), st.integers(1, 30)),
         st.tuples(st.just("flush"), st.booleans()),
-        st.tuples(st.sampled_from(["event", "tick", "again", "torn"]), st.none()),
+        st.tuples(st.sampled_from(["event", "number", "tick", "again", "torn"]), st.none()),
         st.tuples(st.sampled_from(["live", "stored"]), st.none()),
         st.tuples(st.sampled_from(["fail-before", "fail-after"]), st.integers(1, 4)),
         st.tuples(st.just("die"), st.integers(1, 12)),
@@ -89,6 +90,8 @@ class World:
         self.readers = [Reader(self.bucket) for _ in range(_READERS)]
         self.countdown = 0
         self.events = 0
+        # The last number that a client has heard of, which sends again what is behind it.
+        self.numbered = 0
         self.whole = True
         self.stack = ExitStack()
         # Readers hold the log between two looks, as followers do.
@@ -115,6 +118,7 @@ class World:
             "feed": lambda: self.feed(int(value or 1)),
             "flush": lambda: self.open().flush(force=bool(value)),
             "event": self.event,
+            "number": self.number,
             "tick": self.tick,
             "again": self.again,
             "torn": self.torn,
@@ -123,7 +127,7 @@ class World:
             "fail-before": lambda: self.fail("before", int(value or 1)),
             "fail-after": lambda: self.fail("after", int(value or 1)),
             "die": lambda: setattr(self, "countdown", value),
-            "foreign": lambda: self.lose(lambda: append_draft(self.bucket, TASK, event_draft({"foreign": True}))),
+            "foreign": lambda: self.lose(self.append_past_it),
             "host": lambda: self.lose(self.lose_host),
             "damage": lambda: self.lose(self.damage),
             "full": lambda: self.lose(self.fill),
@@ -173,8 +177,17 @@ class World:
         writer.feed(stream, data, start)
 
     def event(self) -> None:
-        self.logs.append(TASK, event_draft({"n": self.events}))
+        draft = event_draft({"n": self.events})
+        self.logs.append(TASK, lambda _: [draft])
         self.events += 1
+
+    def number(self) -> None:
+        intake = self.next_numbers()
+        self.logs.append(TASK, intake.drafts)
+        self.numbered = intake.outcome().last
+
+    def next_numbers(self) -> Intake:
+        return Intake([Numbered(number, f"{number}\n") for number in range(max(1, self.numbered), self.numbered + 3)])
 
     def tick(self) -> None:
         self.clock.now += 1
@@ -204,6 +217,12 @@ class World:
         self.whole = False
         loss()
 
+    def append_past_it(self) -> None:
+        """As a server does that knows nothing of the host."""
+        foreign = event_draft({"foreign": True})
+        append_behind(self.bucket, TASK, None, lambda _: [foreign])
+        append_behind(self.bucket, TASK, None, self.next_numbers().drafts)
+
     def lose_host(self) -> None:
         self.start()
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -224,7 +243,8 @@ class World:
             for stream, offset in last.resume().items():
                 last.feed(stream, self.files[stream][offset:], offset)
             last.close()
-        self.logs.append(TASK, event_draft({"end": True}))
+        end = event_draft({"end": True})
+        self.logs.append(TASK, lambda _: [end])
         assert not self.journal_file().exists()
         seal(self.bucket, TASK)
         self.listeners.close()
@@ -252,6 +272,9 @@ def test_followers_get_every_entry_once_from_host_and_bucket(out, error, steps, 
         assert "".join(entry.data for entry in stored if entry.stream == stream) == expected(source)
     told = [json.loads(entry.data).get("n") for entry in stored if entry.stream == "event"]
     assert set(told) >= set(range(world.events))
+    numbers = [entry.offset for entry in stored if entry.stream == "told"]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) >= world.numbered
     for reader in world.readers:
         reader.stored()
         read = reader.read()
