@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from foundation.errors import Conflict
 from foundation.service.processes import ProcessRecord
-from storage.bucket import ObjectStore
+from storage.bucket import ObjectInfo, ObjectStore
 from storage.layout import Place, piece_offset
 from storage.redaction import Piece, Redactor
 from storage.segments import GUEST_STREAMS, GuestStream
@@ -178,10 +178,21 @@ def kept_records(store: ObjectStore, place: Place) -> list[ProcessRecord]:
 
 def kept_output(store: ObjectStore, place: Place, key: str, stream: GuestStream, offset: int = 0) -> Iterator[bytes]:
     """What is kept of a stream, from a byte on."""
-    for piece in list(store.list(place.process_pieces_prefix(key, stream))):
+    for piece in _pieces_from(store, place, key, stream, offset):
         begin = piece_offset(piece.key)
         if begin + piece.size > offset and (data := store.get(piece.key)):
             yield data[max(0, offset - begin) :]
+
+
+def _pieces_from(store: ObjectStore, place: Place, key: str, stream: GuestStream, offset: int) -> list[ObjectInfo]:
+    """The pieces that hold a byte and all behind it, and perhaps a few before."""
+    prefix = place.process_pieces_prefix(key, stream)
+    # A piece is longer than usual only where a secret value lies across its end.
+    early = max(0, offset - 2 * PIECE_BYTES)
+    pieces = list(store.list(prefix, start_after=place.process_piece_key(key, stream, early) if early else None))
+    if early and (not pieces or piece_offset(pieces[0].key) > offset):
+        return list(store.list(prefix))
+    return pieces
 
 
 def _record_of(body: bytes | None) -> ProcessRecord | None:

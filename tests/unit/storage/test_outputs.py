@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from foundation.errors import BucketUnavailable, Conflict
 from foundation.service.processes import ProcessRecord
+from storage.bucket import ObjectInfo
 from storage.layout import TASKS
 from storage.processes.outputs import PIECE_BYTES, OutputWriter, kept_output, kept_records, write_record
 from storage.redaction import Redactor
@@ -74,6 +76,31 @@ def test_little_is_stored_often_at_first_and_seldom_later_and_much_at_once() -> 
     assert len(bucket.objects) < 5000
     storing.feed("stdout", offset, bytes(3 * PIECE_BYTES))
     assert len(kept(bucket)) >= offset + 2 * PIECE_BYTES
+
+
+def test_what_is_read_late_in_a_long_output_costs_little_and_is_the_same() -> None:
+    class Listed(MemoryBucket):
+        listed = 0
+
+        def list(self, prefix: str, *, start_after: str | None = None) -> Iterator[ObjectInfo]:
+            for each in super().list(prefix, start_after=start_after):
+                self.listed += 1
+                yield each
+
+    bucket = Listed()
+    data = random.Random(5).randbytes(6 * PIECE_BYTES)
+    # Pieces of all lengths, one of them longer than any that is written now.
+    begin, whole = 0, bytes(5 * PIECE_BYTES) + data
+    for size in [5 * PIECE_BYTES, *range(1, 9000, 7)]:
+        bucket.put(PLACE.process_piece_key("build", "stdout", begin), whole[begin : begin + size])
+        begin += size
+    stored = whole[:begin]
+    for offset in (0, 1, 2 * PIECE_BYTES, 4 * PIECE_BYTES, 5 * PIECE_BYTES - 1, 5 * PIECE_BYTES, 7 * PIECE_BYTES):
+        assert kept(bucket, offset) == stored[offset:]
+    bucket.listed = 0
+    assert kept(bucket, begin - 10) == stored[-10:]
+    assert bucket.listed < len(bucket.objects) / 2
+    assert kept(bucket, begin) == kept(bucket, begin + 10 * PIECE_BYTES) == b""
 
 
 def test_what_is_beyond_the_limit_is_left_out_and_a_gap_is_refused() -> None:
