@@ -7,7 +7,7 @@ import mimetypes
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from pydantic import BaseModel, TypeAdapter
 
@@ -112,7 +112,12 @@ def open_object(bucket: Bucket, key: str, name: str, offset: int = 0, length: in
     try:
         return bucket.stream(key, offset, length)
     except NotFound:
-        raise ArtifactNotFound(f"The content of the artifact '{name}' has expired") from None
+        raise expired(name) from None
+
+
+def expired(name: str, **details: Any) -> ArtifactNotFound:
+    """The error of an artifact that is named, and whose content the bucket has deleted."""
+    return ArtifactNotFound(f"The content of the artifact '{name}' has expired", **details)
 
 
 def guess_type(name: str) -> str:

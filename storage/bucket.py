@@ -76,7 +76,10 @@ class ObjectStore(Protocol):
 
 
 class Bucket:
-    """One bucket of one S3 service. Thread-safe. Every method but the constructor may raise BucketUnavailable."""
+    """One bucket of one S3 service. Thread-safe. Every method but the constructor may raise BucketUnavailable.
+
+    What runs have left in it is deleted ``retention_days`` after it was stored; 0: never.
+    """
 
     def __init__(self, settings: Settings) -> None:
         access_key, secret_key = settings.s3_credentials()
@@ -84,7 +87,7 @@ class Bucket:
         self._target = settings.s3_target
         self._region = settings.s3_region
         self._embedded = settings.embedded_bucket
-        self._retention_days = settings.retention_days
+        self.retention_days = settings.retention_days
         # A restart of the embedded server takes about a second: refused connections are tried again for about three.
         # How long to wait between tries is decided here; what an answer says of it may be an hour, or a year.
         self._http = urllib3.PoolManager(
@@ -121,7 +124,7 @@ class Bucket:
         with self._answers():
             if not self._client.bucket_exists(bucket_name=self.name):
                 self._make()
-            retention.keep_rules(self._client, self.name, self._retention_days)
+            retention.keep_rules(self._client, self.name, self.retention_days)
         self.put(_PROBE_KEY, b"1", if_absent=True)
         if self.put(_PROBE_KEY, b"2", if_absent=True):
             raise HostNotReady(

@@ -147,7 +147,7 @@ class RunLogFollower:
                 listening = self._listen(self._source)
                 self._listener = asyncio.create_task(listening, name=f"listen-{self._place.id}")
         position = after_id
-        stored: list[Iterator[LogEntry]] = []
+        stored: list[_Stored] = []
         while await self._wait_for_news(position):
             # The window holds neighbouring ids up to the last one seen.
             begin = self._window[0].id if self._window else (self._seen or 0) + 1
@@ -157,8 +157,11 @@ class RunLogFollower:
             else:
                 # Kept from batch to batch, since a reader holds the object that it is in.
                 if not stored:
-                    stored.append(LogReader(self._latest_object, self._place, position).read())
-                batch = await asyncio.to_thread(_next_stored, stored[0])
+                    stored.append(_Stored(self._latest_object, self._place, position))
+                batch = await asyncio.to_thread(stored[0].batch)
+                if not batch:
+                    # Behind what has been deleted of an old log.
+                    position = stored[0].position
             slow = asyncio.get_running_loop().call_later(_SLOW_SECONDS, self._let_go, stored)
             try:
                 for entry in batch:
@@ -182,7 +185,7 @@ class RunLogFollower:
             self._seen = self._seen or 0
             self._news.notify_all()
 
-    def _let_go(self, stored: list[Iterator[LogEntry]]) -> None:
+    def _let_go(self, stored: list[_Stored]) -> None:
         """Hold no object of the bucket any longer; it is asked for again at the position reached."""
         if stored:
             stored.clear()
@@ -291,12 +294,24 @@ class RunLogFollower:
             await asyncio.sleep(self._ask_seconds)
 
 
-def _next_stored(stored: Iterator[LogEntry]) -> list[LogEntry]:
-    """The next batch; none when all is read or the bucket is away."""
-    batch: list[LogEntry] = []
-    with suppress(BucketUnavailable):
-        batch.extend(islice(stored, _HANDED_BATCH))
-    return batch
+class _Stored:
+    """What one subscriber reads of the bucket, batch by batch."""
+
+    def __init__(self, store: ObjectStore, place: Place, position: int) -> None:
+        self._reader = LogReader(store, place, position, aged=True)
+        self._entries = self._reader.read()
+
+    @property
+    def position(self) -> int:
+        """The last id of what was read, or is not there any more."""
+        return self._reader.position
+
+    def batch(self) -> list[LogEntry]:
+        """The next batch; none when all is read or the bucket is away."""
+        batch: list[LogEntry] = []
+        with suppress(BucketUnavailable):
+            batch.extend(islice(self._entries, _HANDED_BATCH))
+        return batch
 
 
 class _LatestObject:

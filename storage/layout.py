@@ -118,9 +118,14 @@ class Place:
         return f"{self.log_prefix}sealed/{first_id:0{_ID_DIGITS}d}-{last_id:0{_ID_DIGITS}d}"
 
     @property
+    def artifacts_prefix(self) -> str:
+        """Prefix of all artifacts and of what names them."""
+        return f"{self.prefix}artifacts/"
+
+    @property
     def artifact_index_key(self) -> str:
         """Key of the list of artifacts."""
-        return f"{self.prefix}artifacts/index.json"
+        return f"{self.artifacts_prefix}index.json"
 
     def artifact_key(self, name: str) -> str:
         """Key of an artifact's content.
@@ -129,12 +134,12 @@ class Place:
         apart.
         """
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-        return f"{self.prefix}artifacts/files/{digest}-{_harmless(name)}"
+        return f"{self.artifacts_prefix}files/{digest}-{_harmless(name)}"
 
     @property
     def manifest_prefix(self) -> str:
         """Prefix of what clients have told of the artifacts that they uploaded."""
-        return f"{self.prefix}artifacts/manifest/"
+        return f"{self.artifacts_prefix}manifest/"
 
     def manifest_key(self, number: int) -> str:
         """Key of one addition to the uploaded artifacts, counted from 1; two clients of one number meet at one key."""
@@ -142,7 +147,7 @@ class Place:
 
     def uploaded_key(self, artifact_id: str, name: str) -> str:
         """Key of an uploaded artifact's content."""
-        return f"{self.prefix}artifacts/uploaded/{artifact_id}-{_harmless(name)}"
+        return f"{self.artifacts_prefix}uploaded/{artifact_id}-{_harmless(name)}"
 
     def incoming_key(self, artifact_id: str) -> str:
         """Key at which a form of the bucket leaves what a client uploads, until it is looked at."""

@@ -2,7 +2,7 @@
 
 A live log is read from its segments, and as far as it goes from their merged copies; nothing of a live log is ever
 deleted. Closing it writes sealed parts, then the seal, and only then deletes the rest: a reader that misses a segment
-finds the seal.
+finds the seal. What the bucket's own rule has deleted of an old log was its beginning.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TAIL_TRIES = 5
 
 def read_entries(store: ObjectStore, place: Place, after_id: int = 0) -> Iterator[LogEntry]:
     """All entries with an id above ``after_id`` that the bucket holds now; none when the run has no log."""
-    return (entry for entry in LogReader(store, place, after_id).read() if not entry.unused)
+    return (entry for entry in LogReader(store, place, after_id, aged=True).read() if not entry.unused)
 
 
 def tail(store: ObjectStore, place: Place, count: int) -> list[LogEntry]:
@@ -49,14 +49,17 @@ class LogReader:
     """Reads on from where it stopped, also when a caller left ``read`` half-way or the bucket was away.
 
     ``position`` is the last id given out; ``closed`` when no entry can follow. Entries that only stand for ids are
-    given too: whoever reads for people leaves them out.
+    given too: whoever reads for people leaves them out. The log may be ``aged``: what is missing before the first entry
+    is passed over then, and is damage otherwise.
     """
 
-    def __init__(self, store: ObjectStore, place: Place, after_id: int = 0) -> None:
+    def __init__(self, store: ObjectStore, place: Place, after_id: int = 0, *, aged: bool = False) -> None:
         self.position = after_id
         self.closed = False
         self._store = store
         self._place = place
+        # Whether what is missing here is passed over: until something was given out.
+        self._passes = aged
         # Whether ``position`` is the last id of a segment, so that the next segment's key is known.
         self._aligned = after_id == 0
 
@@ -75,8 +78,13 @@ class LogReader:
                 key = Span(self._place.segment_key(expected), expected, 0)
             body = self._store.get(key.key)
             if body is None:
-                seal = self._must_be_sealed()
-                break
+                seal = find_seal(self._store, self._place)
+                if seal is None and not self._passes:
+                    raise damaged(self._place, self.position)
+                if seal is None and due:
+                    expected = due[0].first
+                    self.position = expected - 1
+                continue
             last = describe(body)
             expected = last.last + 1
             self._aligned = False
@@ -105,9 +113,12 @@ class LogReader:
         for part in seal.parts:
             if part.last > self.position:
                 body = self._store.get(part.key)
-                if body is None:
+                if body is None and not self._passes:
                     raise damaged(self._place, self.position)
-                yield from self._take(body)
+                if body is None:
+                    self.position = part.last
+                else:
+                    yield from self._take(body)
         self.closed = True
 
     def _take(self, body: bytes) -> Iterator[LogEntry]:
@@ -115,13 +126,8 @@ class LogReader:
             if entry.id != self.position + 1:
                 raise damaged(self._place, self.position)
             self.position = entry.id
+            self._passes = False
             yield entry
-
-    def _must_be_sealed(self) -> Seal:
-        seal = find_seal(self._store, self._place)
-        if seal is None:
-            raise damaged(self._place, self.position)
-        return seal
 
 
 def cover(store: ObjectStore, place: Place, after_id: int) -> list[Span]:
@@ -159,6 +165,9 @@ def _backwards(
         if found and enough(found):
             break
         body = store.get(key)
+        if body is None and seal:
+            # What was before it is gone too.
+            break
         if body is None:
             return None
         left = None if count is None else count - len(_used(found))

@@ -21,6 +21,7 @@ from storage.bucket import Bucket, ObjectStream
 from storage.layout import STAGED, TASKS, Place
 from storage.names import is_uploaded_name, uploaded_name
 from storage.uploads import manifest
+from storage.uploads.expiry import still_there
 from storage.uploads.manifest import UploadedArtifact
 from storage.uploads.presigned import Form, Presigner
 from workflows.runs.requests import Artifact
@@ -94,12 +95,12 @@ class Uploads:
         self._limiter = CapacityLimiter(_AT_ONCE)
 
     async def manifest(self, run_id: str) -> list[UploadedArtifact]:
-        """All artifacts of a run: first what was collected, then what was uploaded, in its order."""
+        """All artifacts of a run that have not expired: what was collected, then what was uploaded, in its order."""
         return await asyncio.to_thread(self._manifest, TASKS.place(run_id))
 
     async def staged(self, parent_id: str) -> list[UploadedArtifact]:
         """What was uploaded for runs of a parent task to come."""
-        return await asyncio.to_thread(manifest.uploaded, self._bucket, STAGED.place(parent_id))
+        return await asyncio.to_thread(_uploaded, self._bucket, STAGED.place(parent_id))
 
     async def store(self, run_id: str, uploads: Sequence[Upload]) -> list[UploadedArtifact]:
         """Add artifacts to a run, and give its whole manifest, which ends with them.
@@ -158,8 +159,13 @@ class Uploads:
         raise ArtifactNotFound(f"Artifact not found on this run: nothing of its manifest lies at '{key[:200]}'.")
 
     async def presign(self, run_id: str, key: str) -> str:
-        """A URL of the bucket that reads one artifact of the run's manifest. Raises ArtifactNotFound."""
+        """A URL of the bucket that reads one artifact of the run's manifest. Raises ArtifactNotFound.
+
+        Whoever gets the URL hears nothing of ours any more: that there is something at it is looked up.
+        """
         artifact = await self.find([run_id], key)
+        if await asyncio.to_thread(self._bucket.stat, artifact.key) is None:
+            raise artifacts.expired(artifact.name)
         name = artifact.name.rpartition("/")[2]
         return self._presigner.url(artifact.key, name=name, content_type=artifact.content_type)
 
@@ -184,7 +190,7 @@ class Uploads:
             )
             for each in artifacts.index(self._bucket, place)
         ]
-        return [*collected, *manifest.uploaded(self._bucket, place)]
+        return _present(self._bucket, place, [*collected, *manifest.uploaded(self._bucket, place)])
 
     def _store(
         self, place: Place, descriptions: Sequence[Description], contents: Sequence[bytes]
@@ -229,7 +235,7 @@ class Uploads:
     def _adopt(self, parent_id: str, run_id: str, artifact_ids: Sequence[str]) -> list[UploadedArtifact]:
         place = TASKS.place(run_id)
         there = {artifact.id: artifact for artifact in manifest.uploaded(self._bucket, place)}
-        staged = {artifact.id: artifact for artifact in manifest.uploaded(self._bucket, STAGED.place(parent_id))}
+        staged = {artifact.id: artifact for artifact in _uploaded(self._bucket, STAGED.place(parent_id))}
         wanted = list(dict.fromkeys(artifact_ids))
         if missing := [each for each in wanted if each not in there and each not in staged]:
             raise ArtifactNotFound("Some of the artifacts were not uploaded for this task.", missing=missing)
@@ -237,7 +243,7 @@ class Uploads:
         for artifact in (staged[each] for each in wanted if each not in there):
             content = self._bucket.get(artifact.key)
             if content is None:
-                raise ArtifactNotFound(f"The staged artifact '{artifact.name}' has expired.", missing=[artifact.id])
+                raise artifacts.expired(artifact.name, missing=[artifact.id])
             said = Description(artifact.name, artifact.kind, artifact.source, artifact.content_type)
             new.append(self._put(place, artifact.id, said, content))
         if new:
@@ -250,6 +256,8 @@ class Uploads:
         key = place.uploaded_key(artifact_id, description.name)
         if not self._bucket.put(key, content, if_absent=True, content_type=description.content_type):
             content = self._bucket.get(key) or content
+            # It is to last as long as what names it from now on.
+            self._bucket.put(key, content, content_type=description.content_type)
         return UploadedArtifact(
             id=artifact_id,
             name=description.name,
@@ -264,9 +272,18 @@ class Uploads:
 
 
 def all_artifacts(bucket: Bucket, place: Place) -> list[Artifact]:
-    """What was collected of a run and what clients have uploaded for it, each under a name that no other has."""
-    collected = [Artifact.model_validate(each.model_dump()) for each in artifacts.index(bucket, place)]
-    return [*collected, *(_as_artifact(each) for each in manifest.uploaded(bucket, place))]
+    """What was collected of a run and what clients have uploaded for it, each under a name that no other has.
+
+    What has expired is left out.
+    """
+    found = artifacts.index(bucket, place)
+    collected = still_there(
+        bucket, place, found, key=lambda each: place.artifact_key(each.name), created_at=lambda each: each.created_at
+    )
+    return [
+        *(Artifact.model_validate(each.model_dump()) for each in collected),
+        *(_as_artifact(each) for each in _uploaded(bucket, place)),
+    ]
 
 
 def open_artifact(bucket: Bucket, place: Place, name: str, offset: int, length: int) -> ObjectStream:
@@ -276,6 +293,14 @@ def open_artifact(bucket: Bucket, place: Place, name: str, offset: int, length: 
             if _as_artifact(each).name == name:
                 return artifacts.open_object(bucket, each.key, name, offset, length)
     return artifacts.open_stream(bucket, place, name, offset, length)
+
+
+def _uploaded(bucket: Bucket, place: Place) -> list[UploadedArtifact]:
+    return _present(bucket, place, manifest.uploaded(bucket, place))
+
+
+def _present(bucket: Bucket, place: Place, found: Sequence[UploadedArtifact]) -> list[UploadedArtifact]:
+    return still_there(bucket, place, found, key=lambda each: each.key, created_at=lambda each: each.created_at)
 
 
 def _as_artifact(uploaded: UploadedArtifact) -> Artifact:

@@ -1,7 +1,7 @@
 """What a run's log has, notification by notification, so that a page of it costs the reading of that page.
 
 A table is made when it is first asked for and grows with the log. It has no text: only where each notification is,
-its type and its time.
+its type and its time. When the bucket has deleted what it tells of, it is made anew of what is left.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ class LogPage:
     more: bool
 
 
+_NOTHING = LogPage([], 0, 0, more=False)
+
+
 class LogTables:
     """The tables of one server process, of the runs that were asked for last. Thread-safe; everything blocks."""
 
@@ -63,6 +66,11 @@ class LogTables:
         with table.lock:
             table.grow(self._store, place, run)
             page = table.page(self._store, place, run, query)
+            if page is None:
+                # The bucket's own rule deletes what is old, the oldest first.
+                table.clear()
+                table.grow(self._store, place, run)
+                page = table.page(self._store, place, run, query) or _NOTHING
         self._forget()
         return page
 
@@ -77,6 +85,10 @@ class LogTables:
 class _Table:
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.clear()
+
+    def clear(self) -> None:
+        """Know nothing of the log any more."""
         self._last = 0
         self._entries = array("q")
         self._kinds: list[str] = []
@@ -97,10 +109,13 @@ class _Table:
                     self._times.append(told.at.timestamp() if told.at else _NO_TIME)
             self._last = entry.id
 
-    def page(self, store: ObjectStore, place: Place, run: RunName, query: LogQuery) -> LogPage:
+    def page(self, store: ObjectStore, place: Place, run: RunName, query: LogQuery) -> LogPage | None:
+        """A page; None when the bucket does not have what stands on it any more."""
         rows = list(self._matching(query))
         chosen = rows[query.offset : query.offset + query.limit]
         texts = list(self._texts(store, place, run, chosen))
+        if chosen and not texts:
+            return None
         more = query.offset + len(texts) < len(rows)
         return LogPage(texts, len(self), len(rows), more)
 
@@ -120,7 +135,9 @@ class _Table:
         wanted = iter(rows)
         row = next(wanted)
         for entry in read_entries(store, place, self._entries[row] - 1):
-            if entry.id != self._entries[row]:
+            if entry.id > self._entries[row]:
+                return
+            if entry.id < self._entries[row]:
                 continue
             told: list[Notification] = [each for each in notifications(entry, run) if each.logged]
             # The rows of one entry stand together.

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -207,6 +207,31 @@ def test_urls_name_the_address_that_clients_have(services: Settings, place: Plac
     asked = url.replace("http://bucket.example.org", own)
     assert httpx.get(asked).status_code == 403
     assert httpx.get(asked, headers={"Host": "bucket.example.org"}).status_code == 404
+
+
+async def test_what_the_bucket_has_deleted_is_not_listed_and_no_url_is_signed_for_it(
+    uploads: Uploads, bucket: Bucket, place: Place
+) -> None:
+    """The manifest may be younger than what it names: every so often an addition repeats all that was before it."""
+    sent = [Upload(replace(PLAN, name=name), name.encode()) for name in ("gone.md", "kept.md", "new.md")]
+    *old, new = await uploads.store(place.id, sent)
+    aged = [each.model_copy(update={"created_at": each.created_at - timedelta(days=31)}) for each in old]
+    collected = await asyncio.to_thread(artifacts.store, bucket, place, "a.patch", b"x")
+    collected = collected.model_copy(update={"created_at": aged[0].created_at})
+    await asyncio.to_thread(artifacts.write_index, bucket, place, [collected])
+    whole = manifest._Addition(artifacts=[*aged, new], whole=True).model_dump_json().encode()
+    await asyncio.to_thread(bucket.put, place.manifest_key(1), whole)
+    names = [each.name for each in await uploads.manifest(place.id)]
+    assert names == ["a.patch", "gone.md", "kept.md", "new.md"]
+    await asyncio.to_thread(bucket.delete, [place.artifact_key("a.patch"), aged[0].key])
+    assert [each.name for each in await uploads.manifest(place.id)] == ["kept.md", "new.md"]
+    assert len(await asyncio.to_thread(all_artifacts, bucket, place)) == 2
+    # One that was deleted before its time is found out when it is asked for.
+    await asyncio.to_thread(bucket.delete, [new.key])
+    for key in (aged[0].key, new.key):
+        with pytest.raises(ArtifactNotFound):
+            await uploads.presign(place.id, key)
+    assert "X-Amz-Signature" in await uploads.presign(place.id, aged[1].key)
 
 
 async def test_the_embedded_server_deletes_what_a_rule_says_is_old(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import pytest
 
 from foundation.errors import BucketUnavailable, ForeignServer, HostUnreachable, TaskyardError
-from storage import follower, runlog
+from storage import follower, runlog, sealing
 from storage.follower import LiveNews, RunLogFollower, RunLogFollowers
 from storage.layout import TASKS, Place
 from storage.live.wire import heard
@@ -126,6 +126,30 @@ async def test_a_damaged_log_is_told_and_not_waited_for():
         with pytest.raises(TaskyardError, match="damaged"):
             await anext(stream)
     assert any(key.startswith(TASK.log_prefix) for key in bucket.objects)
+
+
+@pytest.mark.parametrize("gone", range(6))
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_of_an_old_log_there_is_what_the_bucket_has_left(monkeypatch, gone: int, sealed: bool):
+    """The bucket's own rule deletes the oldest objects, and those of one day not all at once."""
+    monkeypatch.setattr(sealing, "_PART_BYTES", 1)
+    bucket = MemoryBucket()
+    for number in range(5):
+        append_event(bucket, TASK, {"n": number})
+    if sealed:
+        seal(bucket, TASK)
+    bucket.delete(
+        [TASK.sealed_part_key(number, number) if sealed else TASK.segment_key(number) for number in range(1, gone + 1)]
+    )
+    left = list(range(gone + 1, 6))
+    assert [entry.id for entry in read_entries(bucket, TASK)] == left
+    assert [entry.id for entry in tail(bucket, TASK, 10)] == left
+    async with RunLogFollower(bucket, TASK, poll_seconds=POLL) as one:
+        stream = one.follow(0)
+        assert [(await anext(stream)).id for _ in left] == left
+        if sealed:
+            assert await anext(stream, None) is None
+        await stream.aclose()
 
 
 async def test_stopping_ends_those_who_wait():
