@@ -32,7 +32,9 @@ _VALUES_MOST = 100_000
 _REMEMBERED = 512
 _REMEMBERED_CHARS = 16 * 1024
 _CONSOLE_CHARS = 16 * 1024
-_EVENT_ID = re.compile(r"(?P<entry>[0-9]{1,15})(?:-(?P<part>[0-9]{1,6}))?(?:\.[0-9]{1,15})?")
+# No log has so many entries: it is a time in milliseconds.
+_NO_ENTRY = 10**12
+_EVENT_ID = re.compile(r"(?P<entry>[0-9]{1,20})(?:-(?P<part>[0-9]{1,20}))?(?:\.[0-9]{1,15})?")
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,17 @@ class Position(NamedTuple):
 
 
 def parse_event_id(text: str, named: str = "Last-Event-ID") -> Position:
-    """The position that an id of an event names. Raises InvalidParameter."""
+    """The position that an id of an event names. Raises InvalidParameter.
+
+    An id of another server's stream (a time in milliseconds and a number) names none here: the client gets everything.
+    """
     match = _EVENT_ID.fullmatch(text)
     if match is None:
         raise InvalidParameter(
             f"{named} is an id that the stream has given, such as 12 or 12-2; leave it out to begin."
         )
+    if int(match["entry"]) >= _NO_ENTRY or int(match["part"] or 1) == 0:
+        return BEGINNING
     return Position(int(match["entry"]), int(match["part"]) if match["part"] else inf)
 
 

@@ -124,10 +124,13 @@ async def _standings(request: Request, services: Services, run: FoundRun) -> Asy
     """The run as its stream shows it, now and whenever that has changed."""
     async with aclosing(services.told_watches.watch(run.id)) as looks:
         async for look in looks:
-            shown = run_object(request, FoundRun(run.parent, ToldRun(look.status)))
+            told = ToldRun(look.status)
+            shown = run_object(request, FoundRun(run.parent, told))
             event = {"type": "task_run_state", "run_id": run.id, "task_id": run.parent.id}
             event |= {name: shown[name] for name in _STANDING}
-            yield Standing(jsonable_encoder(event), look.ended)
+            # What is left to do for a local run when it has ended waits for a worker, and clients do not wait for that.
+            ended = look.ended or (told.local is not None and told.ended)
+            yield Standing(jsonable_encoder(event), ended, look.ended)
 
 
 async def _counted(request: Request, services: Services, content: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

@@ -30,10 +30,14 @@ _BATCH = 200
 
 @dataclass(frozen=True)
 class Standing:
-    """How a run stands, as an event of its stream. Nothing changes any more once it has ``ended``."""
+    """How a run stands, as an event of its stream.
+
+    Nothing changes any more once it has ``ended``; its log may get its last lines until all is ``over``.
+    """
 
     event: Json
     ended: bool
+    over: bool
 
 
 class Beat(Enum):
@@ -81,13 +85,14 @@ async def _events(streamed: Streamed, start: Position) -> AsyncGenerator[Notific
     """Everything in its order: the run's standing first, and that with which it ends after its last notification."""
     async with aclosing(streamed.standings) as standings:
         first = await anext(standings)
-        if first.ended:
+        if first.over:
             async with aclosing(_stored(streamed, start)) as told:
                 async for notification in told:
                     yield notification
             yield first
             return
-        yield first
+        if not first.ended:
+            yield first
         live = _Live(streamed, start, first)
         async with merged(lambda put: live.stand(standings, put), live.read, live.beat) as events:
             async for event in events:
@@ -121,17 +126,22 @@ class _Live:
         """The run's changes, up to its end or until the stream is cut."""
         try:
             async with asyncio.timeout(ROTATION_SECONDS):
-                async for standing in standings:
-                    if standing.ended:
-                        # The last lines come before the state that ends the stream.
-                        await self._log.wait()
-                        await put(standing)
-                        return
-                    if standing != self._shown:
-                        self._shown = standing
-                        await put(standing)
+                last = self._shown if self._shown.ended else await self._changes(standings, put)
+                # The last lines come before the state that ends the stream.
+                await self._log.wait()
+                await put(last)
         except TimeoutError:
             await put(Beat.ROTATED)
+
+    async def _changes(self, standings: AsyncIterator[Standing], put: Put[Notification | Standing | Beat]) -> Standing:
+        """Tell how the run stands whenever that has changed; how it stands at its end."""
+        async for standing in standings:
+            if standing.ended:
+                return standing
+            if standing != self._shown:
+                self._shown = standing
+                await put(standing)
+        raise AssertionError("a run is watched to its end")
 
     async def read(self, put: Put[Notification | Standing | Beat]) -> None:
         """The log from where the client is."""

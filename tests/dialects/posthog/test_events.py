@@ -283,3 +283,53 @@ async def test_what_a_client_tells_of_a_run_in_the_cloud_shows_in_its_stream(
     await watching
     assert watcher.standings[-1]["status"] == "completed"
     assert watcher.standings[-1]["stage"] == "build"
+
+
+async def test_the_stream_of_a_local_run_ends_with_it_whatever_its_worker_has_left_to_do(
+    site: ApiSite, client: httpx.AsyncClient
+) -> None:
+    services = site.app.services
+    parent = await services.parents.create("7", ParentFields(title="Notes"), "somebody")
+    run_id = str(uuid4())
+    await services.told.create(run_id, parent=parent.id, state=LocalState.RUNNING)
+    path = f"/tasks/{parent.id}/runs/{run_id}"
+    site.steps.hold("finish_local")
+    async with site.worker():
+        watching = asyncio.create_task(streamed(client, path))
+        await services.told.append(run_id, [{"last": 1}])
+        await services.told.tell(run_id, Change(enter=LocalState.FAILED))
+        for events in (await watching, await streamed(client, path)):
+            *_, entry, state, end = events
+            assert entry.data["last"] == 1
+            assert (state.data["type"], state.data["status"]) == ("task_run_state", "failed")
+            assert (end.event, end.data) == ("stream-end", COMPLETE)
+        site.steps.go_on["finish_local"].set()
+        await site.temporal.get_workflow_handle(f"local-{run_id}").result()
+
+
+async def test_pages_tell_of_what_the_bucket_has_left_of_an_old_log(site: ApiSite, client: httpx.AsyncClient) -> None:
+    services = site.app.services
+    parent = await services.parents.create("7", ParentFields(title="Notes"), "somebody")
+    run_id = str(uuid4())
+    await services.told.create(run_id, parent=parent.id, state=LocalState.RUNNING)
+    path = f"/tasks/{parent.id}/runs/{run_id}"
+    for number in range(6):
+        await services.told.append(run_id, [{"n": number}])
+
+    async def pages() -> tuple[list[int], str]:
+        found: list[int] = []
+        while True:
+            reply = await client.get(f"{path}/session_logs", params={"limit": 2, "offset": len(found)})
+            assert reply.json() or reply.headers["x-has-more"] == "false"
+            found += [each["n"] for each in reply.json()]
+            if reply.headers["x-has-more"] == "false":
+                return found, reply.headers["x-total-count"]
+
+    assert await pages() == ([0, 1, 2, 3, 4, 5], "6")
+    place = TASKS.place(run_id)
+    await asyncio.to_thread(site.bucket.delete, [place.segment_key(1), place.segment_key(2)])
+    assert await pages() == ([2, 3, 4, 5], "4")
+    whole = (await client.get(f"{path}/logs")).text.splitlines()
+    assert [json.loads(line)["n"] for line in whole] == [2, 3, 4, 5]
+    await asyncio.to_thread(lambda: site.bucket.delete([found.key for found in site.bucket.list(place.prefix)]))
+    assert await pages() == ([], "0")

@@ -211,6 +211,10 @@ def test_what_a_client_tells_of_its_own_run_stays_as_it_is() -> None:
         ("7-2", Position(7, 2)),
         ("7-2.1769682600123", Position(7, 2)),
         ("7.1769682600123", Position(7)),
+        # What other servers' streams give: a time in milliseconds and a number.
+        ("1769682600123-0", BEGINNING),
+        ("1769682600123-12", BEGINNING),
+        ("1718-0", BEGINNING),
     ],
 )
 def test_an_id_names_where_a_client_stands(text: str, position: Position) -> None:
