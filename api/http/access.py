@@ -32,7 +32,7 @@ class Grant:
         return self.run is None or (self.run == run and purpose in self.purposes)
 
 
-#: What a token opens; None when it is no token of this kind, or not valid any more.
+#: What a token opens; None when it is no token of this kind, or not valid any more. May raise HostNotReady.
 TokenReader = Callable[[str], Grant | None]
 
 
@@ -55,7 +55,7 @@ class Access:
     def grant(self, connection: HTTPConnection) -> Grant:
         """What the request's credential opens.
 
-        Raises Unauthorized without one that is known, HostNotReady when this server's own key cannot be read.
+        Raises Unauthorized without one that is known, HostNotReady when a key of this server cannot be read.
         """
         scheme, _, credential = connection.headers.get("authorization", "").partition(" ")
         credential = credential.strip()

@@ -105,13 +105,13 @@ def _made(settings: Settings) -> Path:
     """The key of this home, made at first use."""
     path = settings.home / _OWN_KEY
     settings.make_home()
-    if path.exists():
-        return path
-    key = generate_private_key(public_exponent=65537, key_size=_KEY_BITS)
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     try:
+        if path.exists():
+            return path
+        key = generate_private_key(public_exponent=65537, key_size=_KEY_BITS)
+        form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         # Of two processes that start at once, both read the same key.
-        write_once(path, pem)
+        write_once(path, key.private_bytes(*form))
     except OSError as error:
         raise HostNotReady(f"The key {path} cannot be made ({error.strerror})") from error
     return path

@@ -11,9 +11,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
 
 from api.deps import Answers
+from api.http.methods import methods_of
 from foundation.errors import InvalidBody, InvalidParameter, OriginRefused, ServiceUnavailable, TaskyardError
 from foundation.faults import Fault, as_details, sentence
 from foundation.urls import without_credentials
@@ -26,7 +26,6 @@ _ALSO_ON_TOP = ("existing_task", "task_state")
 _RETRY_AFTER_SECONDS = 2
 _LONGEST_PATH = 200
 _LONGEST_METHOD = 20
-_ALL_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 _CODES = {
     400: "bad_request",
@@ -97,7 +96,7 @@ async def _http(request: Request, error: HTTPException) -> JSONResponse:
     if status == HTTPStatus.NOT_FOUND:
         message = f"There is nothing at {_path(request)}; /docs lists what there is."
     elif status == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers = {"Allow": ", ".join(_methods(request))}
+        headers = {"Allow": ", ".join(methods_of(request.app.routes, request.scope))}
         message = f"{request.method[:_LONGEST_METHOD]} does not work on {_path(request)}; allowed: {headers['Allow']}."
     elif status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         message = "The body is too large; 2 MiB are taken at most."
@@ -113,15 +112,6 @@ async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
 
 
 ANSWERS = Answers(known=_known, invalid_request=_invalid_request, http=_http, unforeseen=_unforeseen)
-
-
-def _methods(request: Request) -> list[str]:
-    """What the path takes, by all of its routes; the framework names the first one's only."""
-    return [
-        method
-        for method in _ALL_METHODS
-        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
-    ]
 
 
 def _path(request: Request) -> str:

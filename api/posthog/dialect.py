@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from api.deps import Dialect, Services
+from api.http.methods import HeadOfGet
 from api.posthog import artifacts, environments, errors, tasks, tokens, told, users
 from api.posthog.events import routes as events
 from api.posthog.events.table import LogTables
 from api.posthog.forms import MOST_BYTES
+from api.posthog.methods import Options
 from api.posthog.paths import OptionalSlash
 from api.posthog.runs import commands
 from api.posthog.runs import routes as runs
@@ -29,6 +31,8 @@ def make_posthog(services: Services) -> Dialect:
         redirect_slashes=False,
     )
     app.log_tables = LogTables(services.bucket)
+    app.add_middleware(Options, routes=app.routes)
+    app.add_middleware(HeadOfGet)
     # The outermost, so that whatever reads the path reads it without its last slash.
     app.add_middleware(OptionalSlash)
     for part in (users, tasks, runs, commands, told, events, artifacts, tokens, environments):

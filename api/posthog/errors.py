@@ -17,6 +17,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from api.deps import Answers
+from api.http.methods import methods_of
+from api.posthog.methods import allowed
 from foundation.errors import (
     ArtifactNotFound,
     Forbidden,
@@ -121,7 +123,10 @@ async def _http(request: Request, error: HTTPException) -> JSONResponse:
     kind, code, detail = _HTTP.get(error.status_code, ("invalid_request", "error", str(error.detail)))
     # The method is whatever the client wrote.
     detail = detail.replace("{method}", request.method[:20])
-    return _framework(error.status_code, kind, code, detail, None, dict(error.headers or {}), {})
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers = {"Allow": ", ".join(allowed(methods_of(request.app.routes, request.scope)))}
+    return _framework(error.status_code, kind, code, detail, None, headers, {})
 
 
 async def _unforeseen(request: Request, error: Exception) -> JSONResponse:

@@ -13,7 +13,7 @@ from api.http.tokens import TokenKeys, looks_like_one
 from api.posthog.lookup import GrantOf, RunOf
 from api.posthog.paths import PUBLIC_KEYS, RUN
 from api.posthog.users import user
-from foundation.errors import HostNotReady, Unauthorized
+from foundation.errors import Unauthorized
 
 #: What a connection token opens of its run: routes that have ``opened_by_token`` of one of these.
 CONNECTION = "connection"
@@ -48,14 +48,14 @@ async def public_keys(services: ServicesOf, response: Response) -> dict[str, Any
 
 
 def connection_reader(keys: TokenKeys) -> TokenReader:
-    """Tells what a connection token opens."""
+    """Tells what a connection token opens. It raises HostNotReady when this server cannot tell."""
 
     def read(text: str) -> Grant | None:
         if not looks_like_one(text):
             return None
         try:
             claims = keys.check(_AUDIENCE, text)
-        except (Unauthorized, HostNotReady):
+        except Unauthorized:
             return None
         run, holder = claims.get("run_id"), claims.get("distinct_id")
         if not isinstance(run, str) or not isinstance(holder, str):
