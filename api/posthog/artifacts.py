@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 from http import HTTPStatus
@@ -32,6 +33,8 @@ router = APIRouter(tags=["artifacts"])
 _PDF_BYTES = 10 * 2**20
 _PDF = "application/pdf"
 _PATH_CHARS = 500
+# Where a body holds the bytes of files, which may be any.
+_CONTENT = re.compile(r"artifacts\[[0-9]+\]\.content")
 
 
 class ArtifactType(StrEnum):
@@ -90,7 +93,7 @@ class _Path(Form):
 @router.post(f"{RUN}/artifacts", summary="Upload artifacts of a run")
 async def upload(run: RunOf, request: Request, services: ServicesOf) -> dict[str, Any]:
     """Add artifacts with their content; all of the run's artifacts, the new ones last."""
-    form = await read_form(request, _Uploads, most_bytes=MOST_BYTES)
+    form = await read_form(request, _Uploads, most_bytes=MOST_BYTES, content=_CONTENT)
     uploads = await to_thread.run_sync(_contents, form.artifacts)
     return {"artifacts": artifact_entries(await services.uploads.store(run.id, uploads))}
 

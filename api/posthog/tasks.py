@@ -22,6 +22,7 @@ from api.posthog.shown import shown_task, shown_tasks, with_run
 from api.posthog.users import user
 from foundation.errors import InvalidBody
 from foundation.faults import Fault
+from foundation.schemas.json_schema import fault as schema_fault
 from foundation.urls import has_credentials
 from workflows.parents.messages import DESCRIPTION_BYTES, TITLE_CHARS, ParentFields, ParentStatus
 
@@ -68,6 +69,14 @@ class TaskForm(Form):
         if not _SHORT.fullmatch(value):
             raise ValueError("Format for repository is organization/repo, or a URL.")
         return value.lower()
+
+    @field_validator("json_schema")
+    @classmethod
+    def _json_schema(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Refused now, not only when a run gives its output."""
+        if value is not None and (reason := schema_fault(value)) is not None:
+            raise ValueError(f"This {reason}.")
+        return value
 
     def fields(self) -> dict[str, Any]:
         """What was said, as the core names it."""
@@ -156,7 +165,6 @@ async def summaries(project: ProjectOf, request: Request, services: ServicesOf, 
 
 
 @router.get(TASK, summary="Get a task")
-@router.head(TASK, include_in_schema=False)
 async def get_task(parent: ParentOf, request: Request, services: ServicesOf) -> dict[str, Any]:
     """One task, with its latest run."""
     return await shown_task(request, services, parent)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from anyio import to_thread
@@ -22,10 +24,10 @@ from api.posthog.models import run_object
 from api.posthog.paths import RUN
 from api.posthog.tokens import STREAM
 from api.posthog.users import user
+from api.runs.log import timestamp
 from api.told.entries import BATCH_BYTES, ENTRY_BYTES, json_line
 from foundation.errors import (
     Conflict,
-    HostNotReady,
     InvalidBody,
     InvalidParameter,
     PayloadTooLarge,
@@ -49,6 +51,8 @@ _AUDIENCES = {STREAM: "posthog:run_stream", INGEST: "posthog:sandbox_event_inges
 _PIECE = "agent_message_chunk"
 _COMPLETE = "_posthog/stream_complete"
 _NUMBER_MOST = 2**53
+# How agents begin a line.
+_HEAD = re.compile(rb'\s*\{\s*"seq"\s*:\s*([0-9]{1,16})\s*,')
 
 router = APIRouter(prefix=RUN, tags=["runs"])
 
@@ -83,7 +87,8 @@ async def set_output(run: RunOf, request: Request, services: ServicesOf) -> dict
 async def event_stream(run: RunOf, request: Request, services: ServicesOf) -> dict[str, int]:
     """Take lines of ``{"seq", "event"}``, each once: what is known is left out, and a gap is refused (409).
 
-    They are stored as they come, before the request has ended. Without any, the last number is told.
+    They are stored as they come, before the request has ended. Without any, the last number is told. In the place of an
+    event that no log can hold, the log says so: it would be sent again and again, and none behind it would be taken.
     """
     taken = await services.told.ingest(run.id, [], run.run)
     try:
@@ -118,13 +123,13 @@ async def stream_token(run: RunOf, grant: GrantOf, services: ServicesOf) -> dict
 
 
 def stream_reader(keys: TokenKeys) -> TokenReader:
-    """Tells what a token of a stream opens."""
+    """Tells what a token of a stream opens. It raises HostNotReady when this server cannot tell."""
 
     def read(text: str) -> Grant | None:
         if not looks_like_one(text):
             return None
         for purpose, audience in _AUDIENCES.items():
-            with suppress(Unauthorized, HostNotReady):
+            with suppress(Unauthorized):
                 claims = keys.check(audience, text)
                 run, holder = claims.get("run_id"), claims.get("distinct_id")
                 if isinstance(run, str) and isinstance(holder, str):
@@ -195,7 +200,16 @@ def _numbered(lines: list[bytes]) -> tuple[list[Numbered], int | None]:
     found: list[Numbered] = []
     final: int | None = None
     for line in lines:
-        data = _json(line)
+        try:
+            data = json.loads(line)
+        except RecursionError as error:
+            # Its number stands first, as agents write it.
+            if (head := _HEAD.match(line)) is None:
+                raise _unreadable(error) from None
+            found.append(_left_out(int(head[1]), "it is nested too deep to be read."))
+            continue
+        except ValueError as error:
+            raise _unreadable(error) from None
         if not isinstance(data, dict):
             raise _invalid("", "Each line is a JSON object.", "invalid")
         if data.get("type") == _COMPLETE:
@@ -203,8 +217,20 @@ def _numbered(lines: list[bytes]) -> tuple[list[Numbered], int | None]:
         elif not isinstance(data.get("event"), dict):
             raise _invalid("event", "Expected a dictionary of items.", "not_a_dict")
         else:
-            found.append(Numbered(_number(data.get("seq"), "seq"), json_line(data["event"], "event") + "\n"))
+            number = _number(data.get("seq"), "seq")
+            try:
+                found.append(Numbered(number, json_line(data["event"], "it") + "\n"))
+            except InvalidParameter as error:
+                found.append(_left_out(number, error.message))
     return found, final
+
+
+def _left_out(number: int, reason: str) -> Numbered:
+    """What the log has in the place of an event that it cannot hold."""
+    params = {"level": "warn", "message": f"Event {number} was left out: {reason}"}
+    note = {"jsonrpc": "2.0", "method": "_posthog/console", "params": params}
+    line = {"type": "notification", "timestamp": timestamp(datetime.now(UTC)), "notification": note}
+    return Numbered(_number(number, "seq"), json_line(line, "note") + "\n")
 
 
 def _number(value: Any, field: str, least: int = 1) -> int:
@@ -217,8 +243,12 @@ def _json(text: bytes) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "it is no JSON of this depth and encoding"
-        raise _invalid("", f"JSON parse error - {reason}", "parse_error") from None
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: ValueError | RecursionError) -> InvalidBody:
+    reason = error.msg if isinstance(error, json.JSONDecodeError) else "it is no JSON of this depth and encoding"
+    return _invalid("", f"JSON parse error - {reason}", "parse_error")
 
 
 def _invalid(field: str, message: str, rule: str) -> InvalidBody:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from api.environments.core import applied
 from api.posthog.forms import Form, Uuid
@@ -22,10 +22,17 @@ from workflows.specs.manifest import Manifest
 from workflows.specs.wire import DEFAULT_BRANCH
 
 Mode = Literal["interactive", "background"]
+Adapter = Literal["claude", "codex"]
 
 _GIT_SECRET = "GIT_HOST_TOKEN"  # noqa: S105 -- the name of a secret
 _SHORT = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _BYPASS = "bypassPermissions"
+# What agents of each kind call their permission modes, and whose models they use.
+_PERMISSION_MODES: Mapping[Adapter, frozenset[str]] = {
+    "claude": frozenset({"default", "acceptEdits", "plan", "auto", "dontAsk", _BYPASS}),
+    "codex": frozenset({"auto", "read-only", "full-access"}),
+}
+_PROVIDERS: Mapping[Adapter, str] = {"claude": "anthropic", "codex": "openai"}
 _MOST_NAME = 200
 # Fields of the manifest, as clients of this dialect know them.
 _FIELDS: Mapping[str, str] = {
@@ -41,7 +48,7 @@ _FIELDS: Mapping[str, str] = {
 
 
 class RunOptions(Form):
-    """How a run is to be executed (contract, section 1.2); what is null was not said."""
+    """How a run is to be executed, wherever that is (contract, section 1.2); what is null was not said."""
 
     mode: Mode | None = None
     branch: Annotated[str, Field(max_length=255)] | None = None
@@ -49,7 +56,7 @@ class RunOptions(Form):
     pr_authorship_mode: Literal["user", "bot"] | None = None
     run_source: Literal["manual", "signal_report"] | None = None
     signal_report_id: Annotated[str, Field(max_length=200)] | None = None
-    runtime_adapter: Literal["claude", "codex"] | None = None
+    runtime_adapter: Adapter | None = None
     model: Annotated[str, Field(max_length=200)] | None = None
     reasoning_effort: Literal["low", "medium", "high", "xhigh", "max", "ultracode"] | None = None
     initial_permission_mode: Annotated[str, Field(max_length=64)] | None = None
@@ -64,28 +71,46 @@ class RunOptions(Form):
         of_model = (self.runtime_adapter, self.model, self.reasoning_effort)
         if any(of_model) and not (self.runtime_adapter and self.model):
             raise ValueError("runtime_adapter and model are both required when one of them or an effort is given.")
-        if self.runtime_adapter == "codex":
-            raise ValueError("runtime_adapter 'codex' is not run here; use 'claude'.")
         if self.initial_permission_mode is not None and self.runtime_adapter is None:
             raise ValueError("initial_permission_mode requires runtime_adapter.")
         return self
 
+    @field_validator("initial_permission_mode")
+    @classmethod
+    def _known_to_adapter(cls, value: str | None, info: ValidationInfo) -> str | None:
+        adapter: Adapter | None = info.data.get("runtime_adapter")
+        if value is not None and adapter is not None and value not in _PERMISSION_MODES[adapter]:
+            modes = ", ".join(sorted(_PERMISSION_MODES[adapter]))
+            raise ValueError(f"'{adapter}' has no such mode; its modes are {modes}.")
+        return value
+
     def told(self) -> dict[str, Any]:
         """As a run's state keeps them."""
-        said = self.model_dump(exclude={"branch"}, exclude_none=True)
+        said = self.model_dump(include=set(RunOptions.model_fields) - {"branch"}, exclude_none=True)
         if self.run_source == "signal_report":
             said["pr_authorship_mode"] = "bot"
         if self.runtime_adapter is not None:
-            said["provider"] = "anthropic"
+            said["provider"] = _PROVIDERS[self.runtime_adapter]
         if self.branch is not None:
             said["pr_base_branch"] = self.branch
         return said
 
 
+class CloudOptions(RunOptions):
+    """How a run is to be executed here."""
+
+    @field_validator("runtime_adapter")
+    @classmethod
+    def _run_here(cls, value: Adapter | None) -> Adapter | None:
+        if value not in {None, "claude"}:
+            raise ValueError(f"'{value}' is not run in the cloud here; use 'claude', or a local run.")
+        return value
+
+
 def manifest_of(
     settings: Settings,
     parent: ParentStatus,
-    options: RunOptions,
+    options: CloudOptions,
     run_id: str,
     *,
     prompt: str | None = None,

@@ -10,13 +10,13 @@ from pydantic import Field, field_validator
 
 from api.deps import ServicesOf
 from api.posthog.errors import told_as_view
-from api.posthog.forms import Form, read_form
+from api.posthog.forms import Form, form_of, read_form
 from api.posthog.lookup import FoundRun, GrantOf, ParentOf, RunOf, find_run, find_runs, runs_of
 from api.posthog.models import STATES, run_object
 from api.posthog.paging import PagingOf
 from api.posthog.paths import RUN, RUNS
 from api.posthog.runs import starting
-from api.posthog.runs.manifests import RunOptions
+from api.posthog.runs.manifests import CloudOptions, RunOptions
 from api.posthog.shown import with_run
 from foundation.errors import InvalidParameter, TaskAlreadyTerminal
 from workflows.messages import SENTENCE_CHARS
@@ -101,19 +101,17 @@ async def create_run(parent: ParentOf, grant: GrantOf, request: Request, service
     """A run that is not started: a local one, whose agent works elsewhere, or one in the cloud, for ``start``."""
     wanted = await read_form(request, _Creation)
     if wanted.environment == "cloud":
-        run_id = await starting.hold(services, parent, grant.holder, wanted)
+        options = form_of(CloudOptions, wanted.model_dump())
+        run_id = await starting.hold(services, parent, grant.holder, options)
         return run_object(request, await find_run(services, parent, run_id))
     run_id = str(uuid4())
-    state = wanted.told()
-    state.pop("environment", None)
-    told = starting.told_of(wanted, state, wanted.environment)
+    told = starting.told_of(wanted, wanted.told(), wanted.environment)
     change = Change(state=told.state, branch=told.branch, environment=told.environment, mode=told.mode)
     await services.told.create(run_id, state=LocalState.QUEUED, name=parent.title, parent=parent.id, told=change)
     return run_object(request, await find_run(services, parent, run_id))
 
 
 @router.get(RUN, summary="Get a run")
-@router.head(RUN, include_in_schema=False)
 async def get_run(run: RunOf, request: Request) -> dict[str, Any]:
     """One run of a task."""
     return run_object(request, run)
@@ -163,14 +161,17 @@ async def cancel_run(run: RunOf, request: Request, response: Response, services:
     dependencies=[Depends(told_as_view(InvalidParameter))],
 )
 async def resume_in_cloud(run: RunOf, grant: GrantOf, request: Request, services: ServicesOf) -> dict[str, Any]:
-    """A new run in the cloud that goes on where this one ended; a local one that is not over yet is ended by that."""
+    """A run in the cloud that goes on where this one ended; a local one that is not over yet is ended by that.
+
+    Asked for again it is the same run, so that a lost answer starts no second one.
+    """
     if run.cloud is not None and not run.run.ended:
         raise InvalidParameter("The run is active in the cloud already.")
-    wanted = starting.RunRequest(mode="interactive", resume_from_run_id=run.id)
-    run_id = await starting.start(services, run.parent, grant.holder, wanted, handoff_resumed=True)
+    resumed = await starting.resume(services, run, grant.holder)
     if not run.run.ended:
+        # Only now: what cannot be started ends nothing, and whoever was cut off before this asks again.
         await services.told.tell(run.id, Change(enter=LocalState.CANCELLED, error_message=_HANDED_OVER))
-    return run_object(request, await find_run(services, run.parent, run_id))
+    return run_object(request, resumed)
 
 
 @router.get(f"{RUN}/peers", summary="Runs that work on the same")

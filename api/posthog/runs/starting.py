@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any
-from uuid import uuid4
+from uuid import NAMESPACE_URL, uuid4, uuid5
 
 from anyio import to_thread
 from pydantic import Field, ValidationError, field_validator
@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError, field_validator
 from api.deps import Services
 from api.posthog.forms import Form, Uuid
 from api.posthog.lookup import FoundRun, find_run
-from api.posthog.runs.manifests import RunOptions, manifest_of
-from foundation.errors import InvalidBody, InvalidParameter, NotFound, TaskNotFound
+from api.posthog.runs.manifests import CloudOptions, RunOptions, manifest_of
+from foundation.errors import DuplicateTaskId, InvalidBody, InvalidParameter, NotFound, TaskNotFound
 from foundation.faults import Fault
 from foundation.units import format_size
 from storage.environments.store import Environment
@@ -43,22 +43,30 @@ class FirstMessage(Form):
         return (value or "").strip() or None
 
 
-class RunRequest(RunOptions, FirstMessage):
+class RunRequest(CloudOptions, FirstMessage):
     """Options of a run that is created and started (contract, section 1.2b)."""
 
     resume_from_run_id: Uuid | None = None
 
 
-async def start(services: Services, parent: ParentStatus, viewer: str, wanted: RunRequest, **state: Any) -> str:
-    """Create a run of the task in the cloud for a ``viewer`` and start it; its id.
+async def start(
+    services: Services,
+    parent: ParentStatus,
+    viewer: str,
+    wanted: RunRequest,
+    run_id: str | None = None,
+    **state: Any,
+) -> str:
+    """Create a run of the task in the cloud for a ``viewer`` and start it; its id, which is a new one if none is given.
 
     ``state`` is told of it beside the options.
 
-    Raises InvalidBody, InvalidParameter for an earlier run or artifacts that are not there, and what submitting raises.
+    Raises InvalidBody, InvalidParameter for an earlier run or artifacts that are not there, and what submitting raises:
+    DuplicateTaskId when a run has the id.
     """
     earlier = await _earlier(services, parent, wanted.resume_from_run_id)
     options = _inheriting(wanted, earlier)
-    run_id = str(uuid4())
+    run_id = run_id or str(uuid4())
     staged = chosen(await services.uploads.staged(parent.id), wanted.pending_user_artifact_ids)
     prompt = await first_prompt(services, parent, wanted.pending_user_message, staged)
     environment = await _environment(services, parent, viewer, options)
@@ -78,7 +86,20 @@ async def start(services: Services, parent: ParentStatus, viewer: str, wanted: R
     return run_id
 
 
-async def hold(services: Services, parent: ParentStatus, viewer: str, options: RunOptions) -> str:
+async def resume(services: Services, run: FoundRun, viewer: str) -> FoundRun:
+    """The run in the cloud that goes on where this one stands; asked for again, it is the same. Raises as ``start``."""
+    run_id = str(uuid5(NAMESPACE_URL, f"taskyard:resumed:{run.id}"))
+    # Whoever got no answer asks again, perhaps when the run could not be started any more.
+    with suppress(TaskNotFound):
+        return await find_run(services, run.parent, run_id)
+    wanted = RunRequest(mode="interactive", resume_from_run_id=run.id)
+    # Of two that ask at once, both get the run of the first.
+    with suppress(DuplicateTaskId):
+        await start(services, run.parent, viewer, wanted, run_id, handoff_resumed=True)
+    return await find_run(services, run.parent, run_id)
+
+
+async def hold(services: Services, parent: ParentStatus, viewer: str, options: CloudOptions) -> str:
     """Create a run of the task in the cloud that waits to be started; its id. Raises as ``start`` does."""
     run_id = str(uuid4())
     environment = await _environment(services, parent, viewer, options)
@@ -151,9 +172,9 @@ async def _earlier(services: Services, parent: ParentStatus, run_id: str | None)
         raise InvalidParameter("Invalid resume_from_run_id", field="resume_from_run_id") from None
 
 
-def _inheriting(wanted: RunRequest, earlier: FoundRun | None) -> RunOptions:
+def _inheriting(wanted: RunRequest, earlier: FoundRun | None) -> CloudOptions:
     """The options, with what an earlier run had where they do not say."""
-    options = RunOptions.model_validate(wanted.model_dump(include=set(RunOptions.model_fields)))
+    options = CloudOptions.model_validate(wanted.model_dump(include=set(RunOptions.model_fields)))
     if earlier is None:
         return options
     before = earlier.run.told.state | {"branch": earlier.run.told.state.get("pr_base_branch")}
@@ -165,8 +186,8 @@ def _inheriting(wanted: RunRequest, earlier: FoundRun | None) -> RunOptions:
         for name in _INHERITED
         if before.get(name) is not None and getattr(options, name) is None and not (own_model and name in of_model)
     }
-    # The state of a run is its client's own, and may say what no run can have.
+    # The state of a run is its client's own, and may say what no run can have, or none here.
     for group in (inherited, {name: value for name, value in inherited.items() if name not in of_model}):
         with suppress(ValidationError):
-            return RunOptions.model_validate(options.model_dump() | group)
+            return CloudOptions.model_validate(options.model_dump() | group)
     return options

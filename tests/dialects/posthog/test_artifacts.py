@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -66,6 +67,17 @@ async def test_what_is_uploaded_is_in_the_run_and_comes_back(client: httpx.Async
         downloaded = await client.post(f"{run.path}/artifacts/download/", json=path)
         assert downloaded.content == expected
         assert downloaded.headers["content-type"].startswith(artifact["content_type"])
+
+
+async def test_text_of_any_characters_is_content(client: httpx.AsyncClient, run: Run):
+    text = "a\0b\u2028\ufffe"
+    (artifact,) = await upload(client, run, {**PLAN, "content": text})
+    path = {"storage_path": artifact["storage_path"]}
+    assert (await client.post(f"{run.path}/artifacts/download/", json=path)).content == text.encode()
+    for wrong, attr in (({"name": "a\0"}, "artifacts__0__name"), ({"content": "\ud800"}, "artifacts__0__content")):
+        body = json.dumps({"artifacts": [{**PLAN, "content": text} | wrong]})
+        refused = await client.post(f"{run.path}/artifacts/", content=body)
+        assert (refused.status_code, refused.json()["attr"]) == (400, attr)
 
 
 async def test_native_readers_find_it_too(client: httpx.AsyncClient, run: Run, site: ApiSite):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import Any
 
@@ -68,6 +69,8 @@ async def test_a_task_is_changed_found_and_deleted(site: ApiSite, client: httpx.
         (b'{"repository": "https://user:secret@git.invalid/a.git"}', "repository", "value_error"),
         (b'{"title": 1}', "title", "string_type"),
         (b'{"json_schema": "text"}', "json_schema", "dict_type"),
+        (b'{"json_schema": {"type": "obj"}}', "json_schema", "value_error"),
+        (b'{"json_schema": {"$ref": "https://schemas.invalid/a"}}', "json_schema", "value_error"),
         (b'{"description": "\\ud800"}', "description", "unicode"),
         (b'{"description": "a\\u0000"}', "description", "nul"),
         (b'{"signal_report": "x"}', "signal_report", "value_error"),
@@ -138,7 +141,7 @@ async def test_a_run_is_created_and_started_later(site: ApiSite, client: httpx.A
     reply = await client.post(f"{runs}/", json={"environment": "cloud"})
     assert reply.status_code == 201, reply.text
     run = reply.json()
-    assert (run["status"], run["environment"], run["state"]["mode"]) == ("queued", "cloud", "background")
+    assert (run["status"], run["environment"], run["state"]) == ("queued", "cloud", {"mode": "background"})
     async with site.worker() as steps:
         message = await client.post(
             f"{runs}/{run['id']}/command/",
@@ -211,7 +214,7 @@ async def test_runs_are_listed_in_pages_newest_first(client: httpx.AsyncClient):
         ({"branch": "a..b"}, "branch"),
         ({"branch": "b" * 256}, "branch"),
         ({"model": "claude-sonnet-5"}, None),
-        ({"runtime_adapter": "codex", "model": "gpt"}, None),
+        ({"runtime_adapter": "codex", "model": "gpt"}, "runtime_adapter"),
         ({"initial_permission_mode": "plan"}, None),
         ({"runtime_adapter": "claude", "model": "a", "initial_permission_mode": "never"}, "initial_permission_mode"),
         ({"resume_from_run_id": "x"}, "resume_from_run_id"),
@@ -238,16 +241,64 @@ async def test_a_local_run_is_handed_over_to_the_cloud(site: ApiSite, client: ht
     runs = f"/tasks/{task['id']}/runs"
     local = (await client.post(f"{runs}/", json={})).json()
     async with site.worker():
-        reply = await client.post(f"{runs}/{local['id']}/resume_in_cloud/")
-        assert reply.status_code == 200, reply.text
-        run = reply.json()
+
+        async def resumed() -> dict[str, Any]:
+            reply = await client.post(f"{runs}/{local['id']}/resume_in_cloud/")
+            assert reply.status_code == 200, reply.text
+            return dict(reply.json())
+
+        run, second = await asyncio.gather(resumed(), resumed())
+        assert second["id"] == run["id"]
         assert (run["environment"], run["state"]["mode"]) == ("cloud", "interactive")
         assert run["state"]["resume_from_run_id"] == local["id"]
         before = (await client.get(f"{runs}/{local['id']}/")).json()
         assert (before["status"], before["error_message"]) == ("cancelled", "handoff")
+        # An answer that was lost is asked for again.
+        assert (await resumed())["id"] == run["id"]
+        assert (await client.get(f"{runs}/")).json()["count"] == 2
         active = await client.post(f"{runs}/{run['id']}/resume_in_cloud/")
         assert (active.status_code, active.json()["error"]) == (400, "The run is active in the cloud already.")
         # Back to a desktop: the run in the cloud is ended by that.
         back = (await client.patch(f"{runs}/{run['id']}/", json={"environment": "local"})).json()
         assert back["id"] == run["id"]
         await site.until_state(run["id"], "cancelled")
+
+
+async def test_what_cannot_be_resumed_in_the_cloud_goes_on_where_it_is(client: httpx.AsyncClient):
+    task = await made_task(client, repository=None)
+    runs = f"/tasks/{task['id']}/runs"
+    local = (await client.post(f"{runs}/", json={})).json()
+    refused = await client.post(f"{runs}/{local['id']}/resume_in_cloud/")
+    assert (refused.status_code, refused.json()["attr"]) == (400, "repository")
+    assert (await client.get(f"{runs}/{local['id']}/")).json()["status"] == "queued"
+    assert (await client.get(f"{runs}/")).json()["count"] == 1
+
+
+CODEX = {
+    "runtime_adapter": "codex",
+    "model": "gpt-5",
+    "reasoning_effort": "high",
+    "initial_permission_mode": "read-only",
+}
+
+
+async def test_an_agent_of_another_kind_works_elsewhere_alone(site: ApiSite, client: httpx.AsyncClient):
+    task = await made_task(client)
+    runs = f"/tasks/{task['id']}/runs"
+    made = await client.post(f"{runs}/", json=CODEX)
+    assert made.status_code == 201, made.text
+    local = made.json()
+    assert CODEX.items() <= local["state"].items()
+    assert (local["runtime_adapter"], local["provider"], local["model"]) == ("codex", "openai", "gpt-5")
+    for wrong in (CODEX | {"environment": "cloud"}, CODEX | {"initial_permission_mode": "plan"}):
+        refused = await client.post(f"{runs}/", json=wrong)
+        field = "runtime_adapter" if "environment" in wrong else "initial_permission_mode"
+        assert (refused.status_code, refused.json()["attr"]) == (400, field)
+        assert "codex" in refused.json()["detail"]
+    # In the cloud another agent goes on with the task.
+    async with site.worker():
+        resumed = (await client.post(f"{runs}/{local['id']}/resume_in_cloud/")).json()
+        assert (resumed["environment"], resumed["runtime_adapter"]) == ("cloud", "claude")
+        assert "model" not in resumed["state"]
+        await client.post(f"{runs}/{resumed['id']}/cancel/")
+        await site.until_state(resumed["id"], "cancelled")

@@ -188,6 +188,22 @@ async def test_numbered_events_are_taken_once_and_a_gap_is_refused(site: ApiSite
         assert await told(site, path) == [{"n": number} for number in range(1, last + 1)]
 
 
+async def test_an_event_that_no_log_can_hold_blocks_none_behind_it(site: ApiSite, client: httpx.AsyncClient) -> None:
+    path = await new_run(client)
+    kept = [b'{"a":' * 70 + b"1" + b"}" * 70, b'{"a":' * 50_000 + b"1" + b"}" * 50_000, b'{"a": NaN}']
+    body = b"".join(b'{"seq": %d, "event": %s}\n' % (number, event) for number, event in enumerate(kept, 1))
+    reply = await client.post(f"{path}/event_stream/", content=body + ndjson(4))
+    assert reply.json() == {"accepted": 4, "duplicate": 0, "last_accepted_seq": 4}
+    *notes, last = await told(site, path)
+    assert last == {"n": 4}
+    for number, note in enumerate(notes, 1):
+        said = note["notification"]
+        assert (said["method"], said["params"]["level"]) == ("_posthog/console", "warn")
+        assert said["params"]["message"].startswith(f"Event {number} was left out: it is ")
+    shown = (await client.get(f"{path}/session_logs", params={"event_types": "_posthog/console"})).json()
+    assert len(shown) == 3
+
+
 async def test_events_are_stored_while_the_request_that_sends_them_goes_on(
     site: ApiSite, client: httpx.AsyncClient
 ) -> None:
