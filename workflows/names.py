@@ -81,6 +81,8 @@ REDELIVERS = "redelivers"  # goes on with the conversation when a delivery has f
 EGRESS = "egress"  # has a network policy, which can be changed
 KEEPS_ANSWERS = "keeps-answers"  # repeats an answer that its agent may not have got, and takes no other
 OWN_INTERRUPTS = "own-interrupts"  # believes that a turn was interrupted only when it has asked for that itself
+HEARS = "hears-last-words"  # takes what comes about its end while it is ending, and a message with a late start
+COUNTS = "counts-updates"  # ends, and takes no message, when it has taken as many updates as Temporal lets it
 
 # --- what a workflow shows without being asked
 

@@ -31,6 +31,11 @@ still.
 
 What STEER could not answer is tried again after a minute, and hourly at last, while the agent waits for it.
 
+What comes from outside is bounded too (workflows/history.py): Temporal takes 2,000 updates, 51,200 events and 50 MiB
+of one history. At 1,000 updates of whatever sender nothing more is told to a run than its end, at 1,500 clients are
+refused every update, at 1,700 messages, and at 1,900 it ends itself in order; its follower's updates count, and are
+never refused. Events and bytes have shares alike. Local runs and parent tasks begin a new history at 1,000.
+
 A cancelled run waits for its host for ABSENCE only. Nothing more is asked of a host that stayed away; its sweeper finds
 the machine. A step that is called off has SETTLE to report that it has stopped, and is awaited no longer than that.
 

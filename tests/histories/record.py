@@ -79,6 +79,22 @@ async def held(fake: FakeSteps, run: Run) -> None:
     await closed(fake, run)
 
 
+async def started_again(fake: FakeSteps, run: Run) -> None:
+    """Held, and started with a prompt, and again with that and with another one, which becomes a message."""
+    for prompt in ("do that", "do that", "and this"):
+        assert await run.execute_update(names.START_HELD, StartHeld(prompt=prompt), result_type=TaskStatus)
+    await until(lambda: len(fake.delivered) == 1, "the message")
+    await closed(fake, run)
+
+
+async def told_while_ending(fake: FakeSteps, run: Run) -> None:
+    """A client says that the run has failed, while its artifacts are collected."""
+    fake.agent_over.set()
+    await until(lambda: "collect" in fake.calls, "the collection")
+    await told_to_fail(fake, run)
+    fake.go_on["collect"].set()
+
+
 async def cancelled(fake: FakeSteps, run: Run) -> None:
     await fake.agent_running.wait()
     await run.signal(TaskWorkflow.cancel, CancelRequest(reason="no longer needed"))
@@ -307,7 +323,9 @@ COURSES = {
     "answer_kept": Course(answer_kept, claude={"skip_permissions": False}),
     "told": Course(told),
     "told_to_fail": Course(told_to_fail),
+    "told_while_ending": Course(told_while_ending, waits=("collect",)),
     "held": Course(held, held=True),
+    "started_again": Course(started_again, held=True),
     "cancelled": Course(cancelled),
     "resumed": Course(
         resumed,

@@ -14,8 +14,6 @@ TITLE_CHARS = 255
 DESCRIPTION_BYTES = 64 * 1024
 # Of the facts, and of the schema of the output, as JSON.
 FACTS_BYTES = 32 * 1024
-# Changes of one parent task that its workflow takes before it begins a new history.
-CHANGES_MOST = 500
 
 
 class ParentFields(Message):

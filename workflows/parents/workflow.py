@@ -6,9 +6,8 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from workflows import names
-    from workflows.parents.messages import CHANGES_MOST, Deletion, ParentChange, ParentFields, ParentStatus
-
-_HISTORY_BYTES_MOST = 10 * 2**20
+    from workflows.history import History
+    from workflows.parents.messages import Deletion, ParentChange, ParentFields, ParentStatus
 
 
 @workflow.defn(name=names.PARENTS.type)
@@ -18,11 +17,12 @@ class ParentWorkflow:
     @workflow.init
     def __init__(self, status: ParentStatus) -> None:
         self._status = status
-        self._changes = 0
+        self._history = History()
 
     @workflow.update(name=names.CHANGE_PARENT, description="Change fields of the parent task")
     def change(self, change: ParentChange) -> ParentStatus:
         """Not public: sent by the API, which has checked the fields. Answered with the parent task as it stands."""
+        self._history.count_update()
         if not self._status.deleted:
             known = {name: value for name, value in change.fields.items() if name in ParentFields.model_fields}
             if "facts" in known:
@@ -35,6 +35,7 @@ class ParentWorkflow:
     @workflow.update(name=names.DELETE_PARENT, description="Delete the parent task; its runs stay")
     def delete(self, _: Deletion) -> ParentStatus:
         """Not public: sent by the API."""
+        self._history.count_update()
         if not self._status.deleted:
             self._show(self._status.model_copy(update={"deleted": True}))
         return self._status
@@ -42,7 +43,7 @@ class ParentWorkflow:
     @workflow.run
     async def run(self, status: ParentStatus) -> ParentStatus:  # noqa: ARG002 -- taken in __init__
         """Wait for changes, until the parent task is deleted."""
-        await workflow.wait_condition(lambda: self._status.deleted or self._is_full())
+        await workflow.wait_condition(lambda: self._status.deleted or self._history.is_to_be_renewed())
         await workflow.wait_condition(workflow.all_handlers_finished)
         if not self._status.deleted:
             workflow.continue_as_new(
@@ -52,17 +53,7 @@ class ParentWorkflow:
             )
         return self._status
 
-    def _is_full(self) -> bool:
-        """Whether history is near what Temporal takes, which would end the parent task."""
-        info = workflow.info()
-        return (
-            self._changes >= CHANGES_MOST
-            or info.is_continue_as_new_suggested()
-            or info.get_current_history_size() > _HISTORY_BYTES_MOST
-        )
-
     def _show(self, status: ParentStatus) -> None:
-        self._changes += 1
         now = workflow.now()
         self._status = status.model_copy(update={"updated_at": now, "revision": status.revision + 1})
         workflow.upsert_memo({names.STATUS_MEMO: self._status.model_dump(mode="json")})

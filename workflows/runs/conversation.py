@@ -6,6 +6,7 @@ from temporalio import workflow
 
 from workflows import names, steps
 from workflows.calls import Calls
+from workflows.history import MESSAGES
 from workflows.runs.inbox import Inbox, short_id
 from workflows.runs.interruption import Interruption
 from workflows.runs.messages import UserMessage
@@ -48,16 +49,27 @@ class Conversation:
 
     @property
     def is_open(self) -> bool:
-        """Whether the agent takes further messages."""
+        """Whether the agent takes further messages, if the run has room for them."""
         return not (self._over or self._close_wanted or self._closed)
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether a message that comes now is taken, unless too many wait."""
+        return self.is_open and not self.inbox.is_full and self._no_room() is None
+
+    def refusal(self, message: UserMessage) -> str | None:
+        """Why a message that came now would be refused, as a sentence."""
+        return self.inbox.refusal(message, closed=not self.is_open) or self._no_room()
 
     def take(self, message: UserMessage) -> None:
         """Queue a message, unless one with its id came before; what cannot be taken is noted."""
         message_id = short_id(message.id or str(workflow.uuid4()))
         if self.inbox.knows(message_id):
             return
-        refusal = self.inbox.refusal(message, closed=not self.is_open)
-        if refusal is not None and workflow.patched(names.REFUSES):
+        refusal, since = self.inbox.refusal(message, closed=not self.is_open), names.REFUSES
+        if refusal is None:
+            refusal, since = self._no_room(), names.COUNTS
+        if refusal is not None and workflow.patched(since):
             self.inbox.refuse(message_id)
             self._report.note(refusal)
         else:
@@ -196,6 +208,11 @@ class Conversation:
             )
         )
         return False
+
+    def _no_room(self) -> str | None:
+        if not self._interruption.history.is_past(MESSAGES):
+            return None
+        return "A message was not delivered because the run's history has room for no more."
 
     def _may_close(self) -> bool:
         return self._idle and (self._close_wanted or (self._headless and not self._interrupted))

@@ -39,6 +39,11 @@ class Inbox:
         self._known.add(message_id)
         return known
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as many were accepted as are for one run."""
+        return self._accepted >= MESSAGES_MOST
+
     def refusal(self, message: UserMessage, *, closed: bool) -> str | None:
         """Why the message is refused, as a sentence; None when it is not."""
         if closed:
@@ -47,7 +52,7 @@ class Inbox:
             return f"A message of more than {format_size(MESSAGE_BYTES)} was not delivered."
         if len(self._waiting) >= WAITING_MOST:
             return f"A message was not delivered because {WAITING_MOST} were waiting already."
-        if self._accepted >= MESSAGES_MOST:
+        if self.is_full:
             return (
                 f"A message was not delivered because the run had taken {MESSAGES_MOST} already, the most for one run."
             )

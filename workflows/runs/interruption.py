@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from temporalio import workflow
 
+from workflows import names
+from workflows.history import WHOLE, History
 from workflows.runs.messages import CancelRequest
 from workflows.runs.outcome import RunEnded
 from workflows.runs.states import Cause
-
-# Temporal ends a run past 51,200 events or 50 MiB of history, without its artifacts. Only signals and updates from
-# outside can bring it there; a run that comes close ends itself while it still can do so in order.
-_EVENTS_MOST = 45_000
-_HISTORY_BYTES_MOST = 40 * 2**20
 
 
 class Interruption:
     """What has come to one run so far. ``cancel``: what was asked, if anybody did."""
 
     def __init__(self) -> None:
+        self.history = History()
         self.cancel: CancelRequest | None = None
         self._overfull: RunEnded | None = None
         self._given_up: RunEnded | None = None
@@ -27,6 +25,11 @@ class Interruption:
     def reason(self) -> RunEnded | None:
         """Why the run is to end before its agent does, if so."""
         return self.cancellation() if self.cancel is not None else self._overfull or self._given_up or self._ended
+
+    @property
+    def word(self) -> RunEnded | None:
+        """What somebody has said about the end of the run, which counts for as long as it has not ended."""
+        return self.cancellation() if self.cancel is not None else self._ended
 
     @property
     def forced(self) -> bool:
@@ -53,12 +56,24 @@ class Interruption:
         """A client has said how the run ends; the first word stands."""
         self._ended = self._ended or end
 
+    def mind_update(self) -> None:
+        """Count an update that was accepted, as every handler of one does first."""
+        self.history.count_update()
+        self.mind_history()
+
     def mind_history(self) -> None:
-        """End the run when its history has grown so long that little more fits into it."""
+        """End the run when its history has grown so long that little more fits into it.
+
+        Only signals and updates from outside can bring it there. Temporal would end it without its artifacts.
+        """
+        if self._overfull is not None or not self.history.is_past(WHOLE):
+            return
         info = workflow.info()
         events, size = info.get_current_history_length(), info.get_current_history_size()
-        if self._overfull is None and (events > _EVENTS_MOST or size > _HISTORY_BYTES_MOST):
+        # Runs of earlier versions went on with any number of updates.
+        if events > WHOLE.events or size > WHOLE.size or workflow.patched(names.COUNTS):
             self._overfull = RunEnded(
                 Cause.INTERNAL,
-                f"The run was ended: messages and signals have filled its history ({events} events, {size} bytes).",
+                "The run was ended: messages, signals and updates have filled its history "
+                f"({events} events, {size} bytes, {self.history.updates} updates).",
             )

@@ -76,8 +76,8 @@ class TaskWorkflow(Steered):
         self._decision = Decision(self._calls, self._report, self._interruption, self._machine_id, submission.manifest)
         self._push = Push(self._calls, self._report, self._interruption, self._machine_id, submission.manifest)
         self._network = Network(self._calls, self._report, self._machine_id, submission.manifest.vm.network())
-        RunTold(submission.told, self._report, self._interruption)
-        self._hold = Hold(submission, self._report, self._interruption)
+        self._told = RunTold(submission.told, self._report, self._interruption)
+        self._hold = Hold(submission, self._report, self._interruption, self._conversation)
         self._staged: StageResult | None = None
 
     @workflow.signal(
@@ -112,12 +112,13 @@ class TaskWorkflow(Steered):
     @workflow.update(name=names.CONTINUE_RUN, description="The signal 'continue', answered with the new limits")
     def continue_run(self, more: ContinueRequest) -> Continued:
         """Not public: sent by the API. A refusal has the code of an error of Taskyard's as its type."""
-        self._interruption.mind_history()
+        self._interruption.mind_update()
         return self._decision.take(more)
 
     @continue_run.validator
     def check_continue(self, more: ContinueRequest) -> None:
         """What is refused at once costs no history."""
+        self._interruption.history.check_steered()
         self._decision.check(more)
 
     @workflow.signal(name=names.NETWORK, description="Change what the machine may reach: mode, rules to add and remove")
@@ -129,19 +130,20 @@ class TaskWorkflow(Steered):
     @workflow.update(name=names.CHANGE_NETWORK, description="The signal 'network', answered once it is in force")
     async def change_network(self, change: NetworkChange) -> NetworkStanding:
         """Not public: sent by the API. A refusal has the code of an error of Taskyard's as its type."""
-        self._interruption.mind_history()
+        self._interruption.mind_update()
         return await self._network.change(change)
 
     @change_network.validator
     def check_network_change(self, change: NetworkChange) -> None:
         """What is refused at once costs no history."""
+        self._interruption.history.check_steered()
         self._network.check(change)
 
     @workflow.update(name=names.END_TURN, description="Sent by Taskyard's own follower when the agent has answered")
     def end_turn(self, ended: TurnEnded) -> bool:
         """Not public: the agent waits for input, says its follower, and closes the session when this is true."""
+        self._interruption.mind_update()
         self._conversation.turn_ended(interrupted=ended.interrupted)
-        self._interruption.mind_history()
         return self._conversation.close_if_idle()
 
     @workflow.signal(
@@ -160,7 +162,7 @@ class TaskWorkflow(Steered):
                 "manifest": self._manifest,
                 "undelivered_messages": list(inbox.undelivered),
                 "waiting_messages": len(inbox),
-                "takes_messages": self._conversation.is_open,
+                "takes_messages": self._conversation.takes_messages,
                 "permission_requests": self._steering.requests,
             }
         )
@@ -300,8 +302,10 @@ class TaskWorkflow(Steered):
         if self._interruption.cancel is not None:
             end = self._interruption.cancellation()
             self._report.take_end(end)
+        self._told.hear_last_word()
         if not gone and not self._leaves_machine():
             await self._release()
+            self._told.hear_last_word()
 
     async def _collect(self, agent: AgentResult | None, staged: StageResult) -> bool:
         """Store the artifacts. Whether the machine is torn down too."""

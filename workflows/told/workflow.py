@@ -12,6 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from foundation.errors import Conflict
     from workflows import names, steps
     from workflows.calls import Calls
+    from workflows.history import History
     from workflows.refusals import refusal
     from workflows.told.messages import FinishLocalRequest, LocalStatus
     from workflows.told.record import Change, Standing
@@ -20,9 +21,6 @@ with workflow.unsafe.imports_passed_through():
 
 # A run of which nothing was told for so long has lost its client.
 IDLE_MOST = timedelta(days=30)
-# Changes, and bytes of history, after which the workflow begins a new history.
-_CHANGES_MOST = 1000
-_HISTORY_BYTES_MOST = 20 * 2**20
 # Two changes of one moment still have two times, by which clients tell them apart.
 _INSTANT = timedelta(milliseconds=1)
 
@@ -34,11 +32,13 @@ class LocalRunWorkflow:
     @workflow.init
     def __init__(self, status: LocalStatus) -> None:
         self._status = status
+        self._history = History()
         self._telling = Telling(status.told, is_over=lambda: self._status.state.terminal)
 
     @workflow.update(name=names.TELL, description="Tell of the run: its state, stage, branch, output and the rest")
     def tell(self, change: Change) -> Standing:
         """Not public: sent by the API. A run that has ended is told nothing more, and says so."""
+        self._history.count_update()
         ended = self._status.state.terminal
         changed = self._telling.take(change, self._now())
         if not ended and change.enter is not None and step(self._status.state, change.enter) is Step.ENTERS:
@@ -52,6 +52,7 @@ class LocalRunWorkflow:
     @tell.validator
     def check_tell(self, change: Change) -> None:
         """What is refused at once costs no history."""
+        self._history.check_steered()
         before = self._status.state
         if change.enter is not None and step(before, change.enter) is Step.REFUSED:
             raise refusal(Conflict(f"The run is {before} and does not go back to {change.enter}.", state=before.value))
@@ -80,7 +81,8 @@ class LocalRunWorkflow:
             quiet = workflow.now() - self._status.changed_at
             try:
                 await workflow.wait_condition(
-                    lambda: self._status.state.terminal or self._is_full(), timeout=max(_INSTANT, IDLE_MOST - quiet)
+                    lambda: self._status.state.terminal or self._history.is_to_be_renewed(),
+                    timeout=max(_INSTANT, IDLE_MOST - quiet),
                 )
             except TimeoutError:
                 if workflow.now() - self._status.changed_at >= IDLE_MOST:
@@ -129,14 +131,6 @@ class LocalRunWorkflow:
     def _now(self) -> datetime:
         """A time behind that of the last change, also when both are of one moment."""
         return max(workflow.now(), self._status.changed_at + _INSTANT)
-
-    def _is_full(self) -> bool:
-        info = workflow.info()
-        return (
-            self._telling.taken >= _CHANGES_MOST
-            or info.is_continue_as_new_suggested()
-            or info.get_current_history_size() > _HISTORY_BYTES_MOST
-        )
 
     def _begin_anew(self) -> None:
         """Go on with an empty history; what the run shows is carried along."""

@@ -163,6 +163,53 @@ async def test_a_run_is_created_and_started_later(site: ApiSite, client: httpx.A
         await site.until_state(run["id"], "cancelled")
 
 
+async def test_a_run_that_waits_for_its_host_loses_no_first_message(site: ApiSite, client: httpx.AsyncClient):
+    task = await made_task(client)
+    runs = f"/tasks/{task['id']}/runs"
+    run = (await client.post(f"{runs}/", json={"environment": "cloud", "mode": "interactive"})).json()
+    async with site.worker() as steps:
+        steps.hold("stage")
+        steps.hold("reserve")
+        # The second one is sent again, as after an answer that was lost.
+        for said in ("Now", "Now", "And this", "And this"):
+            started = await client.post(f"{runs}/{run['id']}/start/", json={"pending_user_message": said})
+            assert started.status_code == 200, started.text
+        for go_on in steps.go_on.values():
+            go_on.set()
+
+        async def delivered() -> bool:
+            return bool(steps.delivered)
+
+        await until(delivered, "the second message")
+        native = (await site.http.get(f"/api/v1/tasks/{run['id']}")).json()
+        assert native["definition"]["claude"]["prompt"] == "Now"
+        assert (await client.post(f"{runs}/{run['id']}/cancel/")).status_code == 202
+        await site.until_state(run["id"], "cancelled")
+        assert steps.delivered == ["And this"]
+
+
+async def test_a_run_is_cancelled_only_while_it_has_no_message_where_that_is_asked(
+    site: ApiSite, client: httpx.AsyncClient
+):
+    task = await made_task(client)
+    runs = f"/tasks/{task['id']}/runs"
+    only = {"only_if_awaiting_first_message": True}
+    waiting, started = [(await client.post(f"{runs}/", json={"environment": "cloud"})).json()["id"] for _ in range(2)]
+    async with site.worker() as steps:
+        assert (await client.post(f"{runs}/{started}/start/")).status_code == 200
+        await steps.agent_running.wait()
+        spared = await client.post(f"{runs}/{started}/cancel/", json=only)
+        assert (spared.status_code, spared.json()["status"]) == (200, "in_progress")
+        ended = await client.post(f"{runs}/{waiting}/cancel/", json=only)
+        assert ended.status_code == 202
+        await site.until_state(waiting, "cancelled")
+        again = await client.post(f"{runs}/{waiting}/cancel/", json=only)
+        assert (again.status_code, again.json()["status"]) == (200, "cancelled")
+        assert (await client.get(f"{runs}/{started}/")).json()["status"] == "in_progress"
+        assert (await client.post(f"{runs}/{started}/cancel/")).status_code == 202
+        await site.until_state(started, "cancelled")
+
+
 async def test_a_local_run_is_told_from_beginning_to_end(site: ApiSite, client: httpx.AsyncClient):
     task = await made_task(client, repository=None)
     runs = f"/tasks/{task['id']}/runs"

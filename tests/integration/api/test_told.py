@@ -26,6 +26,7 @@ from storage.runlog import read_entries
 from storage.segments import chain_end
 from tests.api_site import ApiSite, until
 from worker.service.server import HostService
+from workflows.history import Share
 from workflows.messages import Lease
 from workflows.runs.requests import ReserveRequest
 from workflows.told.record import Change
@@ -290,14 +291,19 @@ async def test_an_output_that_fits_its_schema_ends_the_run_and_another_one_does_
 async def test_a_run_that_is_told_very_often_goes_on_with_a_new_history(
     site: ApiSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workflows.told.workflow._CHANGES_MOST", 3)
+    monkeypatch.setattr("workflows.history.RENEWED", Share(3, 20_000, 2**20))
     core = told_of(site)
     async with site.worker():
         run_id = await local(core)
+        first = await core._local.describe(run_id)
         for number in range(10):
             run = await core.tell(run_id, Change(state={f"k{number}": number}, stage=str(number)))
             assert run.told.stage == str(number)
         assert len(run.told.state) == 10
+        last = await core._local.describe(run_id)
+        assert first is not None
+        assert last is not None
+        assert last.run_id != first.run_id
         await core.index.look()
         rows = [row for row in core.index.rows() if row.id == run_id]
         assert [row.state for row in rows] == ["queued"]

@@ -38,12 +38,13 @@ class Steered:
     @workflow.update(name=names.INTERRUPT_TURN, description="The signal 'interrupt', answered when the agent confirms")
     async def interrupt_turn(self, _: InterruptRequest) -> Interrupted:
         """Not public."""
-        self._interruption.mind_history()
+        self._interruption.mind_update()
         return await self._steering.interrupt()
 
     @interrupt_turn.validator
     def check_interrupt(self, _: InterruptRequest) -> None:
         """What is refused at once costs no history."""
+        self._interruption.history.check_steered()
         self._steering.check()
 
     @workflow.signal(name=names.ANSWER, description="Answer what the agent asks: allow, allow_always or deny")
@@ -55,12 +56,13 @@ class Steered:
     @workflow.update(name=names.ANSWER_REQUEST, description="The signal 'answer', answered once the agent has it")
     async def answer_request(self, given: PermissionAnswer) -> PermissionAnswered:
         """Not public."""
-        self._interruption.mind_history()
+        self._interruption.mind_update()
         return await self._steering.answer(given)
 
     @answer_request.validator
     def check_answer(self, given: PermissionAnswer) -> None:
         """What is refused at once costs no history."""
+        self._interruption.history.check_steered()
         self._steering.check_answer(given)
 
     @workflow.signal(name=names.CONFIGURE, description="Change the agent's model or permission mode")
@@ -72,12 +74,13 @@ class Steered:
     @workflow.update(name=names.CONFIGURE_AGENT, description="The signal 'configure', answered when the agent confirms")
     async def configure_agent(self, wanted: Configuration) -> Configured:
         """Not public."""
-        self._interruption.mind_history()
+        self._interruption.mind_update()
         return await self._steering.configure(wanted)
 
     @configure_agent.validator
     def check_configure(self, wanted: Configuration) -> None:  # noqa: ARG002 -- named as the update's
         """What is refused at once costs no history."""
+        self._interruption.history.check_steered()
         self._steering.check()
 
     @workflow.signal(name=names.CLEAR_MESSAGES, description="Drop the messages that wait for the agent")
@@ -91,8 +94,13 @@ class Steered:
     )
     def clear_waiting(self, _: ClearRequest) -> Cleared:
         """Not public."""
-        self._interruption.mind_history()
+        self._interruption.mind_update()
         return self._conversation.clear()
+
+    @clear_waiting.validator
+    def check_clear(self, _: ClearRequest) -> None:
+        """What is refused at once costs no history."""
+        self._interruption.history.check_steered()
 
     @workflow.query(name=names.MESSAGES, description="The messages that wait for the agent")
     def messages(self) -> WaitingMessages:
