@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime
 
-import structlog
 from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
 
 from api.temporal.keywords import keyword
+from api.temporal.memo import remembered
 from api.temporal.rows import Recorded, Resource, Row
-from workflows.names import CHANGED_KEY, CREATED_KEY, NAME_KEY, PARENTS, STATE_KEY, STATUS_MEMO
+from workflows.names import CHANGED_KEY, CREATED_KEY, NAME_KEY, PARENTS, STATE_KEY
 from workflows.parents.messages import OPEN, ParentStatus
-
-_log = structlog.get_logger()
 
 
 def search_attributes(status: ParentStatus) -> TypedSearchAttributes:
@@ -30,12 +28,7 @@ def search_attributes(status: ParentStatus) -> TypedSearchAttributes:
 
 async def status_of(execution: WorkflowExecution) -> ParentStatus:
     """The parent task of a workflow, from its memo; one that was ended over Temporal is deleted."""
-    try:
-        status = await execution.memo_value(STATUS_MEMO, None, type_hint=ParentStatus)
-    except (ValueError, TypeError, RuntimeError) as error:
-        # Who starts workflows may write a memo of any form; one that cannot be read takes no list with it.
-        _log.warning("the memo of a parent task cannot be read", workflow=execution.id, error=type(error).__name__)
-        status = None
+    status = await remembered(execution, ParentStatus)
     if status is None:
         begun = execution.start_time
         status = ParentStatus(

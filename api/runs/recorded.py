@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
-import structlog
 from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
 
 from api.temporal.keywords import keyword, label_token
+from api.temporal.memo import remembered
 from api.temporal.rows import Recorded, Resource, Row
 from workflows import steps
 from workflows.names import (
@@ -23,12 +23,9 @@ from workflows.names import (
     RUNS,
     STARTED_KEY,
     STATE_KEY,
-    STATUS_MEMO,
 )
 from workflows.runs.messages import LiveProgress, TaskStatus, TaskSubmission, Transition
 from workflows.runs.states import STATE_MESSAGES, Cause, TaskState
-
-_log = structlog.get_logger()
 
 _RANK: dict[TaskState, int] = {state: rank for rank, state in enumerate(TaskState)}
 
@@ -85,12 +82,7 @@ def search_attributes(status: TaskStatus) -> TypedSearchAttributes:
 async def status_of(execution: WorkflowExecution) -> TaskStatus:
     """The run's status from its memo, brought up to date with the search attributes and the execution itself."""
     attributes = execution.typed_search_attributes
-    try:
-        status = await execution.memo_value(STATUS_MEMO, None, type_hint=TaskStatus) or _without_memo(execution)
-    except (ValueError, TypeError, RuntimeError) as error:
-        # Who starts workflows may write a memo of any form; one run that cannot be read takes no list with it.
-        _log.warning("the memo of a run cannot be read", workflow=execution.id, error=type(error).__name__)
-        status = _without_memo(execution)
+    status = await remembered(execution, TaskStatus) or _without_memo(execution)
     state = attributes.get(STATE_KEY, status.state)
     state = TaskState(state) if state in set(TaskState) else status.state
     changes: dict[str, object] = {"created_at": attributes.get(CREATED_KEY, status.created_at)}

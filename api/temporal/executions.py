@@ -10,6 +10,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 from temporalio.client import (
     WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
     WorkflowHandle,
     WorkflowQueryFailedError,
     WorkflowUpdateFailedError,
@@ -25,6 +26,9 @@ from workflows.names import STATUS_MEMO, WorkflowKind
 
 # A live worker answers a query in some 30 ms; beyond this the memo answers instead.
 _QUERY_LIMIT = timedelta(seconds=1)
+# A workflow that goes on with a new history takes nothing for an instant.
+_TRIES = 5
+_PAUSE_SECONDS = 0.2
 # A step on a host whose worker is there takes a fraction of a second.
 _UPDATE_SECONDS = 20.0
 # Who asks for the state of many runs while no worker is there waits for the first of them only.
@@ -126,27 +130,18 @@ class Executions:
     async def update(self, resource_id: str, name: str, payload: BaseModel, answer_type: type[Model]) -> Model | None:
         """What a workflow answers once it has done what it is told; None when it has ended meanwhile.
 
-        Raises what the workflow refuses it with, and TimedOut when it has not done it in time: it may do it yet.
+        Raises what the workflow refuses it with, TimedOut when it has not done it in time: it may do it yet, and
+        ServiceUnavailable when it takes nothing now.
         """
-        handle = await self._handle(resource_id)
-        try:
-            with self._engine.failures():
-                async with asyncio.timeout(_UPDATE_SECONDS):
-                    answer: Model = await handle.execute_update(name, payload, result_type=answer_type)
-                    return answer
-        except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
-            raise TimedOut(
-                f"'{resource_id}' has not done this within {_UPDATE_SECONDS:.0f} s, and may do it yet: its host or its "
-                "worker does not answer. Look at it before you send it again."
-            ) from None
-        except WorkflowUpdateFailedError as error:
-            raise _refusal(error.cause) from None
-        except RPCError as error:
-            if is_unknown(error):
+        for attempt in range(_TRIES):
+            answer = await self._update(resource_id, name, payload, answer_type)
+            if answer is not None:
+                return answer
+            described = await self.describe(resource_id)
+            if described is None or described.status is not WorkflowExecutionStatus.RUNNING:
                 return None
-            if error.status is RPCStatusCode.INVALID_ARGUMENT:
-                raise PayloadTooLarge(f"Temporal refused what was sent: {error.message}.") from error
-            raise
+            await asyncio.sleep(_PAUSE_SECONDS * 2**attempt)
+        raise ServiceUnavailable(f"'{resource_id}' does not take this now; send it again.")
 
     async def cancel(self, resource_id: str) -> bool:
         """Cancel a workflow in Temporal itself; false when it has ended meanwhile."""
@@ -174,6 +169,27 @@ class Executions:
                 first = decoded[0] if decoded else None
                 return first if isinstance(first, submission_type) else None
         return None
+
+    async def _update(self, resource_id: str, name: str, payload: BaseModel, answer_type: type[Model]) -> Model | None:
+        handle = await self._handle(resource_id)
+        try:
+            with self._engine.failures():
+                async with asyncio.timeout(_UPDATE_SECONDS):
+                    answer: Model = await handle.execute_update(name, payload, result_type=answer_type)
+                    return answer
+        except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
+            raise TimedOut(
+                f"'{resource_id}' has not done this within {_UPDATE_SECONDS:.0f} s, and may do it yet: its host or its "
+                "worker does not answer. Look at it before you send it again."
+            ) from None
+        except WorkflowUpdateFailedError as error:
+            raise _refusal(error.cause) from None
+        except RPCError as error:
+            if is_unknown(error):
+                return None
+            if error.status is RPCStatusCode.INVALID_ARGUMENT:
+                raise PayloadTooLarge(f"Temporal refused what was sent: {error.message}.") from error
+            raise
 
     async def _handle(self, resource_id: str) -> WorkflowHandle[object, object]:
         client = await self._engine.client()

@@ -28,7 +28,6 @@ from foundation.errors import (
     HostUnreachable,
     InvalidParameter,
     NotFound,
-    ServiceUnavailable,
     TaskNotFound,
 )
 from foundation.schemas.json_schema import misfit
@@ -46,9 +45,7 @@ from workflows.told.states import LocalState
 
 _COMPARISONS = 4
 _COMPLETED = LocalState.COMPLETED
-_TRIES = 5
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-_PAUSE_SECONDS = 0.2
 _UNTEXT = re.compile("[\ud800-\udfff]")
 _TEXTS = ("stage", "branch", "error_message", "environment", "mode")
 
@@ -176,18 +173,12 @@ class ToldRuns:
         turn = self._turns.get(run_id) or asyncio.Lock()
         self._turns[run_id] = turn
         async with turn:
-            for _ in range(_TRIES):
-                run = await self.look(run_id)
-                if run.ended:
-                    return run
-                kind = self._hosted if run.local is None else self._local
-                standing = await kind.update(run_id, names.TELL, change, Standing)
-                if standing is not None:
-                    break
-                # It has ended meanwhile, or goes on with a new history, which it does in an instant.
-                await asyncio.sleep(_PAUSE_SECONDS)
-            else:
-                raise ServiceUnavailable(f"Run '{run_id}' did not take what it was told; tell it again.")
+            run = await self.look(run_id)
+            if run.ended:
+                return run
+            kind = self._hosted if run.local is None else self._local
+            # One that has ended meanwhile stays as it is.
+            await kind.update(run_id, names.TELL, change, Standing)
         return await self.look(run_id)
 
     async def append(self, run_id: str, told: Sequence[Any], run: ToldRun | None = None) -> bool:

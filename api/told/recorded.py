@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime
 
-import structlog
 from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
 
 from api.temporal.keywords import keyword
+from api.temporal.memo import remembered
 from api.temporal.rows import Recorded, Resource, Row
-from workflows.names import CHANGED_KEY, CREATED_KEY, LOCAL_RUNS, NAME_KEY, PARENT_KEY, STATE_KEY, STATUS_MEMO
+from workflows.names import CHANGED_KEY, CREATED_KEY, LOCAL_RUNS, NAME_KEY, PARENT_KEY, STATE_KEY
 from workflows.told.messages import LocalStatus
 from workflows.told.states import LocalState
-
-_log = structlog.get_logger()
 
 _RANK = {state: rank for rank, state in enumerate(LocalState)}
 # What the rows do not keep: of many runs it would take much of a server's memory.
@@ -44,12 +42,7 @@ def search_attributes(status: LocalStatus) -> TypedSearchAttributes:
 
 async def status_of(execution: WorkflowExecution) -> LocalStatus:
     """The local run of a workflow, from its memo."""
-    try:
-        status = await execution.memo_value(STATUS_MEMO, None, type_hint=LocalStatus)
-    except (ValueError, TypeError, RuntimeError) as error:
-        # Who starts workflows may write a memo of any form; one that cannot be read takes no list with it.
-        _log.warning("the memo of a local run cannot be read", workflow=execution.id, error=type(error).__name__)
-        status = None
+    status = await remembered(execution, LocalStatus)
     begun = execution.start_time
     if status is None:
         run_id = LOCAL_RUNS.resource_id(execution.id) or execution.id

@@ -2,6 +2,8 @@
 
 Run it when the workflow gains a path that no recorded history takes, and keep the old files: they are the promise to
 runs that are under way while Taskyard is upgraded.
+
+Above 400 lines: the courses are read together with the table of them.
 """
 
 from __future__ import annotations
