@@ -29,7 +29,7 @@ A local run has one step, FINISH_LOCAL, which is bounded as FINISH is.
 Between PAUSE and RESUME, a run waits for a decision for lifecycle.decision_timeout, and its agent's own time stands
 still.
 
-What STEER could not answer is tried again after a minute, and hourly at last, while the agent waits for it.
+An answer that STEER could not hand over is tried again, hourly at last, for as long as the agent waits for it.
 
 What comes from outside is bounded too (workflows/history.py): Temporal takes 2,000 updates, 51,200 events and 50 MiB
 of one history. At 1,000 updates of whatever sender nothing more is told to a run than its end, at 1,500 clients are

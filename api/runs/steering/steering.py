@@ -38,6 +38,7 @@ async def permission_requests(core: Core, run_id: str) -> list[PermissionRequest
 async def answer(core: Core, run_id: str, given: PermissionAnswer) -> PermissionAnswered:
     """Answer what the agent asks, once for each request; the same answer again is a repetition.
 
+    One that the machine has not confirmed (ServiceUnavailable, TimedOut) stands, and is sent again while it is awaited.
     Raises Conflict also for a request that is not open or was answered otherwise, InvalidParameter for answers that do
     not fit its questions.
     """
