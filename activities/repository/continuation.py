@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from urllib.parse import unquote_to_bytes
 from activities.agent.conversation import CONVERSATION_BYTES, file_of, project_of
 from activities.artifacts.bundle import BUNDLE_MAX
 from activities.artifacts.confined_git import FILE_MAX, ConfinedGit, null_separated
+from activities.repository.lfs import contents_below
 from foundation.errors import ArtifactNotFound, MachineError
 from foundation.urls import without_credentials
 from storage import artifacts
@@ -80,11 +81,11 @@ class EarlierRun:
         self.notes.append(f"Run {self.resume.run} was one of another repository: nothing of it is continued.")
         return None
 
-    def lay_files(self, tree: Path, mirror: Path, staging: Path) -> None:
+    def lay_files(self, tree: Path, mirror: Path, staging: Path, submodules: Sequence[str]) -> None:
         """Bring the clone ``tree``, in which its base commit is checked out, to where the earlier agent left its own.
 
-        Submodules and contents of LFS are there already. Raises MachineError when git fails otherwise than by what the
-        run has left.
+        ``submodules``, by their paths, and contents of LFS are there already. Raises MachineError when git fails
+        otherwise than by what the run has left.
         """
         parts = staging / "earlier"
         shutil.rmtree(parts, ignore_errors=True)
@@ -97,7 +98,8 @@ class EarlierRun:
             environment={"GIT_DIR": "/scratch/.git", "GIT_ALLOW_PROTOCOL": "file"},
         )
         try:
-            self._apply_patch(git, parts / "patch")
+            with contents_below(tree, submodules):
+                self._apply_patch(git, parts / "patch")
             self._check_out(git, parts / "bundle")
             _track_ignored(git)
         finally:

@@ -7,9 +7,11 @@ one server that they are asked from. So no configuration that somebody has commi
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,7 +24,10 @@ from foundation.units import format_size
 from foundation.urls import has_credentials, without_credentials
 from guest.programs import workspace_program
 
+_LFS = Path(".git", "lfs")
+_OBJECTS = _LFS / "objects"
 _FILTER = "lfs-filter"
+_CONTENT = re.compile(r"[0-9a-f]{64}")
 _CONFIG_BYTES = 64 * 1024
 _IDENTITY = {
     f"GIT_{who}_{what}": "taskyard" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
@@ -178,15 +183,47 @@ def _configured(clone: Path) -> str:
 
 def _lay(store: Path, wanted: Iterable[Pointer], clone: Path) -> None:
     """Put the contents where git-lfs has them in a clone, and the filter that takes them from there."""
-    lfs = clone / ".git" / "lfs"
     for each in wanted:
-        target = lfs / "objects" / each.place
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            target.hardlink_to(store / each.place)
-        except OSError:
-            shutil.copyfile(store / each.place, target)
-    (lfs / _FILTER).write_bytes(workspace_program(_FILTER))
+        _link(store / each.place, clone / _OBJECTS / each.place)
+    _filter(clone)
+
+
+@contextmanager
+def contents_below(clone: Path, submodules: Iterable[str]) -> Iterator[None]:
+    """Have the clone's own git know the contents of its submodules, at these paths, too while the block runs.
+
+    To it, what lies below a submodule are files of its own: a patch of all of them begins at their pointers.
+    """
+    laid: list[Path] = []
+    filtered = (clone / _LFS).exists()
+    try:
+        for store in (clone / path / _OBJECTS for path in submodules):
+            for content in sorted(store.glob("??/??/*")):
+                target = clone / _OBJECTS / content.relative_to(store)
+                if _CONTENT.fullmatch(content.name) and not target.exists():
+                    _link(content, target)
+                    laid.append(target)
+        if laid and not filtered:
+            _filter(clone)
+        yield
+    finally:
+        for target in laid:
+            target.unlink()
+        if laid and not filtered:
+            shutil.rmtree(clone / _LFS)
+            run_git(["-C", str(clone), "config", "--remove-section", "filter.lfs"], local_environment())
+
+
+def _link(content: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(content)
+    except OSError:
+        shutil.copyfile(content, target)
+
+
+def _filter(clone: Path) -> None:
+    (clone / _LFS / _FILTER).write_bytes(workspace_program(_FILTER))
     command = f'sh "$(git rev-parse --git-common-dir)/lfs/{_FILTER}"'
     for name, value in {"clean": f"{command} clean", "smudge": f"{command} smudge", "required": "true"}.items():
         run_git(["-C", str(clone), "config", f"filter.lfs.{name}", value], local_environment())

@@ -107,7 +107,7 @@ def _stage(mirror: Mirror, request: StageRequest, directory: Path, earlier: Earl
             conversation = None
             if earlier and pinned:
                 mirror.report(f"Continuing run {earlier.resume.run}")
-                earlier.lay_files(tree, mirror.path, directory)
+                earlier.lay_files(tree, mirror.path, directory, [each.path for each in submodules])
                 conversation = earlier.lay_conversation(tree, mirror.repository.subpath)
             mirror.report("Making the workspace disk")
             build_workspace(tree, image, size)

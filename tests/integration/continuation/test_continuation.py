@@ -42,14 +42,16 @@ SECRET = "canary-71c0ffee5d"
 class Work:
     """One run on a host of its own: staged, changed by its agent, collected."""
 
-    def __init__(self, services: Settings, bucket: Bucket, place: Path, url: str, earlier: Work | str | None) -> None:
+    def __init__(
+        self, services: Settings, bucket: Bucket, place: Path, url: str, earlier: Work | str | None, **repository: bool
+    ) -> None:
         self.bucket = bucket
         self.id = f"run-{uuid.uuid4().hex[:8]}"
         self.machine = f"vm-{uuid.uuid4().hex[:16]}"
         settings = services.model_copy(update={"home": place / self.id, "allow_file_repositories": True})
         settings.s3_access_key, secret = services.s3_credentials()
         self.settings = settings.model_copy(update={"s3_secret_key": secret})
-        self.repository = Repository(url=url, branch="main")
+        self.repository = Repository(url=url, branch="main", **repository)
         continued = earlier.id if isinstance(earlier, Work) else earlier
         request = StageRequest(
             task_id=self.id,
@@ -78,6 +80,7 @@ class Work:
             repository=self.repository,
             base_commit=self.staged.base_commit,
             mirror=self.staged.mirror,
+            submodules=self.staged.submodules,
             patterns=[],
             secrets=list(secrets),
             agent=AgentResult(exit_code=0),
