@@ -26,7 +26,7 @@ from storage import artifacts as stored
 from storage.bucket import Bucket
 from storage.layout import TASKS
 from storage.runlog import read_entries
-from tests.git_servers import git
+from tests.git_servers import commit, git
 from tests.stand_ins.fake_egress import FakeEgress
 from tests.stand_ins.git_host import GitHostStandIn
 from workflows import steps
@@ -144,9 +144,13 @@ def edited(tree: Path) -> None:
 
 def commits_and_edits(tree: Path) -> None:
     (tree / "own.txt").write_text("the agent's own\n")
-    git(tree, "add", "--all")
-    git(tree, "commit", "--quiet", "--message", "The agent's own commit")
+    committed(tree, "The agent's own commit")
     edited(tree)
+
+
+def committed(tree: Path, message: str) -> None:
+    git(tree, "add", "--all")
+    git(tree, "commit", "--quiet", "--message", message)
 
 
 @pytest.mark.parametrize("host", ["github", "gitlab", "gitea"], indirect=True)
@@ -196,8 +200,7 @@ def unchanged(_tree: Path) -> None:
 
 def undone(tree: Path) -> None:
     edited(tree)
-    git(tree, "add", "--all")
-    git(tree, "commit", "--quiet", "--message", "a mistake")
+    committed(tree, "a mistake")
     git(tree, "revert", "--no-edit", "HEAD")
 
 
@@ -205,10 +208,54 @@ def with_a_workflow(tree: Path) -> None:
     """In a commit of the agent's alone, not in what is left."""
     (tree / ".github" / "workflows").mkdir(parents=True)
     (tree / ".github" / "workflows" / "x.yml").write_text("on: push\n")
-    git(tree, "add", "--all")
-    git(tree, "commit", "--quiet", "--message", "a workflow")
+    committed(tree, "a workflow")
     shutil.rmtree(tree / ".github")
     edited(tree)
+
+
+WORKFLOW = ".github/workflows/x.yml"
+MERGE = ("-c", "user.name=t", "-c", "user.email=t", "merge", "--quiet", "--no-ff", "--no-edit")
+
+
+def with_a_branch(host: GitHostStandIn) -> None:
+    """The server has a branch with a workflow that the base branch does not have, and one without."""
+    for branch, name in (("deploys", WORKFLOW), ("other", "other.txt")):
+        git(host.repository, "checkout", "--quiet", "-b", branch, "main")
+        commit(host.repository, name, "on: push\n")
+    git(host.repository, "checkout", "--quiet", "main")
+
+
+def merging_it(tree: Path) -> None:
+    """Brings a file as another of the server's own commits has it, which no new commit changes."""
+    edited(tree)
+    committed(tree, "own")
+    git(tree, *MERGE, "deploys")
+
+
+def merging_another(tree: Path) -> None:
+    edited(tree)
+    committed(tree, "own")
+    git(tree, *MERGE, "other")
+
+
+def in_the_merge_itself(tree: Path) -> None:
+    """In neither of the parents, and gone again in the end."""
+    merging_another(tree)
+    (tree / WORKFLOW).parent.mkdir(parents=True)
+    (tree / WORKFLOW).write_text("on: push\n")
+    git(tree, "add", "--all")
+    git(tree, "commit", "--quiet", "--amend", "--no-edit")
+    git(tree, "rm", "--quiet", WORKFLOW)
+    git(tree, "commit", "--quiet", "--message", "gone")
+
+
+def in_a_side_that_the_merge_drops(tree: Path) -> None:
+    git(tree, "checkout", "--quiet", "-b", "side")
+    commit(tree, WORKFLOW, "on: push\n")
+    git(tree, "checkout", "--quiet", "main")
+    edited(tree)
+    committed(tree, "own")
+    git(tree, *MERGE, "--strategy=ours", "side")
 
 
 def with_the_token(tree: Path) -> None:
@@ -257,7 +304,10 @@ def denied(host: GitHostStandIn) -> None:
 REFUSALS = [
     Refusal("changed nothing", unchanged),
     Refusal("changed nothing", undone),
-    Refusal(".github/workflows/x.yml", with_a_workflow),
+    Refusal(WORKFLOW, with_a_workflow),
+    Refusal(WORKFLOW, merging_it, server=with_a_branch),
+    Refusal(WORKFLOW, in_the_merge_itself, server=with_a_branch),
+    Refusal(WORKFLOW, in_a_side_that_the_merge_drops),
     Refusal("a value of a secret", with_the_token),
     Refusal("a value of a secret", with_a_secret, secrets=(GIVEN,)),
     Refusal("git LFS", with_lfs),
@@ -287,6 +337,7 @@ def not_pushed(run: Run, host: GitHostStandIn, row: Refusal) -> None:
 @pytest.mark.parametrize("row", REFUSALS, ids=lambda row: f"{row.told[:20]}-{row.change.__name__}")
 def test_work_that_is_not_pushed_is_told_and_leaves_the_artifacts(run: Run, host: GitHostStandIn, row: Refusal) -> None:
     run.secrets = row.secrets
+    row.server(host)
     run.work(row.change)
     not_pushed(run, host, row)
 
@@ -305,6 +356,18 @@ def test_a_workflow_file_is_pushed_where_the_manifest_allows_it(run: Run, host: 
 
     assert pushed.error is None
     assert pushed.commit == host.tip(f"taskyard/{run.task_id}")
+
+
+def test_a_merge_that_brings_no_workflow_is_pushed(run: Run, host: GitHostStandIn) -> None:
+    with_a_branch(host)
+    run.work(merging_another)
+
+    pushed = run.push()
+
+    assert pushed.error is None
+    assert pushed.commit == host.tip(f"taskyard/{run.task_id}")
+    changed = git(host.repository, "diff", "--name-only", "main", f"{pushed.commit}").split()
+    assert changed == ["app.py", "new.txt", "other.txt"]
 
 
 API_REFUSALS = [
