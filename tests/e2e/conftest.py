@@ -21,11 +21,13 @@ from activities.machine.authority import ensure_authority
 from cli.stack.up import Stack
 from client import Task, TaskClient
 from examples.hello.serve import serve
+from foundation.git.hosts import CredentialReference
 from foundation.settings import Settings
 from machines.host import MachineHost
 from machines.images.store import find_image
 from tests.e2e.network_site import Guest, addresses, guest_on_a_network, host_authorities
 from tests.stack_settings import free_ports, isolated_settings
+from tests.stand_ins.git_host import GitHostStandIn
 from worker.egress.registries import registry_rules
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
@@ -35,6 +37,7 @@ CANARY = "canary-7c1f0e9a2b"
 # How long the longest run that is begun ahead may take.
 BEGUN_SECONDS_MOST = 1200
 GITHUB_TOKEN = "token-5b1e77c04d"
+GIT_HOST_TOKEN = "token-e07c3fd19a"
 _DEBIANS = "/etc/ssl/certs/ca-certificates.crt"
 
 
@@ -48,6 +51,8 @@ class Site:
     repository: str
     #: Where an origin at ``localhost`` is to have its certificates, whose authority the worker trusts.
     origin: Path
+    #: The git host of the installation, whose private repository is ``org/repo``.
+    git_host: GitHostStandIn
     #: Runs that tests with the mark ``ahead`` have begun and not yet looked at: ids by name.
     begun: dict[str, str] = field(default_factory=dict)
 
@@ -163,11 +168,19 @@ def trusting(directory: Path, pem: str) -> Iterator[None]:
         yield
 
 
+def opened_on(git_host: GitHostStandIn, settings: Settings) -> Settings:
+    """The settings with a git host, for which the operator has a token."""
+    host = git_host.host()
+    host.credentials = CredentialReference(source="env", key="GIT_HOST_TOKEN")
+    settings.git_hosts = [host]
+    return settings
+
+
 @pytest.fixture(scope="session")
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     """One stack for all tests of the session; nothing of it is left afterwards."""
     home = Path(tempfile.mkdtemp(prefix="ty-e2e-"))
-    os.environ |= {"CANARY": CANARY, "GITHUB_TOKEN": GITHUB_TOKEN}
+    os.environ |= {"CANARY": CANARY, "GITHUB_TOKEN": GITHUB_TOKEN, "GIT_HOST_TOKEN": GIT_HOST_TOKEN}
     own, authorities = host_authorities(), home / "authorities.pem"
     authorities.write_bytes(own)
     settings = isolated_settings(
@@ -193,10 +206,11 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     with (
         trusting(home, ensure_authority(origin, ["localhost"]).pem),
         serve(small_repository(home / "origin")) as url,
-        Stack(settings) as stack,
+        GitHostStandIn("gitea", home / "git-host", GIT_HOST_TOKEN) as git_host,
+        Stack(opened_on(git_host, settings)) as stack,
         TaskClient(f"http://127.0.0.1:{settings.api_port}") as client,
     ):
-        running = Site(stack, settings, client, url, origin)
+        running = Site(stack, settings, client, url, origin, git_host)
         for mark in _ahead(request.session.items):
             running.begun.update(mark.kwargs["begin"](running))
         yield running

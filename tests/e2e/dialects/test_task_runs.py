@@ -11,6 +11,7 @@ import pytest
 
 from tests.dialects.posthog.watcher import Watcher
 from tests.e2e.conftest import Site
+from tests.git_servers import git
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -21,6 +22,20 @@ async def client(site: Site) -> AsyncIterator[httpx.AsyncClient]:
     url = f"http://127.0.0.1:{site.settings.api_port}/api/projects/1"
     async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as http:
         yield http
+
+
+async def staged_file(client: httpx.AsyncClient, task: str, content: bytes) -> str:
+    """A file that is uploaded for a run to come; its id."""
+    base, plan = f"/tasks/{task}/staged_artifacts", {"name": "plan.md", "type": "plan", "content_type": "text/markdown"}
+    wanted = {"artifacts": [{**plan, "size": len(content)}]}
+    (prepared,) = (await client.post(f"{base}/prepare_upload/", json=wanted)).raise_for_status().json()["artifacts"]
+    form = prepared["presigned_post"]
+    async with httpx.AsyncClient() as anybody:
+        sent = await anybody.post(form["url"], data=form["fields"], files={"file": ("plan.md", content)})
+    sent.raise_for_status()
+    told = {"artifacts": [{**plan, "id": prepared["id"], "storage_path": prepared["storage_path"]}]}
+    (made,) = (await client.post(f"{base}/finalize_upload/", json=told)).raise_for_status().json()["artifacts"]
+    return str(made["id"])
 
 
 async def seen(watcher: Watcher, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -43,8 +58,13 @@ def is_a(method: str, update: str = "") -> Callable[[dict[str, Any]], bool]:
 async def test_a_run_is_streamed_steered_and_read_back_through_these_endpoints_alone(
     site: Site, client: httpx.AsyncClient
 ) -> None:
-    task = (await client.post("/tasks/", json={"description": "Scenario: told", "repository": site.repository})).json()
+    # A private repository of the installation's git host, variables, and a file that goes with the first message.
+    task = (await client.post("/tasks/", json={"description": "Scenario: told", "repository": "org/repo"})).json()
+    variables = {"name": "Fast", "network_access_level": "custom", "environment_variables": {"MODE": "canary-fast"}}
+    environment = (await client.post("/sandbox_environments/", json=variables)).raise_for_status().json()
     options = {
+        "sandbox_environment_id": environment["id"],
+        "pending_user_artifact_ids": [await staged_file(client, task["id"], b"The plan is to be granted.")],
         "mode": "interactive",
         "branch": "main",
         "runtime_adapter": "claude",
@@ -85,9 +105,16 @@ async def test_a_run_is_streamed_steered_and_read_back_through_these_endpoints_a
     ended = (await client.get(f"{path}/")).json()
     assert (ended["status"], ended["error_message"]) == ("completed", None)
     assert "Finished" in ended["output"]["final_message"]
+    assert "The plan is to be granted." in str(whole)
+    # The work has gone where it came from.
+    pushed = ended["output"]
+    assert pushed["commit_sha"] == site.git_host.tip(pushed["head_branch"])
+    assert pushed["pr_url"].endswith(f"/{site.git_host.pulls[-1]['number']}")
+    assert git(site.git_host.repository, "show", f"{pushed['head_branch']}:granted.txt") == "granted 11"
     patch = next(artifact for artifact in ended["artifacts"] if artifact["name"] == f"{run['id']}.patch")
     where = (await client.post(f"{path}/artifacts/presign/", json={"storage_path": patch["storage_path"]})).json()
     async with httpx.AsyncClient() as anybody:
         content = (await anybody.get(where["url"])).raise_for_status().text
-    assert "+granted" in content
+    assert "+granted 11" in content
+    assert "canary-fast" not in content + str(whole)
     assert len(content.encode()) == patch["size"]
