@@ -262,9 +262,13 @@ def test_a_private_repository_is_worked_on_with_its_submodule_and_lfs(site: Site
         git(path, "update-index", "--add", "--cacheinfo", link)
         git(path, "commit", "--quiet", "-m", "link")
         repository = {"url": server.url("top"), "submodules": True, "lfs": True, "credentials": "OPENS_REPOSITORY"}
+        repository["push"] = {}
         secrets = [{"name": "OPENS_REPOSITORY", "source": "env", "key": "CANARY"}]
         task = site.run("submodules", repository=repository, secrets=secrets)
     assert (task.state, task.error) == ("completed", None)
+    # Nothing is sent to LFS servers: what was looked at on the host is told, and costs the run nothing.
+    assert task.pushed is not None
+    assert "changed.bin is kept by git LFS" in f"{task.pushed.error}"
 
     log = "".join(line.data or "" for line in site.client.logs(task.id))
     for told in ("status: []", "sizes: 102400 102400", "for git: [0]", "left: [ M sub"):
