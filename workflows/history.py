@@ -25,12 +25,11 @@ class Share:
 # Each kind of news leaves room for those behind it: a run that was told too much still hears who steers it, and its
 # follower still tells of the turns of the messages that were taken.
 #: Of what clients tell of a run.
-TOLD = Share(1_000, 30_000, 25 * 2**20)
+TOLD = Share(1_000, 30_000, 10 * 2**20)
 #: Of all other updates that clients send.
-STEERED = Share(1_500, 40_000, 35 * 2**20)
-#: Of messages to the agent. Each brings an update of the follower's, and those that wait stand there once more when
-#: they are delivered: up to 25 MiB.
-MESSAGES = Share(1_700, 40_000, 20 * 2**20)
+STEERED = Share(1_500, 40_000, 20 * 2**20)
+#: Of messages to the agent. Each brings an update of the follower's, and stands there once more when it is delivered.
+MESSAGES = Share(1_700, 40_000, 15 * 2**20)
 #: Past this a run ends itself, while it still can do so in order.
 WHOLE = Share(1_900, 45_000, 40 * 2**20)
 #: Past this a workflow begins a new history, if it is of a kind that can.

@@ -21,7 +21,7 @@ from activities.agent.session import AgentSession, Launch
 from activities.agent.structured_output import judge
 from activities.machine.network import MachineNetworks, WatchedNetwork
 from activities.machine.secrets import RunSecrets
-from activities.step.announcements import USER_MESSAGE, announce, announce_event, done_already
+from activities.step.announcements import USER_MESSAGE, announce, announce_event, log_done
 from activities.step.boundary import boundary, bounded_retries
 from activities.step.heartbeat import beating
 from foundation.errors import AgentNotStopped, GuestUnreachable, MachineLost
@@ -196,8 +196,8 @@ class Agent:
         """Hand a message to the agent, once for each id."""
         with beating():
             AgentSession(self._host.connect(request.machine_id)).deliver(request.message_id, request.text)
-            with done_already():
-                announce(
+            log_done(
+                lambda: announce(
                     self._bucket,
                     request.task_id,
                     USER_MESSAGE,
@@ -205,6 +205,7 @@ class Agent:
                     redactor=self._secrets.redactor(request.machine_id),
                     message_id=request.message_id,
                 )
+            )
 
     @activity.defn(name=steps.STEER.name)
     @boundary
@@ -212,10 +213,9 @@ class Agent:
         """Write a line of the control protocol to the agent, once for each id; its follower sees the answer."""
         with beating():
             AgentSession(self._host.connect(request.machine_id)).steer(request.control_id, [request.line])
-            if request.event is not None:
+            if (event := request.event) is not None:
                 redactor = self._secrets.redactor(request.machine_id)
-                with done_already():
-                    announce_event(self._bucket, request.task_id, request.event, redactor, request.since)
+                log_done(lambda: announce_event(self._bucket, request.task_id, event, redactor, request.since))
 
     @activity.defn(name=steps.CLOSE.name)
     @boundary

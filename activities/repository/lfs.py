@@ -196,6 +196,7 @@ def contents_below(clone: Path, submodules: Iterable[str]) -> Iterator[None]:
     """
     laid: list[Path] = []
     filtered = (clone / _LFS).exists()
+    given = False
     try:
         for store in (clone / path / _OBJECTS for path in submodules):
             for content in sorted(store.glob("??/??/*")):
@@ -204,13 +205,14 @@ def contents_below(clone: Path, submodules: Iterable[str]) -> Iterator[None]:
                     _link(content, target)
                     laid.append(target)
         if laid and not filtered:
+            given = True
             _filter(clone)
         yield
     finally:
         for target in laid:
             target.unlink()
-        if laid and not filtered:
-            shutil.rmtree(clone / _LFS)
+        if given:
+            shutil.rmtree(clone / _LFS, ignore_errors=True)
             run_git(["-C", str(clone), "config", "--remove-section", "filter.lfs"], local_environment())
 
 

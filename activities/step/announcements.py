@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextvars import copy_context
 from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
 from temporalio import activity
 
-from foundation.errors import TaskyardError
+from foundation.errors import BucketUnavailable, TaskyardError
 from foundation.urls import without_credentials
 from storage.bucket import Bucket
 from storage.layout import TASKS, Place
@@ -24,24 +26,36 @@ USER_MESSAGE = "user_message"
 
 # By how much the clocks of a host and of Temporal may differ.
 _CLOCKS_APART = timedelta(minutes=5)
-# Attempts of a step that has done its work and only cannot log it: a quarter of a minute.
+# Attempts of a step that has done its work and only cannot log it, and how long each waits for the bucket.
 _LOGGING_ATTEMPTS = 5
+_LOGGING_SECONDS = 20.0
 
 _log = structlog.get_logger("step")
 
 
-@contextmanager
-def done_already() -> Iterator[None]:
-    """What is announced within is done, and stays so: no step fails because the log does not take it.
+def log_done(announcement: Callable[[], None]) -> None:
+    """Announce what is done, and stays so: no step fails because the log does not take it, or does not answer.
 
-    It is tried again for a quarter of a minute, by further attempts of the step; then the log goes without it.
+    It is tried again by further attempts of the step; then the log goes without it.
     """
+    outcome: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            announcement()
+            outcome.set_result(None)
+        except Exception as error:  # noqa: BLE001 -- it is raised where the step waits
+            outcome.set_exception(error)
+
+    # A bucket that is silent is waited for longer than the step may last; a thread of its own waits for it then.
+    threading.Thread(target=copy_context().run, args=(run,), daemon=True).start()
     try:
-        yield
-    except TaskyardError as error:
-        if error.retryable and activity.info().attempt < _LOGGING_ATTEMPTS:
-            raise
-        _log.warning("not logged", step=activity.info().activity_type, code=error.code, error=error.message)
+        outcome.result(_LOGGING_SECONDS)
+    except (TaskyardError, TimeoutError) as error:
+        reason = error if isinstance(error, TaskyardError) else BucketUnavailable("The bucket does not answer.")
+        if reason.retryable and activity.info().attempt < _LOGGING_ATTEMPTS:
+            raise reason from None
+        _log.warning("not logged", step=activity.info().activity_type, code=reason.code, error=reason.message)
 
 
 def announce(

@@ -86,7 +86,7 @@ class Parents:
         """Change fields of a parent task, named as in ``ParentFields``, and give it as it stands then.
 
         Raises InvalidBody for what is too long, ParentNotFound, TimedOut when no worker takes the change,
-        EngineUnavailable.
+        ServiceUnavailable, EngineUnavailable.
         """
         check_fields(fields)
         await self.get(project, parent_id)
@@ -98,7 +98,7 @@ class Parents:
         return changed
 
     async def delete(self, project: str, parent_id: str) -> None:
-        """Delete a parent task; its runs stay. Raises ParentNotFound, TimedOut, EngineUnavailable."""
+        """Delete a parent task; its runs stay. Raises as ``change`` does."""
         await self.get(project, parent_id)
         await self._executions.update(parent_id, names.DELETE_PARENT, Deletion(), ParentStatus)
 

@@ -237,7 +237,7 @@ class Core:
             raise PayloadTooLarge(f"A message holds at most {format_size(MESSAGE_BYTES)}; put more into a file.")
         status = await self._active(task_id)
         if not status.takes_messages or status.state is TaskState.COMPLETING:
-            raise SessionClosed(f"Task '{task_id}' takes no more messages: its session is closed, or full of them.")
+            raise SessionClosed(f"Task '{task_id}' takes no more messages: its session is closed, or its history full.")
         if status.waiting_messages >= WAITING_MOST:
             raise RateLimitExceeded(f"{WAITING_MOST} messages are waiting for task '{task_id}'; send this one later.")
         if not await self._executions.signal(task_id, names.USER_MESSAGE, message):

@@ -134,13 +134,14 @@ class Executions:
         ServiceUnavailable when it takes nothing now.
         """
         for attempt in range(_TRIES):
+            if attempt:
+                await asyncio.sleep(_PAUSE_SECONDS * 2 ** (attempt - 1))
             answer = await self._update(resource_id, name, payload, answer_type)
             if answer is not None:
                 return answer
             described = await self.describe(resource_id)
             if described is None or described.status is not WorkflowExecutionStatus.RUNNING:
                 return None
-            await asyncio.sleep(_PAUSE_SECONDS * 2**attempt)
         raise ServiceUnavailable(f"'{resource_id}' does not take this now; send it again.")
 
     async def cancel(self, resource_id: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import cast
@@ -10,7 +12,7 @@ from typing import cast
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.step.announcements import announce, announce_event, done_already
+from activities.step.announcements import announce, announce_event, log_done
 from foundation.errors import BucketUnavailable, NotFound, TaskyardError
 from storage.bucket import Bucket
 from storage.runlog import entries_since, read_entries
@@ -88,9 +90,11 @@ def test_the_entries_since_a_time(count: int) -> None:
 def test_a_step_that_has_done_its_work_does_not_fail_for_its_log(
     error: TaskyardError, attempt: int, fails: bool
 ) -> None:
+    def announce_it() -> None:
+        raise error
+
     def done() -> str:
-        with done_already():
-            raise error
+        log_done(announce_it)
         return "done"
 
     environment = ActivityEnvironment()
@@ -100,6 +104,25 @@ def test_a_step_that_has_done_its_work_does_not_fail_for_its_log(
             environment.run(done)
     else:
         assert environment.run(done) == "done"
+
+
+@pytest.mark.parametrize("attempt", [1, 5])
+def test_a_step_that_has_done_its_work_does_not_wait_for_a_silent_bucket(
+    attempt: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activities.step.announcements._LOGGING_SECONDS", 0.01)
+    spoke = threading.Event()
+    environment = ActivityEnvironment()
+    environment.info = replace(environment.info, attempt=attempt)
+
+    def announce_it() -> None:
+        spoke.wait()
+
+    try:
+        with pytest.raises(BucketUnavailable) if attempt == 1 else nullcontext():
+            environment.run(log_done, announce_it)
+    finally:
+        spoke.set()
 
 
 def test_a_step_that_does_again_what_an_earlier_one_may_have_done_logs_it_once() -> None:

@@ -246,10 +246,10 @@ class Steering:
         if not delivered and self._agent.over:
             raise SessionClosed("The agent has ended before it got the answer.")
         if sent is not None and sent.delivered is False:
-            raise ServiceUnavailable(
-                "The agent's machine has not confirmed that it took the answer, and may have it all the same. It is "
-                "sent again, and no other is taken; give the same one once more to learn whether it has arrived."
-            )
+            unsure = "The agent's machine has not confirmed that it took the answer, and may have it all the same."
+            if question.gone:
+                raise ServiceUnavailable(f"{unsure} The agent does not wait for it any more.")
+            raise ServiceUnavailable(f"{unsure} Give the same one once more to learn whether it has arrived.")
         return PermissionAnswered(request_id=given.request_id, decision=given.decision, delivered=delivered)
 
     def _wanted(self, given: PermissionAnswer) -> Question:
@@ -305,6 +305,7 @@ class Steering:
                 await workflow.wait_condition(lambda: sent.delivered is not False or question.gone, timeout=pause)
             except TimeoutError:
                 if self._taken >= STEERINGS_MOST:
+                    self.report.note("That answer is not tried again: the agent was steered too often for that.")
                     return
                 self._repeat(sent)
             pause = min(2 * pause, _LONGEST_PAUSE)

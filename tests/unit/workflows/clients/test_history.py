@@ -134,3 +134,6 @@ def test_what_is_left_between_the_shares_is_enough_for_what_is_under_way() -> No
     assert history.MESSAGES.updates + 100 <= history.WHOLE.updates
     assert history.WHOLE.updates + 50 < 2_000
     assert history.RENEWED.updates + 10 < history.STEERED.updates
+    # Whoever tells much leaves room for messages, and all of these may have to be delivered when no more is taken.
+    assert history.TOLD.size < history.MESSAGES.size
+    assert max(history.STEERED.size, history.MESSAGES.size) + history.MESSAGES.size < history.WHOLE.size
