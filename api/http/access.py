@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
-from foundation.errors import HostNotReady, Unauthorized
+from foundation.errors import Unauthorized
 from foundation.settings import Settings
 
 _SCHEME = "bearer"
@@ -45,10 +45,13 @@ class Access:
         self._keys: list[bytes] | None = None
 
     def holder(self, connection: HTTPConnection) -> str | None:
-        """Whose key the request shows, where none is needed; None without one that is known here."""
+        """Whose key the request shows, where none is needed; None without one that is known here.
+
+        Raises HostNotReady when it shows one, and a key of this server cannot be read.
+        """
         try:
             grant = self.grant(connection)
-        except (Unauthorized, HostNotReady):
+        except Unauthorized:
             return None
         return grant.holder if grant.run is None else None
 

@@ -48,7 +48,9 @@ async def read_form(
 
     Raises InvalidBody with every fault, PayloadTooLarge, UnsupportedMediaType.
     """
-    return form_of(form, await read_object(request, most_bytes=most_bytes, content=content))
+    data = await read_object(request, most_bytes=most_bytes, content=content)
+    # A schema in it takes long to be checked.
+    return await to_thread.run_sync(form_of, form, data)
 
 
 async def read_object(

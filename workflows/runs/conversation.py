@@ -58,7 +58,9 @@ class Conversation:
         return self.is_open and not self.inbox.is_full and self._no_room() is None
 
     def refusal(self, message: UserMessage) -> str | None:
-        """Why a message that came now would be refused, as a sentence."""
+        """Why a message that came now would be refused, as a sentence; one that came before is none the second time."""
+        if message.id is not None and self.inbox.has_heard(short_id(message.id)):
+            return None
         return self.inbox.refusal(message, closed=not self.is_open) or self._no_room()
 
     def take(self, message: UserMessage) -> None:

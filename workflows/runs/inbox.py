@@ -33,8 +33,12 @@ class Inbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def has_heard(self, message_id: str) -> bool:
+        """Whether a message with this id came before."""
+        return message_id in self._known
+
     def knows(self, message_id: str) -> bool:
-        """Whether a message with this id came before; notes the id."""
+        """The same; notes the id."""
         known = message_id in self._known
         self._known.add(message_id)
         return known

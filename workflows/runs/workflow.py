@@ -337,11 +337,11 @@ class TaskWorkflow(Steered):
                     return False
             collected = await handle
         except ActivityError as error:
-            end = self._calls.ended_by(steps.COLLECT, error)
-            self._report.take_end(end)
+            self._report.take_end(self._calls.ended_by(steps.COLLECT, error))
             return False
         self._report.note(*collected.notes)
         self._report.status.network = collected.network or self._report.status.network
+        self._told.hear_last_word()
         await self._push.run(staged, collected)
         return collected.released
 

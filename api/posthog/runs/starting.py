@@ -14,7 +14,7 @@ from api.deps import Services
 from api.posthog.forms import Form, Uuid
 from api.posthog.lookup import FoundRun, find_run
 from api.posthog.runs.manifests import CloudOptions, RunOptions, manifest_of
-from foundation.errors import DuplicateTaskId, InvalidBody, InvalidParameter, NotFound, TaskNotFound
+from foundation.errors import Conflict, DuplicateTaskId, InvalidBody, InvalidParameter, NotFound, TaskNotFound
 from foundation.faults import Fault
 from foundation.units import format_size
 from storage.environments.store import Environment
@@ -25,6 +25,8 @@ from workflows.told.record import Told
 # Of the files that a message brings, together: they are part of its text.
 _FILES_BYTES = 128 * 1024
 _ARTIFACTS_MOST = 50
+# How often one run is resumed.
+_RESUMED_MOST = 100
 # What a run that goes on from an earlier one takes from it, where its own options do not say.
 _INHERITED = tuple(name for name in RunOptions.model_fields if name != "mode")
 
@@ -87,16 +89,24 @@ async def start(
 
 
 async def resume(services: Services, run: FoundRun, viewer: str) -> FoundRun:
-    """The run in the cloud that goes on where this one stands; asked for again, it is the same. Raises as ``start``."""
-    run_id = str(uuid5(NAMESPACE_URL, f"taskyard:resumed:{run.id}"))
-    # Whoever got no answer asks again, perhaps when the run could not be started any more.
-    with suppress(TaskNotFound):
+    """The run in the cloud that goes on where this one stands; asked for again while it lasts, it is the same.
+
+    Raises as ``start`` does, and Conflict when the run was resumed too often.
+    """
+    for again in range(_RESUMED_MOST):
+        run_id = str(uuid5(NAMESPACE_URL, f"taskyard:resumed:{run.id}:{again}"))
+        # Whoever got no answer asks again, perhaps when the run could not be started any more.
+        with suppress(TaskNotFound):
+            found = await find_run(services, run.parent, run_id)
+            if not found.run.ended:
+                return found
+            continue
+        wanted = RunRequest(mode="interactive", resume_from_run_id=run.id)
+        # Of two that ask at once, both get the run of the first.
+        with suppress(DuplicateTaskId):
+            await start(services, run.parent, viewer, wanted, run_id, handoff_resumed=True)
         return await find_run(services, run.parent, run_id)
-    wanted = RunRequest(mode="interactive", resume_from_run_id=run.id)
-    # Of two that ask at once, both get the run of the first.
-    with suppress(DuplicateTaskId):
-        await start(services, run.parent, viewer, wanted, run_id, handoff_resumed=True)
-    return await find_run(services, run.parent, run_id)
+    raise Conflict(f"The run was resumed {_RESUMED_MOST} times; resume the last of those that came of it.")
 
 
 async def hold(services: Services, parent: ParentStatus, viewer: str, options: CloudOptions) -> str:

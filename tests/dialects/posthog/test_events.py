@@ -286,8 +286,9 @@ async def test_what_a_client_tells_of_a_run_in_the_cloud_shows_in_its_stream(
 
 
 async def test_the_stream_of_a_local_run_ends_with_it_whatever_its_worker_has_left_to_do(
-    site: ApiSite, client: httpx.AsyncClient
+    site: ApiSite, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("api.runs.watching.sources._LOG_PATIENCE_SECONDS", 0.2)
     services = site.app.services
     parent = await services.parents.create("7", ParentFields(title="Notes"), "somebody")
     run_id = str(uuid4())

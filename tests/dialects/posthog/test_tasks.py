@@ -309,6 +309,11 @@ async def test_a_local_run_is_handed_over_to_the_cloud(site: ApiSite, client: ht
         back = (await client.patch(f"{runs}/{run['id']}/", json={"environment": "local"})).json()
         assert back["id"] == run["id"]
         await site.until_state(run["id"], "cancelled")
+        # What came of it has ended: now there is another one to go on with.
+        another = await resumed()
+        assert another["id"] not in {local["id"], run["id"]}
+        assert another["state"]["resume_from_run_id"] == local["id"]
+        assert (await resumed())["id"] == another["id"]
 
 
 async def test_what_cannot_be_resumed_in_the_cloud_goes_on_where_it_is(client: httpx.AsyncClient):

@@ -39,6 +39,7 @@ class Runs:
         given = {"manifest": manifest(), "base_commit": BASE} | facts
         self.run = TaskStatus(id="first", name="x", state=state, created_at=AT, state_changed_at=AT, **given)
         self.submitted: Manifest | None = None
+        self.viewer: str | None = None
 
     async def status_of(self, task_id: str) -> TaskStatus:
         if task_id != self.run.id:
@@ -49,8 +50,8 @@ class Runs:
         assert definition
         return TaskView(await self.status_of(task_id), live=True)
 
-    async def submit(self, again: Manifest) -> TaskStatus:
-        self.submitted = again
+    async def submit(self, again: Manifest, *, viewer: str | None) -> TaskStatus:
+        self.submitted, self.viewer = again, viewer
         return TaskStatus(id="second", name="x", created_at=AT, state_changed_at=AT)
 
 
@@ -95,7 +96,8 @@ async def test_a_chain_names_its_last_runs() -> None:
 
 async def test_a_resumed_run_has_the_manifest_of_the_earlier_one_with_another_prompt() -> None:
     runs = Runs(manifest=manifest({"commit": BASE}, resume={"run": "zero", "conversation": False}))
-    await resume(cast("Core", runs), "first", "go on", new_id="third")
+    await resume(cast("Core", runs), "first", "somebody", "go on", new_id="third")
+    assert runs.viewer == "somebody"
     assert runs.submitted is not None
     assert runs.submitted.resume is not None
     assert (runs.submitted.resume.run, runs.submitted.resume.conversation) == ("first", True)
@@ -103,6 +105,6 @@ async def test_a_resumed_run_has_the_manifest_of_the_earlier_one_with_another_pr
     assert (runs.submitted.claude.prompt, runs.submitted.claude.permission_mode) == ("go on", "plan")
     assert runs.submitted.repository.commit is None
     with pytest.raises(InvalidManifest, match=r"claude\.prompt"):
-        await resume(cast("Core", runs), "first", "  ")
+        await resume(cast("Core", runs), "first", "somebody", "  ")
     with pytest.raises(Conflict):
-        await resume(cast("Core", Runs(manifest=None)), "first", "go on")
+        await resume(cast("Core", Runs(manifest=None)), "first", "somebody", "go on")

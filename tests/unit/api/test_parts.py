@@ -216,10 +216,11 @@ async def test_a_retry_says_again_what_its_manifest_says_in_vain() -> None:
                 TaskStatus.model_validate({"id": task_id, "name": "x", "manifest": manifest} | at), live=True
             )
 
-        async def submit(self, again: Manifest) -> TaskStatus:
+        async def submit(self, again: Manifest, *, viewer: str | None) -> TaskStatus:
+            assert viewer == "somebody"
             return TaskStatus(id="b", name="x", labels=again.metadata.labels, created_at=AT, state_changed_at=AT)
 
-    status, warnings = await retry(cast("Core", OneRun()), "a")
+    status, warnings = await retry(cast("Core", OneRun()), "a", "somebody")
     assert status.labels == {"retry-of": "a"}
     assert [warning["field"] for warning in warnings] == ["vm.allowed_hosts"]
 

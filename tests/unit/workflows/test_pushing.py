@@ -14,17 +14,21 @@ from tests.unit.workflows.test_ending import (
     FAILS,
     HANGS,
     MINUTE,
+    PHASES,
     REFUSES,
     STEP_SECONDS,
     a_run,
     always,
 )
 from workflows import steps
+from workflows.names import TELL
 from workflows.runs.messages import CancelRequest, Pushed
 from workflows.runs.requests import AgentResult, CollectResult
 from workflows.runs.states import Cause, TaskState
 from workflows.specs.manifest import Manifest, parse
 from workflows.specs.pushing import own_branch
+from workflows.told.record import Change
+from workflows.told.states import LocalState
 
 OPENS = {"name": "GIT_TOKEN", "source": "env", "key": "GIT_TOKEN"}
 OTHER = {"name": "API_TOKEN", "source": "env", "key": "API_TOKEN"}
@@ -100,6 +104,18 @@ def test_what_did_not_succeed_is_not_pushed() -> None:
     status = clock.run()
 
     assert status.state is TaskState.FAILED
+    assert status.pushed is not None
+    assert "did not succeed" in f"{status.pushed.error}"
+    assert steps.PUSH.name not in names(clock)
+
+
+def test_what_a_client_says_has_failed_meanwhile_is_not_pushed() -> None:
+    clock = pushing(always(Act(DONE)))
+    clock.at(PHASES["COLLECT"] + 5.0, lambda: clock.update(TELL, Change(enter=LocalState.FAILED), lambda _: None))
+
+    status = clock.run()
+
+    assert (status.state, status.cause) == (TaskState.FAILED, Cause.TOLD)
     assert status.pushed is not None
     assert "did not succeed" in f"{status.pushed.error}"
     assert steps.PUSH.name not in names(clock)
