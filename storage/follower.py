@@ -176,12 +176,12 @@ class RunLogFollower:
 
     async def stop(self) -> None:
         """End the poller. Subscribers that are left end too."""
+        self._closed = True
         tasks = [task for task in (self._poller, self._listener) if task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         async with self._news:
-            self._closed = True
             self._seen = self._seen or 0
             self._news.notify_all()
 
@@ -269,7 +269,8 @@ class RunLogFollower:
 
     async def _listen(self, source: LiveSource) -> None:
         """Take what the source tells, for as long as it does, and ask it again when there is reason to."""
-        while True:
+        # A cancel that comes while a connection breaks may be lost with it.
+        while not self._closed:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ask_now.wait(), _ASK_SECONDS_MOST)
             self._ask_now.clear()
