@@ -21,6 +21,8 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
+import pytest
+
 IDENTITY = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t"}
 
 # Answers a request itself: method, path, headers, body; None leaves it to git.
@@ -42,6 +44,13 @@ def commit(directory: Path, name: str, text: str) -> str:
     git(directory, "add", "--all")
     git(directory, "commit", "--quiet", "--message", f"change {name}")
     return git(directory, "rev-parse", "HEAD")
+
+
+def without_hosts_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have git read no configuration of whoever runs the tests, and go to its servers by no proxy of this host."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    for name in [name for name in os.environ if name.lower() in {"http_proxy", "https_proxy", "all_proxy"}]:
+        monkeypatch.delenv(name)
 
 
 @dataclass

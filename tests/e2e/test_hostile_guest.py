@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(1500)
 
 # What the agent does, and the causes with which its run may end.
 ROWS = {
-    "hostile disks": {"agent_exit", "agent_no_result", "agent_error", "no_output_timeout", "run_timeout", None},
+    "hostile disks": {"agent_exit", "agent_no_result", "agent_error", "no_output_timeout", None},
     "hostile unit": {"agent_exit"},
     "hostile frozen": {"no_output_timeout"},
     "hostile network": {"no_output_timeout", "machine_lost"},

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tests.git_servers import Answer, GitServer
+from tests.git_servers import Answer, GitServer, commit, git
 
 _BATCH = re.compile(r"/([^/]+)\.git/info/lfs/objects/batch")
 _CONTENT = re.compile(r"/[^/]+\.git/info/lfs/contents/([0-9a-f]{64})")
@@ -35,6 +36,22 @@ class LfsServer:
         oid = hashlib.sha256(content).hexdigest()
         self.contents[oid] = content
         return f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n".encode()
+
+    def nest(self, files: Callable[[str], Mapping[str, bytes]]) -> None:
+        """Make ``top`` with the submodule ``middle``, which has ``inner``; each has a text, and ``files`` of LFS."""
+        inner, middle, top = (self.git.root / name for name in ("inner", "middle", "top"))
+        for path in (inner, middle, top):
+            path.mkdir()
+            git(path, "init", "--quiet", "--initial-branch=main")
+            (path / ".gitattributes").write_text("*.bin filter=lfs diff=lfs merge=lfs -text\n")
+            for name, content in files(path.name).items():
+                (path / name).write_bytes(self.add(content))
+            commit(path, "text.txt", f"one\nof {path.name}\n")
+        for path, name, url, below in ((middle, "in ner", "../inner", inner), (top, "lib/middle", "../middle", middle)):
+            (path / ".gitmodules").write_text(f'[submodule "s"]\n\tpath = {name}\n\turl = {url}\n')
+            git(path, "add", ".gitmodules")
+            git(path, "update-index", "--add", "--cacheinfo", f"160000,{git(below, 'rev-parse', 'HEAD')},{name}")
+            git(path, "commit", "--quiet", "-m", "link")
 
     def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer | None:
         """The answer to a request that is of LFS."""

@@ -23,7 +23,7 @@ from machines.host import MachineHost
 from storage import artifacts as stored
 from storage.bucket import Bucket
 from storage.layout import TASKS
-from tests.git_servers import IDENTITY, GitServer, commit, git
+from tests.git_servers import IDENTITY, GitServer, git, without_hosts_own
 from tests.stand_ins.fake_egress import FakeEgress
 from tests.stand_ins.lfs_server import LfsServer
 from tests.workspace_reading import extract_workspace
@@ -34,7 +34,6 @@ from workflows.specs.manifest import Repository
 
 CONTENT = bytes(range(256)) * 800
 OTHER = bytes(reversed(range(256))) * 700
-ATTRIBUTES = "*.bin filter=lfs diff=lfs merge=lfs -text\n"
 
 
 @pytest.fixture
@@ -48,21 +47,13 @@ class Project:
 
     def __init__(self, settings: Settings, bucket: Bucket, server: GitServer, place: Path) -> None:
         self.settings, self.bucket, self.server, self.place = settings, bucket, server, place
-        lfs = LfsServer(server)
-        inner, middle, top = (server.root / name for name in ("inner", "middle", "top"))
-        for path in (inner, middle, top):
-            path.mkdir()
-            git(path, "init", "--quiet", "--initial-branch=main")
-            (path / ".gitattributes").write_text(ATTRIBUTES)
-            (path / "kept.bin").write_bytes(lfs.add(CONTENT))
-            (path / "changed.bin").write_bytes(lfs.add(b"of " + path.name.encode()))
-            (path / "moved.bin").write_bytes(lfs.add(OTHER + path.name.encode()))
-            commit(path, "text.txt", f"one\nof {path.name}\n")
-        for path, name, url, below in ((middle, "in ner", "../inner", inner), (top, "lib/middle", "../middle", middle)):
-            (path / ".gitmodules").write_text(f'[submodule "s"]\n\tpath = {name}\n\turl = {url}\n')
-            git(path, "add", ".gitmodules")
-            git(path, "update-index", "--add", "--cacheinfo", f"160000,{git(below, 'rev-parse', 'HEAD')},{name}")
-            git(path, "commit", "--quiet", "-m", "link")
+        LfsServer(server).nest(
+            lambda place: {
+                "kept.bin": CONTENT,
+                "changed.bin": f"of {place}".encode(),
+                "moved.bin": OTHER + place.encode(),
+            }
+        )
         self.machine = f"vm-{uuid.uuid4().hex[:16]}"
         self.task = f"collect-{uuid.uuid4().hex[:8]}"
         self.repository = Repository(url=server.url("top"), branch="main", submodules=True, lfs=True)
@@ -121,9 +112,7 @@ class Project:
 def project(
     services: Settings, bucket: Bucket, server: GitServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Project:
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    for name in [name for name in os.environ if name.lower() in {"http_proxy", "https_proxy", "all_proxy"}]:
-        monkeypatch.delenv(name)
+    without_hosts_own(monkeypatch)
     settings = services.model_copy(update={"home": tmp_path / "home"})
     settings.s3_access_key, secret = services.s3_credentials()
     return Project(settings.model_copy(update={"s3_secret_key": secret}), bucket, server, tmp_path)

@@ -14,7 +14,7 @@ import pytest
 from activities.repository.staging import stage
 from foundation.errors import HostNotReady, RepositoryError, RepositoryNotAllowed, RepositoryUnreachable
 from foundation.settings import Settings
-from tests.git_servers import GitServer, commit, git, ssh_server, sshd_program
+from tests.git_servers import GitServer, commit, git, ssh_server, sshd_program, without_hosts_own
 from tests.stand_ins.lfs_server import LfsServer
 from tests.workspace_reading import extract_workspace
 from workflows.runs.requests import StageRequest, StageResult
@@ -39,10 +39,8 @@ def lfs(server: GitServer) -> LfsServer:
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    without_hosts_own(monkeypatch)
     monkeypatch.setenv("CI_GIT_TOKEN", TOKEN)
-    for name in [name for name in os.environ if name.lower() in {"http_proxy", "https_proxy", "all_proxy"}]:
-        monkeypatch.delenv(name)
     return Settings(home=tmp_path / "home")
 
 

@@ -16,7 +16,7 @@ from activities.repository.staging import stage
 from activities.repository.submodules import resolved
 from foundation.errors import RefNotFound, RepositoryDenied, RepositoryError, RepositoryNotAllowed
 from foundation.settings import Settings
-from tests.git_servers import GitServer, commit, git
+from tests.git_servers import GitServer, commit, git, without_hosts_own
 from tests.workspace_reading import extract_workspace
 from workflows.runs.requests import StageRequest, StageResult
 from workflows.specs.manifest import Repository, SecretReference
@@ -34,10 +34,8 @@ def server(tmp_path: Path) -> Iterator[GitServer]:
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    without_hosts_own(monkeypatch)
     monkeypatch.setenv("CI_GIT_TOKEN", TOKEN)
-    for name in [name for name in os.environ if name.lower() in {"http_proxy", "https_proxy", "all_proxy"}]:
-        monkeypatch.delenv(name)
     return Settings(home=tmp_path / "home")
 
 

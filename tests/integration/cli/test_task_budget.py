@@ -8,6 +8,7 @@ import pytest
 
 from tests.api_site import ApiSite
 from tests.integration.cli.test_task import Sandbox
+from tests.waiting import until
 from workflows.runs.messages import TokenUsage
 from workflows.runs.requests import AgentRequest, AgentResult
 from workflows.runs.states import Cause
@@ -49,7 +50,12 @@ async def test_a_run_that_waits_is_shown_and_continued(site: ApiSite, sandbox: S
         assert "$0.2500 of $3.00" in shown
         assert f"sandbox task continue {task_id} --budget USD" in shown
         assert "\x1b" not in shown
-        assert task_id in (await sandbox("task", "list", "--state", "awaiting_decision")).out
+
+        async def is_listed() -> bool:
+            return task_id in (await sandbox("task", "list", "--state", "awaiting_decision")).out
+
+        # Lists are of what Temporal's visibility store has, which comes a moment after the run's own answer.
+        await until(is_listed, "the run in the list of those that wait")
         for arguments, code, words in (
             ((), 2, "--budget"),
             (("--budget", "much"), 2, "--budget"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,12 +10,11 @@ import pytest
 from foundation.settings import Settings
 from storage.bucket import Bucket
 from storage.names import patch_name
-from tests.git_servers import GitServer, commit, git
+from tests.git_servers import GitServer, git, without_hosts_own
 from tests.integration.continuation.test_continuation import SAID, Work
 from tests.stand_ins.lfs_server import LfsServer
 
 CONTENT = bytes(range(256)) * 800
-ATTRIBUTES = "*.bin filter=lfs diff=lfs merge=lfs -text\n"
 PLACES = ("", "lib/middle/", "lib/middle/in ner/")
 
 Begin = Callable[..., Work]
@@ -26,20 +24,8 @@ Begin = Callable[..., Work]
 def server(tmp_path: Path) -> Iterator[GitServer]:
     """``top`` has the submodule ``middle``, which has ``inner``; each has texts, and files of LFS."""
     with GitServer(tmp_path / "served") as running:
-        lfs = LfsServer(running)
-        inner, middle, top = (running.root / name for name in ("inner", "middle", "top"))
-        for path in (inner, middle, top):
-            path.mkdir()
-            git(path, "init", "--quiet", "--initial-branch=main")
-            (path / ".gitattributes").write_text(ATTRIBUTES)
-            for name in ("kept.bin", "changed.bin", "removed.bin"):
-                (path / name).write_bytes(lfs.add(CONTENT + f"{name} of {path.name}".encode()))
-            commit(path, "text.txt", f"one\nof {path.name}\n")
-        for path, name, url, below in ((middle, "in ner", "../inner", inner), (top, "lib/middle", "../middle", middle)):
-            (path / ".gitmodules").write_text(f'[submodule "s"]\n\tpath = {name}\n\turl = {url}\n')
-            git(path, "add", ".gitmodules")
-            git(path, "update-index", "--add", "--cacheinfo", f"160000,{git(below, 'rev-parse', 'HEAD')},{name}")
-            git(path, "commit", "--quiet", "-m", "link")
+        names = ("kept.bin", "changed.bin", "removed.bin")
+        LfsServer(running).nest(lambda place: {name: CONTENT + f"{name} of {place}".encode() for name in names})
         yield running
 
 
@@ -47,9 +33,7 @@ def server(tmp_path: Path) -> Iterator[GitServer]:
 def begin(
     services: Settings, bucket: Bucket, tmp_path: Path, server: GitServer, monkeypatch: pytest.MonkeyPatch
 ) -> Begin:
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    for name in [name for name in os.environ if name.lower() in {"http_proxy", "https_proxy", "all_proxy"}]:
-        monkeypatch.delenv(name)
+    without_hosts_own(monkeypatch)
 
     def work(earlier: Work | None = None) -> Work:
         return Work(services, bucket, tmp_path, server.url("top"), earlier, submodules=True, lfs=True)

@@ -161,6 +161,29 @@ async def test_stopping_ends_those_who_wait():
     assert await asyncio.wait_for(reading, 10) == []
 
 
+async def test_stopping_ends_who_listens_though_a_broken_connection_takes_the_cancel(monkeypatch):
+    monkeypatch.setattr(follower, "_ASK_SECONDS_MOST", POLL)
+    listening = asyncio.Event()
+
+    class Breaking:
+        async def listen(self, _: Place, __: int) -> AsyncGenerator[LiveNews]:
+            listening.set()
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                raise HostUnreachable("went away") from None
+            yield LiveNews(live=True, entries=[])
+
+    bucket = MemoryBucket()
+    append_event(bucket, TASK, {"n": 1})
+    one = RunLogFollower(bucket, TASK, Breaking(), poll_seconds=POLL)
+    stream = one.follow(0)
+    assert (await anext(stream)).id == 1
+    await asyncio.wait_for(listening.wait(), 10)
+    await asyncio.wait_for(one.stop(), 10)
+    await stream.aclose()
+
+
 class Source:
     """A host that tells what it is given, and nothing when nobody is to be heard."""
 
